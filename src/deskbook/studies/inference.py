@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['overlap_rows', 'hac_lag', 'hac_se', 'independent_windows', 'TimeBuckets', 'time_buckets', 'bucket_sums',
-           'block_length', 'replicate_weights', 'replicate_means', 'MeanTest', 'mean_test', 'detectable_mean', 'adjust',
-           'replicate_auroc', 'auroc', 'replicate_interval']
+           'block_length', 'replicate_weights', 'replicate_means', 'MeanTest', 'mean_tests', 'mean_test',
+           'detectable_mean', 'adjust', 'replicate_auroc', 'auroc', 'replicate_interval']
 
 # %% ../../../nbs/studies/20_inference.ipynb #bd3d0a81
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 import numba as nb
 import numpy as np
 from arch.bootstrap import StationaryBootstrap, optimal_block_length
@@ -50,23 +51,24 @@ def hac_se(
 
 # %% ../../../nbs/studies/20_inference.ipynb #24de701e
 @nb.njit(cache=True)
-def _windows(time_ms, keep, horizon_ms):
-    count, free_at = 0, np.iinfo(np.int64).min
+def _windows(time_ms, group, horizon_ms, count):
+    free_at = np.full(len(count), np.iinfo(np.int64).min)
     for i in range(len(time_ms)):
-        if keep[i] and time_ms[i] >= free_at:
-            count += 1
-            free_at = time_ms[i] + horizon_ms
-    return count
+        g = group[i]
+        if g >= 0 and time_ms[i] >= free_at[g]:
+            count[g] += 1
+            free_at[g] = time_ms[i] + horizon_ms
 
 def independent_windows(
-    time_ms: np.ndarray, # (n,) int64 epoch ms, ascending
+    time_ms: np.ndarray, # (n,) int64 epoch ms, ascending within each group
     horizon_min: int, # minutes
-    keep: np.ndarray | None = None, # (n,) bool: rows to count; None: all
-) -> int: # 0..n
-    "The largest number of rows whose horizons do not overlap."
-    time_ms = np.ascontiguousarray(time_ms, np.int64)
-    keep = np.ones(len(time_ms), np.bool_) if keep is None else np.ascontiguousarray(keep, np.bool_)
-    return int(_windows(time_ms, keep, int(horizon_min)*60_000))
+    group: np.ndarray | None = None, # (n,) int: cell of each row, -1: in none; None: all in one cell
+    n_groups: int = 1, # cells
+) -> np.ndarray: # (n_groups,) int64
+    "The largest number of rows whose horizons do not overlap, for each cell."
+    group, count = (np.zeros(len(time_ms), np.int64) if group is None else group), np.zeros(n_groups, np.int64)
+    _windows(np.ascontiguousarray(time_ms, np.int64), np.ascontiguousarray(group, np.int64), int(horizon_min)*60_000, count)
+    return count
 
 # %% ../../../nbs/studies/20_inference.ipynb #5c5f246e
 @dataclass(frozen=True)
@@ -142,37 +144,57 @@ def replicate_means(
 # %% ../../../nbs/studies/20_inference.ipynb #a9ff27f6
 @dataclass(frozen=True)
 class MeanTest:
-    "One-sided test of a mean, H1: mean > 0. Numbers that cannot be had are nan."
-    n: int # rows
-    mean: float # unit of the values
-    sd: float # standard deviation of the rows
-    se_hac: float # Newey-West standard error
-    se_boot: float # bootstrap standard error
-    n_windows: int # independent windows
-    n_eff: float # effective sample size, 1..n
-    se: float # sd / sqrt(n_eff): what p and the interval use
-    p: float # one-sided
-    low: float # interval, lower end
-    high: float # interval, upper end
+    "One-sided tests of means, H1: mean > 0. Each field is one number, or an array with one per cell; nan where there is none."
+    n: Any # rows
+    mean: Any # unit of the values
+    sd: Any # standard deviation of the rows
+    se_hac: Any # Newey-West standard error
+    se_boot: Any # bootstrap standard error
+    n_windows: Any # independent windows
+    n_eff: Any # effective sample size, 2..n where there is a test
+    se: Any # sd / sqrt(n_eff): what p and the interval use
+    p: Any # one-sided
+    low: Any # interval, lower end
+    high: Any # interval, upper end
+
+    def at(self, where: Any) -> "MeanTest":
+        "The test of one cell (an index into the arrays)."
+        return MeanTest(**{f.name: getattr(self, f.name)[where].item() for f in fields(self)})
 
 # %% ../../../nbs/studies/20_inference.ipynb #772c0a10
+def mean_tests(
+    n: np.ndarray, # rows of each cell
+    mean: np.ndarray, # mean of each cell
+    sd: np.ndarray, # standard deviation of each cell
+    n_windows: np.ndarray, # from `independent_windows`
+    se_hac: "np.ndarray | float" = math.nan, # from `hac_se`; nan: not used
+    se_boot: "np.ndarray | float" = math.nan, # from the replicates; nan: not used
+    level: float = 0.95, # of the interval
+) -> MeanTest: # of arrays
+    "Test mean > 0 in every cell, on no more facts than it holds. Without spread or a second window: p is nan."
+    n, mean, sd, n_windows, se_hac, se_boot = np.broadcast_arrays(*(np.asarray(x, float) for x in (n, mean, sd, n_windows, se_hac, se_boot)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        testable = (sd > 1e-12*np.maximum(1.0, np.abs(mean))) & (n_windows >= 2)
+        admitted = [np.where(np.isfinite(s) & (s > 0), (sd/s)**2, np.inf) for s in (se_hac, se_boot)]
+        n_eff = np.where(testable, np.maximum(2.0, np.minimum.reduce([n, n_windows, *admitted])), np.minimum(n, n_windows))
+        se = np.where(testable, sd/np.sqrt(n_eff), np.nan)
+        p = stats.t.sf(mean/se, n_eff - 1)
+        half = stats.t.isf((1 - level)/2, n_eff - 1)*se
+    return MeanTest(n, mean, sd, se_hac, se_boot, n_windows, n_eff, se, p, mean - half, mean + half)
+
+# %% ../../../nbs/studies/20_inference.ipynb #63fe3aa7
 def mean_test(
     values: np.ndarray, # (n,) finite, in time order
     n_windows: int, # from `independent_windows`
     se_hac: float = math.nan, # from `hac_se`; nan: not used
     se_boot: float = math.nan, # from the replicates; nan: not used
     level: float = 0.95, # of the interval
-) -> MeanTest:
-    "Test mean > 0 on no more facts than the data holds. Values without spread cannot be tested: p is nan."
+) -> MeanTest: # of numbers
+    "`mean_tests` for one cell."
     n = len(values)
-    mean, sd = (float(np.mean(values)), float(np.std(values, ddof=1))) if n > 1 else (float(np.mean(values)) if n else math.nan, math.nan)
-    if not sd > 1e-12*max(1.0, abs(mean)) or n_windows < 2:
-        return MeanTest(n, mean, sd, se_hac, se_boot, n_windows, float(min(n, n_windows)), math.nan, math.nan, math.nan, math.nan)
-    sizes = [float(n), float(n_windows)] + [(sd/s)**2 for s in (se_hac, se_boot) if math.isfinite(s) and s > 0]
-    n_eff = max(2.0, min(sizes))
-    se = sd/math.sqrt(n_eff)
-    half = float(stats.t.isf((1 - level)/2, n_eff - 1))*se
-    return MeanTest(n, mean, sd, se_hac, se_boot, n_windows, n_eff, se, float(stats.t.sf(mean/se, n_eff - 1)), mean - half, mean + half)
+    mean, sd = (np.mean(values) if n else math.nan), (np.std(values, ddof=1) if n > 1 else math.nan)
+    one = np.array([[n], [mean], [sd], [n_windows], [se_hac], [se_boot]], float)
+    return mean_tests(one[0], one[1], one[2], one[3], one[4], one[5], level).at(0)
 
 # %% ../../../nbs/studies/20_inference.ipynb #8206795c
 _POWER = TTestPower()
