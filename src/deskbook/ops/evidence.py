@@ -35,7 +35,6 @@ class StepRecord(_Frozen):
     duration_s: float | None = None # wall seconds
     timeout_s: float | None = None # wall seconds allowed
     counts: dict[str, int | float] = {} # what it counted, by name
-    outputs: list[dict[str, Any]] = [] # recorded results: file below the run's folder, sha256
     error: str | None = None # type and message
     reused_from: str | None = None # run id whose results were returned instead of working again
 

@@ -23,7 +23,7 @@ import polars as pl
 from pydantic import BaseModel
 from ..core.clock import Clock, iso, system_clock
 from ..core.errors import BadInput, DataError, DeskbookError, NotFound, Refused
-from ..core.files import atomic_write, plain, run_id, sha256, strict_json
+from ..core.files import atomic_write, plain, read_json, run_id, sha256, strict_json
 from ..core.settings import Settings
 from .evidence import CheckRecord, ErrorRecord, Evidence, StepRecord, Verdict, git_commit, read_evidence, sealed, versions, write_evidence
 from .redaction import Redactor, redactor_for
@@ -89,7 +89,8 @@ def _pack(value: Any, files: dict[str, bytes], stem: str) -> Any: # a JSON descr
     if isinstance(value, tuple) and type(value) is tuple: return {"tuple": [_pack(v, files, stem) for v in value]}
     if isinstance(value, list): return {"list": [_pack(v, files, stem) for v in value]}
     if isinstance(value, dict) and all(isinstance(k, str) for k in value): return {"dict": {k: _pack(v, files, stem) for k, v in value.items()}}
-    if value is None or type(value) in (bool, int, str) or (type(value) is float and np.isfinite(value)): return {"json": value}
+    if type(value) is float and not np.isfinite(value): return {"float": repr(value)}
+    if value is None or type(value) in (bool, int, float, str): return {"json": value}
     raise _Unrecordable(type(value).__name__)
 
 def _name_of(cls: type) -> str: return f"{cls.__module__}:{cls.__qualname__}"
@@ -103,6 +104,7 @@ def _unpack(packed: Any, folder: Path) -> Any:
     if kind == "list": return [_unpack(v, folder) for v in held]
     if kind == "dict": return {k: _unpack(v, folder) for k, v in held.items()}
     if kind == "json": return held
+    if kind == "float": return float(held)
     module, _, name = held.partition(":")
     if module.split(".")[0] != "deskbook": raise _Unrecordable(held)
     cls: Any = import_module(module)
@@ -142,13 +144,16 @@ def redacted(
 # %% ../../../nbs/ops/10_runbook.ipynb #c371aa98
 class Step:
     "One action of a run; made by `Run.step`."
-    def __init__(self, run: "Run", number: int, record: StepRecord, earlier: StepRecord | None, earlier_folder: Path | None):
-        self._run, self._number, self.record, self._earlier, self._folder = run, number, record, earlier, earlier_folder
-        self._calls, self._worked, self._shown = 0, earlier is None, 0.0
+    def __init__(self, run: "Run", number: int, record: StepRecord, earlier: Path | None):
+        self._run, self._number, self.record, self._earlier = run, number, record, earlier
+        self._calls: list[dict[str, Any]] = []
+        self._worked, self._asked, self._shown = earlier is None, False, 0.0
+        self._recorded = _recorded_calls(earlier) if earlier else []
 
     @property
     def done(self) -> bool: # True: an interrupted run already did this; do not act again
         "Whether the run this one resumes had finished this step with the same key."
+        self._asked = True
         return self._earlier is not None
 
     def count(self,
@@ -175,22 +180,26 @@ class Step:
         **kwargs: Any, # its options
     ) -> R: # what it returns now, or what was recorded for the same key
         "Do the work of this step and record what it returns."
-        n, self._calls = self._calls, self._calls + 1
-        stem = f"{self._number:02d}-{n}"
-        if self._earlier and self._folder and not self._worked and n < len(self._earlier.outputs) and "value" in (old := self._earlier.outputs[n]):
-            result = self._recall(old)
+        n = len(self._calls)
+        if not self._worked and n < len(self._recorded) and "value" in (old := self._recorded[n]): result = _recall(cast(Path, self._earlier).parent, old, self.record.name)
         else:
             self._worked = True
             result = work(*args, **kwargs)
-        self.record = self.record.model_copy(update=dict(outputs=[*self.record.outputs, self._run._record(result, stem)]))
+        self._calls.append(self._run._record(result, f"{self._number:02d}.{n}"))
+        _write_step(self._run.folder/"steps"/f"{self._number:02d}.json", {"step": self.record.name, "key": self.record.key, "calls": self._calls})
         return result
 
-    def _recall(self, old: Mapping[str, Any]) -> Any:
-        folder = cast(Path, self._folder)
-        for name, digest in old.get("files", {}).items():
-            if not (folder/"steps"/name).is_file() or sha256(folder/"steps"/name) != digest:
-                raise DataError(f"the recorded result {name} of step {self.record.name!r} is missing or changed.", "Start a new run without --resume.")
-        return _unpack(old["value"], folder/"steps")
+def _write_step(path: Path, content: bytes | dict[str, Any]) -> None:
+    try: atomic_write(path, content if isinstance(content, bytes) else strict_json(content) + "\n")
+    except OSError as e: raise DeskbookError(f"could not write {path}: {e.strerror or e}.", "Make room, then continue with `deskbook run --resume`.") from e
+
+def _recorded_calls(path: Path) -> list[dict[str, Any]]: return read_json(path)["calls"] if path.is_file() else []
+
+def _recall(folder: Path, old: Mapping[str, Any], step: str) -> Any:
+    for name, digest in old["files"].items():
+        if not (folder/name).is_file() or sha256(folder/name) != digest:
+            raise DataError(f"the recorded result {name} of step {step!r} is missing or changed.", "Start a new run without --resume.")
+    return _unpack(old["value"], folder)
 
 # %% ../../../nbs/ops/10_runbook.ipynb #0b458780
 _opened: "Run | None" = None # the run that is open in this process
@@ -332,10 +341,11 @@ class Run:
         if self._inside: raise BadInput(f"step {name!r} begins inside step {self._inside!r}.", "Close one before the next.")
         basis = [self.evidence.parameters, self.evidence.inputs] if key is None else key
         digest = sha256(strict_json([self.evidence.runbook, name, basis], indent=None))[:16]
-        earlier = next((s for s in self._earlier.steps if s.name == name and s.key == digest and s.status == "done"), None) if self._earlier else None
+        old = [i for i, s in enumerate(self._earlier.steps) if s.name == name and s.key == digest and s.status == "done"] if self._earlier else []
+        earlier = cast(Path, self._earlier_folder)/"steps"/f"{old[0] + 1:02d}.json" if old else None
         record = StepRecord(name=name, key=digest, status="running", started=iso(self.clock()), timeout_s=timeout_s)
         number = 1 + next((i for i, s in enumerate(self.evidence.steps) if s.name == name), len(self.evidence.steps))
-        step = Step(self, number, record, earlier, self._earlier_folder)
+        step = Step(self, number, record, earlier)
         self._set(steps=_put(self.evidence.steps, record))
         self.log("step_started", step=name, timeout_s=timeout_s)
         began, self._inside = time.monotonic(), name
@@ -347,7 +357,8 @@ class Run:
         finally: self._inside = None
 
     def _end_step(self, step: Step, began: float, status: Any, error: str | None) -> None:
-        reused = self._earlier.run_id if self._earlier and status == "done" and not step._worked else None
+        taken_over = status == "done" and not step._worked and (step._calls or step._asked)
+        reused = self._earlier.run_id if self._earlier and taken_over else None
         took = round(time.monotonic() - began, 3)
         record = step.record.model_copy(update=dict(status=status, ended=iso(self.clock()), duration_s=took, error=error, reused_from=reused))
         self._set(steps=_put(self.evidence.steps, record))
@@ -398,9 +409,7 @@ class Run:
         try: value = _pack(result, files, stem)
         except _Unrecordable as e: return {"not_recorded": f"a {e} cannot be stored"}
         if _holds_secret(result, redactor) or redactor.tree(value) != value: return {"not_recorded": "it holds what looks like a secret"}
-        for name, data in files.items():
-            try: atomic_write(self.folder/"steps"/name, data)
-            except OSError as e: raise DeskbookError(f"could not write {self.folder/'steps'/name}: {e.strerror or e}.", "Make room, then continue with `deskbook run --resume`.") from e
+        for name, data in files.items(): _write_step(self.folder/"steps"/name, data)
         return {"value": value, "files": {n: sha256(b) for n, b in files.items()}}
 
     def _watch_cells(self) -> None:
