@@ -122,3 +122,11 @@ def test_make_test_runs_every_check(root):
     targets = re.findall(r"^((?:check|test)-[a-z]+):", text, re.M)
     assert sorted(listed) == sorted(targets)
     assert all(re.search(rf"^{t}: .*setup\b", text, re.M) for t in [*targets, "study", "test", "lab", "bench", "prepare", "lock"])
+
+
+def test_test_files_have_names_of_their_own(root):
+    """Without packages in tests/, pytest imports by file name: two files of one name would hide each other."""
+    names: dict[str, list[str]] = {}
+    for path in [*(root / "tests").rglob("test_*.py"), *(root / "benchmarks").glob("*.py")]:
+        names.setdefault(path.name, []).append(path.relative_to(root).as_posix())
+    assert not {n: p for n, p in names.items() if len(p) > 1}
