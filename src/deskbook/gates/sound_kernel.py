@@ -13,8 +13,9 @@ import math
 
 import numpy as np
 from numba import njit
-from .sound_regime import CandleArrays
 from .settings import GateSettings
+from .sorted_memory import exchange, insert, median, place, refill, remember
+from .sound_regime import CandleArrays
 
 # %% ../../../nbs/gates/23_sound_kernel.ipynb #76deef02
 OUT = ("coherence", "stability", "entropy", "rupture", "coherence_tau_1", "coherence_tau_4", "coherence_tau_slope", "domain_wall_ratio",
@@ -51,39 +52,48 @@ class KernelMemory:
         self.real = np.array([s.trend_min, s.vol_low_quantile, s.vol_high_quantile])
         self.waves = _waves(s.window)
 
+    @property
+    def candles(self) -> int:
+        "Candles taken so far."
+        return int(self.marks[_COUNT])
+
+    @property
+    def last_ms(self) -> int | None: # epoch ms
+        "Open time of the last candle; None before the first."
+        return int(self.hist_int[_TIME, self.marks[_POS] - 1]) if self.marks[_COUNT] else None
+
+    @property
+    def ring(self) -> tuple[int, int]: # values in use, next slot
+        "Where the ring of earlier ratios stands."
+        return int(self.marks[_VLEN]), int(self.marks[_VHEAD])
+
+    def recent(self) -> tuple[np.ndarray, np.ndarray]: # (7, n) float64, (4, n) int64
+        "The part of the history that later gates can depend on."
+        b = int(self.marks[_POS])
+        a = max(0, b - int(self.whole[5]))
+        return self.hist[:, a:b].copy(), self.hist_int[:, a:b].copy()
+
+    def restore(self,
+        marks: np.ndarray, # as saved
+        hist: np.ndarray, # from `recent`
+        hist_int: np.ndarray, # from `recent`
+        codes: np.ndarray, # of the last gate
+        ratios: np.ndarray, # earlier ratios, oldest first
+    ) -> None:
+        "Fill a fresh memory. Raises `ValueError` when the parts do not fit each other."
+        n, count, context = hist.shape[1], int(marks[_COUNT]), self.medians.shape[1]
+        if n != hist_int.shape[1] or n != min(count, int(self.whole[5]), int(marks[_POS])) or len(marks) != len(self.marks): raise ValueError("its parts do not fit together")
+        self.hist[:, :n], self.hist_int[:, :n], self.codes[:], self.marks[:] = hist, hist_int, codes, marks
+        m = min(n, context)
+        self.medians[0, :m] = np.sort(np.maximum(hist[_VOLUME, n - m:], 1e-12))
+        self.medians[1, :m] = np.sort(hist[_SPREAD, n - m:])
+        self.marks[_POS] = n
+        self.marks[_VLEN], self.marks[_VHEAD] = refill(self.ratios, ratios)
+
 def _waves(n: int) -> np.ndarray: # (n, 2 k + 1): cosines and sines of the slow frequencies, and the fastest one
     k, i = np.arange(1, n // 8 + 1), np.arange(n)[:, None]
     angle = 2 * np.pi * ((i * k) % n) / n
     return np.ascontiguousarray(np.hstack([np.cos(angle), np.sin(angle), np.where(i % 2 == 0, 1.0, -1.0)]))
-
-# %% ../../../nbs/gates/23_sound_kernel.ipynb #4272cbca
-@njit(cache=True)
-def _place(a, n, x): # index of the first value >= x
-    lo, hi = 0, n
-    while lo < hi:
-        mid = (lo + hi) // 2
-        if a[mid] < x: lo = mid + 1
-        else: hi = mid
-    return lo
-
-@njit(cache=True)
-def _insert(a, n, x):
-    i = _place(a, n, x)
-    for j in range(n, i, -1): a[j] = a[j - 1]
-    a[i] = x
-
-@njit(cache=True)
-def _exchange(a, n, old, new):
-    i, k = _place(a, n, old), _place(a, n, new)
-    if k > i:
-        for j in range(i, k - 1): a[j] = a[j + 1]
-        a[k - 1] = new
-    else:
-        for j in range(i, k, -1): a[j] = a[j - 1]
-        a[k] = new
-
-@njit(cache=True)
-def _median(a, n): return a[n // 2] if n % 2 else (a[n // 2 - 1] + a[n // 2]) / 2
 
 # %% ../../../nbs/gates/23_sound_kernel.ipynb #1ebe8ca4
 @njit(cache=True)
@@ -221,11 +231,11 @@ def _take(x, xi, spread_volume, marks, whole, time, o, h, l, c, volume, spread, 
     xi[_CODE, i] = (128 if up else 0) + int(size) * 16 + int(wide) * 4
     marks[_POS], marks[_COUNT] = i + 1, count + 1
     if count < context:
-        _insert(spread_volume[0], count, max(volume, 1e-12))
-        _insert(spread_volume[1], count, spread)
+        insert(spread_volume[0], count, max(volume, 1e-12))
+        insert(spread_volume[1], count, spread)
     else:
-        _exchange(spread_volume[0], context, max(x[_VOLUME, i - context], 1e-12), max(volume, 1e-12))
-        _exchange(spread_volume[1], context, x[_SPREAD, i - context], spread)
+        exchange(spread_volume[0], context, max(x[_VOLUME, i - context], 1e-12), max(volume, 1e-12))
+        exchange(spread_volume[1], context, x[_SPREAD, i - context], spread)
 
 # %% ../../../nbs/gates/23_sound_kernel.ipynb #fe6931ae
 @njit(cache=True)
@@ -233,7 +243,7 @@ def _label(trend, autocorr, ratio, past, seen, vr, z, whole, real): # label numb
     if whole[0] < 64: return 5, 0.0, _SHORT
     if autocorr >= 0.1 and abs(trend) >= real[0]: return 1 if trend > 0 else 2, min(1.0, abs(trend) / (2 * real[0])), _OK
     if seen < max(1, whole[4]): return 0, 0.5, _WARMUP
-    low, high, rank = past[int(real[1] * (seen - 1))], past[int(real[2] * (seen - 1))], _place(past, seen, ratio) / seen
+    low, high, rank = past[int(real[1] * (seen - 1))], past[int(real[2] * (seen - 1))], place(past, seen, ratio) / seen
     if ratio < low and autocorr < 0.25 and (autocorr <= -0.1 or (vr < 1 and z < -1)): return 3, 1 - rank, _OK
     if ratio >= high and abs(autocorr) < 0.1: return 4, rank, _OK
     return 0, 0.5, _OK
@@ -264,17 +274,6 @@ def _lock_in(marks, aligned):
         if aligned == 1: marks[_LOCK] = marks[_PHASE]
 
 # %% ../../../nbs/gates/23_sound_kernel.ipynb #c09cb671
-@njit(cache=True)
-def _remember(ratios, marks, size, value): # newest `size` ratios, in order of arrival and sorted
-    n, head = marks[_VLEN], marks[_VHEAD]
-    if n < size:
-        _insert(ratios[1], n, value)
-        marks[_VLEN] = n + 1
-    else: _exchange(ratios[1], n, ratios[0, head], value)
-    ratios[0, head] = value
-    marks[_VHEAD] = (head + 1) % size
-
-# %% ../../../nbs/gates/23_sound_kernel.ipynb #602a3076
 @njit(cache=True)
 def _gate(x, xi, medians, ratios, before, marks, whole, real, waves, demeaned, sums, out, codes, out_int):
     # long: one published field after another
@@ -315,12 +314,12 @@ def _gate(x, xi, medians, ratios, before, marks, whole, real, waves, demeaned, s
     frac = atr = volume = 0.0
     for i in range(a, end): frac, atr, volume = frac + x[_FRAC, i], atr + x[_ATRF, i], volume + x[_VOLUME, i]
     out[ATR], out[DELTA_SCALE], out[ATR_SCALE] = frac / n, atr / n, atr / n
-    split = _median(medians[0], context)
-    out[VOLUME_SPLIT], out[SPREAD_SPLIT] = split, _median(medians[1], context)
+    split = median(medians[0], context)
+    out[VOLUME_SPLIT], out[SPREAD_SPLIT] = split, median(medians[1], context)
     out[VOLUME_Z] = (volume / n - split) / split if split > 1e-12 else 0.0
     out[VOL_RATIO] = sd / out[ATR] if out[ATR] > 0 else 0.0
     out_int[2], out[CONFIDENCE], out_int[13] = _label(out[TREND], out[AUTOCORR], out[VOL_RATIO], ratios[1], marks[_VLEN], out[RATIO], out[RATIO_Z], whole, real)
-    if not flat and atr > 0: _remember(ratios, marks, whole[6], out[VOL_RATIO])
+    if not flat and atr > 0: marks[_VLEN], marks[_VHEAD] = remember(ratios, marks[_VLEN], marks[_VHEAD], out[VOL_RATIO])
     _codes(x, xi, a, n, split, out[SPREAD_SPLIT], codes)
     out[PINNED] = _alignment(codes, before, count - marks[_LAST_GATE]) if marks[_LAST_GATE] > 0 else np.nan
     out_int[11] = _NO_OVERLAP if math.isnan(out[PINNED]) else _OK

@@ -11,6 +11,7 @@ __all__ = ['CandleArrays', 'tape_candles', 'Moves', 'moves', 'candle_codes', 'tr
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from .direction import (Measure, correlation_length, direction_entropy, direction_plane, hazard_rate,
@@ -106,11 +107,11 @@ def lag_one_autocorr(
 
 # %% ../../../nbs/gates/22_sound_regime.ipynb #b1795ce5
 def prior_quantile(
-    samples: Sequence[float], # earlier values, any order
+    samples: Sequence[float], # earlier values, any order, at least one
     q: float, # 0..1
-) -> float | None: # None without samples
-    "The sample at rank floor(q (n - 1)); no interpolation, so the result is a value that occurred."
-    return sorted(samples)[int(q * (len(samples) - 1))] if len(samples) else None
+) -> float:
+    "The sample at rank floor(q (n - 1)); no interpolation, so the result is a value that occurred. Needs one sample."
+    return sorted(samples)[int(q * (len(samples) - 1))]
 
 def prior_rank(
     samples: Sequence[float], # earlier values
@@ -135,7 +136,8 @@ def regime_label(
     if autocorr >= 0.1 and abs(trend) >= settings.trend_min:
         return "trend_bull" if trend > 0 else "trend_bear", min(1.0, abs(trend) / (2 * settings.trend_min))
     if len(earlier) < max(1, settings.warmup_samples): return "neutral", 0.5
-    low, high, rank = prior_quantile(earlier, settings.vol_low_quantile), prior_quantile(earlier, settings.vol_high_quantile), prior_rank(earlier, vol_ratio)
+    low, high = prior_quantile(earlier, settings.vol_low_quantile), prior_quantile(earlier, settings.vol_high_quantile)
+    rank = prior_rank(earlier, vol_ratio)
     reverts = autocorr <= -0.1 or (ratio is not None and ratio < 1 and z is not None and z < -1)
     if vol_ratio < low and autocorr < 0.25 and reverts: return "mean_revert", 1 - rank
     if vol_ratio >= high and abs(autocorr) < 0.1: return "chaotic", rank
@@ -214,7 +216,7 @@ def plain_gates(
     for end in gate_ends(x.time, settings.window, settings.stride):
         seen = x.part(0, end + 1)
         w = plain_window(seen, settings)
-        value = {k: v.value for k, v in w.items()}
+        value: dict[str, Any] = {k: v.value for k, v in w.items()}
         earlier = past[-settings.max_samples:]
         label, confidence = regime_label(value["trend_strength"], value["autocorr"], value["vol_ratio"], earlier, value["reynolds_ratio"], value["reynolds_z"], settings)
         codes = candle_codes(seen, settings.atr_period, value["volume_split"], value["spread_split"])[-settings.window:]
