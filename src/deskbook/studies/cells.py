@@ -8,7 +8,9 @@ __all__ = ['HorizonBootstrap', 'horizon_bootstrap', 'group_tests', 'BaseRate', '
 # %% ../../../nbs/studies/21_cells.ipynb #63261a2e
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 import numpy as np
+from scipy import sparse
 from .inference import (MeanTest, TimeBuckets, block_length, bucket_sums, hac_lag, hac_se, independent_windows, mean_tests,
     overlap_rows, replicate_interval, replicate_weights)
 
@@ -67,11 +69,20 @@ def _moments(x, g, n_groups):
         mean = add(x)/n
         return n, mean, np.sqrt(add((x - mean[g])**2)/np.where(n > 1, n - 1, np.nan))
 
+def _hac_ses(x, g, n_groups, boot):
+    rows = [x[g == i] for i in range(n_groups)]
+    return np.array([[hac_se(r[:, k], hac_lag(len(r), boot.horizon_min, boot.stride_min)) for k in range(x.shape[1])] for r in rows])
+
+# %% ../../../nbs/studies/21_cells.ipynb #9e51e6e2
+def _product(weights, table):
+    "weights @ table, by way of a sparse table where most of it is empty."
+    if np.count_nonzero(table) > 0.1*table.size: return weights @ table
+    return (sparse.csr_array(table.T) @ weights.T).T
+
 def _boot_se(x, g, n_groups, bucket, boot):
-    # rows of a group that was never drawn give nan; a group needs half of its replicates
     tables = [bucket_sums(bucket, g, x[:, k], len(boot.buckets), n_groups) for k in range(x.shape[1])]
-    drawn = boot.weights @ tables[0][1]
-    with np.errstate(invalid="ignore", divide="ignore"): means = [(boot.weights @ sums)/drawn for sums, _ in tables]
+    drawn = _product(boot.weights, tables[0][1])
+    with np.errstate(invalid="ignore", divide="ignore"): means = [_product(boot.weights, sums)/drawn for sums, _ in tables]
     known = drawn > 0
     enough = known.mean(0) >= 0.5
     return np.column_stack([_masked_std(m, known, enough) for m in means])
@@ -81,10 +92,6 @@ def _masked_std(m, known, enough):
     k = np.maximum(known.sum(0), 2)
     mean = np.where(known, m, 0).sum(0)/k
     return np.where(enough, np.sqrt(np.where(known, (m - mean)**2, 0).sum(0)/(k - 1)), np.nan)
-
-def _hac_ses(x, g, n_groups, boot):
-    rows = [x[g == i] for i in range(n_groups)]
-    return np.array([[hac_se(r[:, k], hac_lag(len(r), boot.horizon_min, boot.stride_min)) for k in range(x.shape[1])] for r in rows])
 
 # %% ../../../nbs/studies/21_cells.ipynb #cb606c99
 @dataclass(frozen=True)
@@ -110,25 +117,29 @@ def base_rates(
     "Compare each group's share of gains with the same-hour share of all entries."
     n_groups, n_sides, nb = tests.n.shape[0], sides.shape[1], len(boot.buckets)
     inside = base_bucket >= 0
-    gate = [_gains(sides[:, k], group, bucket, nb, n_groups) for k in range(n_sides)]
-    base = [_gains(base_sides[inside, k], base_group[inside], base_bucket[inside], nb, n_groups) for k in range(n_sides)]
-    out = [_against_base(g, b, boot) for g, b in zip(gate, base)]
-    share, expected, reps = (np.stack([o[j] for o in out], axis=-1) for j in range(3))
-    ends = np.array([[replicate_interval(share[i, k] - expected[i, k], reps[:, i, k], tests.at((i, k)), level, (-1, 1)) for k in range(n_sides)] for i in range(n_groups)])
-    return BaseRate(share, expected, ends[..., 0], ends[..., 1])
+    gate = _gains(sides, group, bucket, nb, n_groups)
+    every = _gains(base_sides[inside], base_group[inside], base_bucket[inside], nb, n_groups)
+    share, expected, reps = _against_base(np.hstack([gate, every]), n_groups, n_sides, boot)
+    ends = np.array([[replicate_interval(share[k, i] - expected[k, i], reps[:, k, i], tests.at((i, k)), level, (-1, 1)) for k in range(n_sides)] for i in range(n_groups)])
+    return BaseRate(share.T, expected.T, ends[..., 0], ends[..., 1])
 
 # %% ../../../nbs/studies/21_cells.ipynb #3a5bdb7d
-def _gains(x, group, bucket, n_buckets, n_groups):
-    return bucket_sums(bucket, group, np.where(np.isfinite(x), (x > 0).astype(float), np.nan), n_buckets, n_groups)
+def _gains(sides, group, bucket, n_buckets, n_groups):
+    "Rows and gains of each side by bucket: (n_buckets, (1 + sides) * n_groups)."
+    counts = bucket_sums(bucket, group, sides[:, 0], n_buckets, n_groups)[1]
+    gains = [bucket_sums(bucket, group, np.where(np.isfinite(x), x > 0, np.nan), n_buckets, n_groups)[0] for x in sides.T]
+    return np.hstack([counts, *gains])
 
-def _against_base(gate, base, boot):
-    "Share, expected share, and replicates of their difference, for every group of one side."
+def _against_base(table, n_groups, n_sides, boot):
+    "Share, expected share (sides, groups), and replicates of their difference (replicates, sides, groups)."
     hour = boot.buckets.start_ms//3_600_000 % 24
-    both = np.hstack([*gate, *base])
-    ones = np.vstack([np.ones((1, len(boot.buckets))), boot.weights])  # row 0 is the sample itself
-    parts = [np.split(ones[:, hour == h] @ both[hour == h], 4, axis=1) for h in np.unique(hour)]
+    order = np.argsort(hour, kind="stable")
+    edges = np.searchsorted(hour[order], np.arange(25))
+    drawn, table = np.vstack([np.ones((1, len(hour))), boot.weights])[:, order], table[order]  # row 0 is the sample itself
+    shape = (len(drawn), 2, 1 + n_sides, n_groups)
+    parts = [(drawn[:, a:b] @ table[a:b]).reshape(shape) for a, b in pairwise(edges) if b > a]
     with np.errstate(invalid="ignore", divide="ignore"):
-        n = sum(p[1] for p in parts)
-        share = sum(p[0] for p in parts)/n
-        expected = sum(np.where(p[1] > 0, p[1]*(p[2]/p[3]), 0) for p in parts)/n
+        n, gains = sum(p[:, 0, 0] for p in parts)[:, None], sum(p[:, 0, 1:] for p in parts)
+        expected = sum(np.where(p[:, 0, :1] > 0, p[:, 0, :1]*(p[:, 1, 1:]/p[:, 1, :1]), 0) for p in parts)/n
+        share = gains/n
     return share[0], expected[0], (share - expected)[1:]

@@ -349,6 +349,7 @@ def _add_splits(cells: dict[str, dict[str, Any]], splits: pl.DataFrame) -> None:
     for name, h, kind, level, side, *numbers in (splits.select("instrument", "horizon_min", "kind", "level", "side", *_SPLIT_KEYS).iter_rows() if len(splits) else ()):
         out = dict(zip(_SPLIT_KEYS, numbers))
         out["ci95_bp"] = [out.pop("low_bp"), out.pop("high_bp")]
+        if kind == "hour": out = {k: out[k] for k in ("count", "avg_return_bp", "positive_frac", "p_bh")}
         place = cells[name][str(h)].setdefault(f"by_{kind}", {}).setdefault(level, {})
         place |= {k: _short(v) for k, v in out.items()} if side == "long" else {"short": {k: _short(v) for k, v in out.items() if k not in ("count", "n_eff")}}
 
