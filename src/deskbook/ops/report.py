@@ -196,7 +196,7 @@ def page_html(
     "A page that loads nothing."
     colours = ""
     if code:
-        from pygments.formatters import HtmlFormatter # type: ignore[import-untyped]
+        from pygments.formatters import HtmlFormatter
         light, dark = (HtmlFormatter(style=s).get_style_defs(".highlight") for s in ("default", "github-dark"))
         keep = "\n".join(line for line in dark.splitlines() if line.startswith(".highlight ."))
         colours = "\n".join(line for line in light.splitlines() if line.startswith(".highlight .")) + "\n@media(prefers-color-scheme:dark){" + keep + "}"

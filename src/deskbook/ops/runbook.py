@@ -21,7 +21,7 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 from pydantic import BaseModel
-from ..core.clock import Clock, iso, system_clock
+from ..core.clock import Clock, iso, system_clock, to_ms
 from ..core.errors import BadInput, DataError, DeskbookError, NotFound, Refused
 from ..core.files import atomic_write, plain, read_json, run_id, sha256, strict_json
 from ..core.settings import Settings
@@ -257,6 +257,7 @@ class Run:
                             versions=versions(), started=made.started if made else iso(now), resumed_from=earlier.run_id if earlier else None,
                             pid=made.pid if made and made.pid else os.getpid())
         run = _opened = cls(folder, evidence, clock, earlier, earlier_folder)
+        run._began -= (now - to_ms(evidence.started)) / 1000
         run._write()
         run.log("opened", runbook=name, mode=mode)
         run._watch_cells()

@@ -157,7 +157,7 @@ runpy.run_module("ipykernel_launcher", run_name="__main__", alter_sys=True)"""
 def _kernel_manager() -> Any:
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
-    argv = [sys.executable, "-c", _START, "-f", "{connection_file}", "--HistoryManager.hist_file=:memory:"]
+    argv = [sys.executable, "-c", _START, "-f", "{connection_file}"]
     manager = AsyncKernelManager(kernel_name="python3", shutdown_wait_time=2.0)
     manager._kernel_spec = KernelSpec(argv=argv, display_name="python3", language="python")
     return manager
