@@ -76,21 +76,22 @@ def twin(bars, minute, h, is_open, quoted, charge_price):
 
 
 @st.composite
-def markets(draw, quoted=True):
-    minutes = draw(st.lists(st.integers(0, 90), min_size=1, max_size=40, unique=True).map(sorted))
+def markets(draw):
+    """Up to 90 minutes with holes, crossed bars and missing quotes; gates in and around them; perhaps a closure of seven minutes."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    holes, missing = draw(st.sampled_from([0.0, 0.1, 0.5])), draw(st.sampled_from([0.0, 0.05, 0.4]))
     bars = []
-    for m in minutes:
-        o = draw(st.integers(10_900, 11_100)) / 10_000
-        b = {"minute": m, "open": o, "high": o + draw(st.integers(0, 9)) / 1e4, "low": o - draw(st.integers(0, 9)) / 1e4, "close": o}
-        gap = draw(st.integers(-2, 6)) / 1e4  # negative: crossed
+    for m in np.flatnonzero(rng.random(draw(st.integers(1, 90))) >= holes).tolist() or [0]:
+        o = 1.1 + rng.integers(-100, 100) / 1e4
+        b = {"minute": m, "open": o, "high": o + rng.integers(0, 10) / 1e4, "low": o - rng.integers(0, 10) / 1e4, "close": o}
+        spread = rng.integers(-2, 7) / 1e4  # negative: crossed
         for x in ("open", "high", "low", "close"):
-            b[f"bid_{x}"], b[f"ask_{x}"] = b[x] - gap / 2, b[x] + gap / 2
-        if draw(st.integers(0, 9)) == 0:
-            b[draw(st.sampled_from(QUOTES))] = draw(st.sampled_from([None, math.nan]))
+            b[f"bid_{x}"], b[f"ask_{x}"] = b[x] - spread / 2, b[x] + spread / 2
+        if rng.random() < missing:
+            b[QUOTES[rng.integers(8)]] = (None, math.nan)[rng.integers(2)]
         bars.append(b)
-    gates = draw(st.lists(st.integers(-5, 100), max_size=25))
-    break_at = draw(st.none() | st.integers(0, 90))
-    return bars, gates, break_at
+    gates = draw(st.lists(st.integers(-5, 95), max_size=25))
+    return bars, gates, draw(st.none() | st.integers(0, 90))
 
 
 @settings(max_examples=150, deadline=None)
