@@ -34,7 +34,7 @@ check-export: setup ## exporting the notebooks would change nothing
 	@$(PY) tools/check_export.py
 
 check-ruff: setup ## ruff on modules, tests and scripts
-	@$(BIN)/ruff check src tests benchmarks tools
+	@$(BIN)/ruff check $(wildcard src tests benchmarks tools)
 
 check-types: setup ## mypy on src/
 	@$(BIN)/mypy
