@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA_VERSION', 'SPLITS', 'SIDES', 'StudyConfig', 'gates_of_window', 'usual_stride_min', 'OutcomeStudy',
-           'run_outcome_study', 'evidence_of', 'gates_digest', 'announcement']
+           'run_outcome_study', 'primary_tests', 'evidence_of', 'gates_digest', 'announcement']
 
 # %% ../../../nbs/studies/30_outcomes.ipynb #1eb96db8
 import io
@@ -142,11 +142,11 @@ def _split_codes(gates: pl.DataFrame, kind: str) -> tuple[tuple[str, ...], np.nd
     return levels, rows.to_numpy(), _codes(values, levels)
 
 # %% ../../../nbs/studies/30_outcomes.ipynb #870c125c
-def _split_frame(kind: str, lay: _Layout, sides: np.ndarray, bucket: np.ndarray, boot: HorizonBootstrap, level: float) -> pl.DataFrame:
+def _split_frame(kind: str, lay: _Layout, sides: np.ndarray, boot: HorizonBootstrap, level: float) -> pl.DataFrame:
     levels, rows, code = lay.splits[kind]
     n_groups = len(lay.names)*len(levels)
     group = np.where(code >= 0, lay.instrument[rows]*len(levels) + code, -1)
-    t = group_tests(sides[rows], group, n_groups, lay.time_ms[rows], bucket[rows], boot, level=level)
+    t = group_tests(sides[rows], group, n_groups, lay.time_ms[rows], boot.buckets.index[rows], boot, level=level)
     gain = np.column_stack([np.bincount(group[ok], weights=(sides[rows][ok, s] > 0), minlength=n_groups) for s in range(2) for ok in [(group >= 0) & np.isfinite(sides[rows][:, s])]])
     at = np.repeat(np.arange(n_groups), 2)
     flat = {k: np.asarray(getattr(t, f)).ravel() for k, f in _SPLIT_NUMBERS.items()}
@@ -199,7 +199,7 @@ def _samples(gates: pl.DataFrame, price: np.ndarray, net_bp: np.ndarray, mid_bp:
         "price_start": price[i], "price_end": price[i]*(1 + mid_bp[i]/1e4), "cost_pct": cost_bp[i]/100} for i, r in zip(top, rows) if np.isfinite(net_bp[i])]
 
 # %% ../../../nbs/studies/30_outcomes.ipynb #a40448f4
-def _cell(fr: ForwardReturns, name: str, k: int, i: int, lay: _Layout, bucket: np.ndarray, boot: HorizonBootstrap, tests: MeanTest, base: BaseRate | None, config: StudyConfig) -> dict[str, Any]:
+def _cell(fr: ForwardReturns, name: str, k: int, i: int, lay: _Layout, boot: HorizonBootstrap, tests: MeanTest, base: BaseRate | None, config: StudyConfig) -> dict[str, Any]:
     # long: one block per group of keys
     rows = fr.rows[name]
     live = ~np.isnan(fr.long_bp[rows, k])
@@ -212,7 +212,7 @@ def _cell(fr: ForwardReturns, name: str, k: int, i: int, lay: _Layout, bucket: n
     if not len(long): return cell | {"note": f"all {len(live)} samples were dropped ({', '.join(f'{r} {n}' for r, n in dropped.items())})."}
     sides = [_side_keys(tests.at((i, s)), x, base, i, s) for s, x in enumerate((long, short))]
     cell |= {"gross_mid_bp": _mean(mid), "avg_cost_bp": _mean(cost)} | sides[0] | {"short": sides[1]}
-    cell |= _auroc_keys(lay.score[rows][live], mid, cost, bucket[rows][live], boot, tests.at((i, 0)), config.level)
+    cell |= _auroc_keys(lay.score[rows][live], mid, cost, boot.buckets.index[rows][live], boot, tests.at((i, 0)), config.level)
     cell |= {"mfe_bp": _quantiles(fr.mfe_bp[rows, k][live]), "mae_bp": _quantiles(fr.mae_bp[rows, k][live])}
     cell["samples"] = _samples(gates, fr.entry_price[rows][live], long, mid, cost)
     if math.isnan(tests.at((i, 0)).p): cell["note"] = "the returns have no spread or cover one window only; nothing can be tested."
@@ -264,23 +264,37 @@ def run_outcome_study(
     return _assemble(fr, cells, splits, deciles, config, start, end, iso(clock()), provenance or {}, candles)
 
 # %% ../../../nbs/studies/30_outcomes.ipynb #ecc1efa3
+def primary_tests(
+    fr: ForwardReturns, # of the gates to study
+    config: StudyConfig, # with stride_min set
+) -> dict[int, tuple[HorizonBootstrap, MeanTest]]: # horizon: replicates, tests as arrays (instruments in the order of fr.rows, sides)
+    "The tests of the primary family, not yet adjusted."
+    names, stride = tuple(fr.rows), config.stride_min or usual_stride_min(fr.gates)
+    code = np.repeat(np.arange(len(names)), [r.stop - r.start for r in fr.rows.values()])
+    time_ms = fr.gates["time"].cast(pl.Datetime("ms", "UTC")).to_physical().to_numpy()
+    buckets, out = time_buckets(time_ms, stride), {}
+    for k, h in enumerate(fr.horizons_min):
+        boot = horizon_bootstrap(fr.mid_bp[:, k], code, buckets, h, stride, config.n_bootstrap, config.seed)
+        sides = np.column_stack([fr.long_bp[:, k], fr.short_bp[:, k]])
+        out[h] = boot, group_tests(sides, code, len(names), time_ms, buckets.index, boot, hac=True, level=config.level)
+    return out
+
+# %% ../../../nbs/studies/30_outcomes.ipynb #b9a19b39
 def _work(fr: ForwardReturns, candles: pl.DataFrame, config: StudyConfig, calendar, start: datetime, end: datetime) -> tuple[dict[str, dict[str, Any]], pl.DataFrame]:
-    # long: one horizon after the other, every group in it at once
-    lay = _layout(fr.gates, config)
-    buckets = time_buckets(lay.time_ms, config.stride_min or 16)
+    "Cells and splits, one horizon after the other."
+    lay, primary = _layout(fr.gates, config), primary_tests(fr, config)
     every, frames = _every_entry(fr, candles, config, calendar, start, end), []
     base_group = _codes(every.gates["instrument"], lay.names)
-    base_bucket = _bucket_of(every.gates["time"], buckets.start_ms, config.stride_min or 16)
     cells: dict[str, dict[str, Any]] = {name: {} for name in lay.names}
-    for k, h in enumerate(config.horizons_min):
-        sides = np.column_stack([fr.long_bp[:, k], fr.short_bp[:, k]])
-        boot = horizon_bootstrap(fr.mid_bp[:, k], lay.instrument, buckets, h, config.stride_min or 16, config.n_bootstrap, config.seed)
-        tests = group_tests(sides, lay.instrument, len(lay.names), lay.time_ms, buckets.index, boot, hac=True, level=config.level)
-        base = base_rates(sides, lay.instrument, buckets.index, np.column_stack([every.long_bp[:, k], every.short_bp[:, k]]), base_group, base_bucket, boot, tests, config.level)
-        for i, name in enumerate(lay.names): cells[name][str(h)] = _cell(fr, name, k, i, lay, buckets.index, boot, tests, base, config) | {"block_buckets": boot.block}
-        frames += [_split_frame(kind, lay, sides, buckets.index, boot, config.level) for kind in config.splits]
+    for k, (h, (boot, tests)) in enumerate(primary.items()):
+        sides, base_sides = (np.column_stack([f.long_bp[:, k], f.short_bp[:, k]]) for f in (fr, every))
+        base_bucket = _bucket_of(every.gates["time"], boot.buckets.start_ms, boot.stride_min)
+        base = base_rates(sides, lay.instrument, boot.buckets.index, base_sides, base_group, base_bucket, boot, tests, config.level)
+        for i, name in enumerate(lay.names): cells[name][str(h)] = _cell(fr, name, k, i, lay, boot, tests, base, config) | {"block_buckets": boot.block}
+        frames += [_split_frame(kind, lay, sides, boot, config.level) for kind in config.splits]
     return cells, _adjusted(pl.concat(frames) if frames else pl.DataFrame())
 
+# %% ../../../nbs/studies/30_outcomes.ipynb #34d8ad83
 def _every_entry(fr: ForwardReturns, candles: pl.DataFrame, config: StudyConfig, calendar, start: datetime, end: datetime) -> ForwardReturns:
     "Forward returns of every minute of the window: the base that gates are compared with."
     inside = pl.col("instrument").is_in(list(fr.instruments)) & (pl.col("time") >= start) & (pl.col("time") < end)
