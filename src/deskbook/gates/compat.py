@@ -49,10 +49,11 @@ class SpectralPlan:
     "What the sliding spectrum of one window size needs."
     n_bits: int # bits in a window
     bins: int # low bins: 1 .. n_bits/8
+    room: int # bins, filled up to a multiple of 4 with bins that stay zero
     quantum_bits: int # factors are multiples of 2**-quantum_bits
     cos: np.ndarray # float64, one turn
     sin: np.ndarray # float64, one turn
-    table: np.ndarray # float64, n_bits x 2 bins: cosines, then sines; no rows for long windows
+    table: np.ndarray # float64, n_bits x 2 room: cosines, then sines; no rows for long windows
     tie_band: float # of 1e-6: nearer to a half than this, a share is computed once more
 
 def quantum_bits(
@@ -69,34 +70,41 @@ def spectral_plan(
     q, bins, turn = quantum_bits(n_bits), max(1, n_bits // 2 // 4), 2 * np.pi * np.arange(n_bits) / n_bits
     cos, sin = (np.rint(f(turn) * 2.0**q) / 2.0**q for f in (np.cos, np.sin))
     where = np.outer(np.arange(n_bits if n_bits <= 2048 else 0), np.arange(1, bins + 1)) % n_bits
+    room, empty = (bins + 3) // 4 * 4, np.zeros((len(where), -bins % 4))
     delta, least_total = math.sqrt(2) * n_bits * 2.0**(-q - 1), (n_bits - 1) / 2
     share_error = (2 * math.sqrt(bins) * delta + bins * delta**2) / math.sqrt(least_total)
-    return SpectralPlan(n_bits, bins, q, cos, sin, np.hstack([cos[where], sin[where]]), max(1e-4, 4e6 * share_error))
+    return SpectralPlan(n_bits, bins, room, q, cos, sin, np.hstack([cos[where], empty, sin[where], empty]), max(1e-4, 4e6 * share_error))
 
 # %% ../../../nbs/gates/12_compat.ipynb #50ed7b6a
-@njit("void(float64[::1],int64,int64,float64[:,::1],float64[::1],float64[::1],int64,boolean)", cache=True)
-def _flip_bit(sums, t, bins, table, cos, sin, n_bits, on):
-    "Add or take off the factors of position t."
+@njit("void(float64[::1],uint8,uint8,int64,float64[:,::1],float64[::1],float64[::1],int64[::1],float64[::1])", cache=True)
+def _swap_byte(sums, old, new, slot, table, cos, sin, at, sign):
+    # long: the same sum for short windows, four bits at a time, and for long ones
+    "Take the byte `old` out of the sums and put `new` in its place."
+    room, bins, count = len(sums) // 2, len(cos) // 8, 0
+    for b in range(8):
+        if (old ^ new) & (128 >> b):
+            at[count], sign[count] = 8 * slot + b, 1.0 if new & (128 >> b) else -1.0
+            count += 1
     if len(table):
-        row = table[t]
-        if on:
-            for j in range(2 * bins): sums[j] += row[j]
-        else:
-            for j in range(2 * bins): sums[j] -= row[j]
+        for c in range(count, (count + 3) // 4 * 4): at[c], sign[c] = at[0], 0.0
+        for c in range(0, count, 4):
+            r0, r1, r2, r3 = table[at[c]], table[at[c + 1]], table[at[c + 2]], table[at[c + 3]]
+            s0, s1, s2, s3 = sign[c], sign[c + 1], sign[c + 2], sign[c + 3]
+            for j in range(2 * room): sums[j] += (s0 * r0[j] + s1 * r1[j]) + (s2 * r2[j] + s3 * r3[j])
         return
-    sign, at = 1.0 if on else -1.0, 0
-    for k in range(bins):
-        at += t
-        if at >= n_bits: at -= n_bits
-        sums[k] += sign * cos[at]
-        sums[bins + k] += sign * sin[at]
+    for c in range(count):
+        place = 0
+        for k in range(bins):
+            place += at[c]
+            if place >= len(cos): place -= len(cos)
+            sums[k] += sign[c] * cos[place]
+            sums[room + k] += sign[c] * sin[place]
 
 @njit("float64(float64[::1])", cache=True)
 def _power(sums):
-    "Sum of squares in eight lanes, always in the same order."
+    "Sum of squares in eight lanes, always in the same order; the number of sums is a multiple of 8."
     a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = 0.0
-    m = len(sums) // 8 * 8
-    for j in range(0, m, 8):
+    for j in range(0, len(sums), 8):
         a0 += sums[j] * sums[j]
         a1 += sums[j + 1] * sums[j + 1]
         a2 += sums[j + 2] * sums[j + 2]
@@ -105,21 +113,16 @@ def _power(sums):
         a5 += sums[j + 5] * sums[j + 5]
         a6 += sums[j + 6] * sums[j + 6]
         a7 += sums[j + 7] * sums[j + 7]
-    total = ((a0 + a4) + (a2 + a6)) + ((a1 + a5) + (a3 + a7))
-    for j in range(m, len(sums)): total += sums[j] * sums[j]
-    return total
+    return ((a0 + a4) + (a2 + a6)) + ((a1 + a5) + (a3 + a7))
 
 # %% ../../../nbs/gates/12_compat.ipynb #4ac5288e
 @njit("void(uint8[::1],int64,int64,int64,float64[:,::1],float64[::1],float64[::1],float64[::1])", cache=True)
-def _low_power(codes, window, stride, bins, table, cos, sin, out):
+def _low_power(codes, window, stride, room, table, cos, sin, out):
     "Power in the low bins of each window."
-    n_bits, sums, slots = 8 * window, np.zeros(2 * bins), np.zeros(window, np.uint8)
+    sums, slots, at, sign = np.zeros(2 * room), np.zeros(window, np.uint8), np.zeros(8, np.int64), np.zeros(8)
     done, slot = 0, 0
     for i in range(len(codes)):
-        changed = codes[i] ^ slots[slot]
-        for b in range(8):
-            mask = 128 >> b
-            if changed & mask: _flip_bit(sums, 8 * slot + b, bins, table, cos, sin, n_bits, codes[i] & mask != 0)
+        _swap_byte(sums, slots[slot], codes[i], slot, table, cos, sin, at, sign)
         slots[slot] = codes[i]
         slot = slot + 1 if slot + 1 < window else 0
         if done < len(out) and i == done * stride + window - 1:
@@ -127,74 +130,69 @@ def _low_power(codes, window, stride, bins, table, cos, sin, out):
             done += 1
 
 @njit("float64(uint8[::1],int64,int64,int64,float64[:,::1],float64[::1],float64[::1])", cache=True)
-def _window_power(codes, start, window, bins, table, cos, sin):
+def _window_power(codes, start, window, room, table, cos, sin):
     "Power in the low bins of one window, summed from its own first bit."
-    sums = np.zeros(2 * bins)
-    for i in range(window):
-        for b in range(8):
-            if codes[start + i] & (128 >> b): _flip_bit(sums, 8 * i + b, bins, table, cos, sin, 8 * window, True)
+    sums, at, sign = np.zeros(2 * room), np.zeros(8, np.int64), np.zeros(8)
+    for i in range(window): _swap_byte(sums, np.uint8(0), codes[start + i], i, table, cos, sin, at, sign)
     return _power(sums)
 
 # %% ../../../nbs/gates/12_compat.ipynb #8f01b913
-@njit("void(float64[::1],int64,int64,int64,float64[::1])", cache=True)
-def _lane_means(values, base, step, n, out):
-    "Mean of n values for eight windows that start at base, base + step, ..."
-    s, e = np.zeros(8), np.zeros(8)
-    for i in range(n):
-        for j in range(8):
-            x = values[base + i + j] if step == 1 else values[base + i + j * step]
-            t = s[j] + x
-            z = t - s[j]
-            e[j] += (s[j] - (t - z)) + (x - z)
-            s[j] = t
-    for j in range(8): out[j] = (s[j] + e[j]) / n
+_B = 256  # windows worked in step
+_X, _S, _Q, _P, _W, _D, _Q1, _M = (k * 256 for k in range(8))  # columns: value, sums, one before, mean
 
-@njit("void(float64[::1],int64,int64,int64,float64[::1],float64[::1],float64[::1],float64[::1],float64[::1],float64[::1])", cache=True)
-def _lane_moments(values, base, step, n, mean, sd, slope, autocorr, s, q):
-    # long: one pass over eight windows with four sums each
-    "Population sd, slope per step and lag-1 autocorrelation for eight windows."
-    p, w, before, q1 = np.zeros(8), np.zeros(8), np.zeros(8), np.zeros(8)
-    middle = (n - 1) / 2
-    for j in range(8): s[j] = q[j] = 0.0
+@njit("void(float64[::1],int64,int64,int64,int64,float64[::1])", cache=True)
+def _means(values, base, step, m, n, a):
+    "Mean of n values for m windows that start at base, base + step, ... into column M."
+    for j in range(m): a[_S + j] = a[_Q + j] = 0.0
     for i in range(n):
-        x = i - middle
-        for j in range(8):
-            d = (values[base + i + j] if step == 1 else values[base + i + j * step]) - mean[j]
-            q1[j] = q[j]
-            s[j] += d
-            q[j] += d * d
-            p[j] += before[j] * d
-            w[j] += d * x
-            before[j] = d
-    denominator = n * (n * float(n) - 1) / 12
-    for j in range(8):
-        sd[j] = math.sqrt(max(q[j] - s[j] * s[j] / n, 0.0) / n)
-        slope[j] = w[j] / denominator
-        autocorr[j] = p[j] / q1[j] if q1[j] != 0.0 else 0.0
+        for j in range(m): a[_X + j] = values[base + i + j * step]
+        for j in range(m):
+            t = a[_S + j] + a[_X + j]
+            z = t - a[_S + j]
+            a[_Q + j] += (a[_S + j] - (t - z)) + (a[_X + j] - z)
+            a[_S + j] = t
+    for j in range(m): a[_M + j] = (a[_S + j] + a[_Q + j]) / n
+
+@njit("void(float64[::1],int64,int64,int64,int64,float64[::1])", cache=True)
+def _moments(values, base, step, m, n, a):
+    "Sums of deviations, squares (also without the last), neighbours' products and products with time."
+    for j in range(m): a[_S + j] = a[_Q + j] = a[_P + j] = a[_W + j] = a[_D + j] = 0.0
+    for i in range(n):
+        x = i - (n - 1) / 2
+        for j in range(m): a[_X + j] = values[base + i + j * step]
+        if i == n - 1:
+            for j in range(m): a[_Q1 + j] = a[_Q + j]
+        for j in range(m):
+            d = a[_X + j] - a[_M + j]
+            a[_S + j] += d
+            a[_Q + j] += d * d
+            a[_P + j] += a[_D + j] * d
+            a[_W + j] += d * x
+            a[_D + j] = d
 
 # %% ../../../nbs/gates/12_compat.ipynb #e580e686
 @njit("void(float64[::1],float64[::1],float64[::1],float64[::1],int64,int64,float64,float64[:,::1])", cache=True)
 def _features(returns, close, atr, volume, window, stride, volume_split, out):
-    # long: the loop over blocks of eight windows
+    # long: four series, one line per feature
     "realized_vol, atr_mean, autocorr, trend_strength, volume_zscore into the rows of `out`."
-    n, vol_m, close_m, atr_m, ret_m = out.shape[1], np.empty(8), np.empty(8), np.empty(8), np.empty(8)
-    sd_r, sd_c, slope, unused, ac, s, q = np.empty(8), np.empty(8), np.empty(8), np.empty(8), np.empty(8), np.empty(8), np.empty(8)
-    full = n >= 8
-    k = 0
-    while k < n:
-        first = min(k, n - 8) if full else k
-        base, step = first * stride, stride if full else 0
-        _lane_means(returns, base + 1, step, window - 1, ret_m)
-        _lane_means(close, base, step, window, close_m)
-        _lane_means(atr, base, step, window, atr_m)
-        _lane_means(volume, base, step, window, vol_m)
-        _lane_moments(returns, base + 1, step, window - 1, ret_m, sd_r, unused, ac, s, q)
-        _lane_moments(close, base, step, window, close_m, sd_c, slope, unused, s, q)
-        for j in range(8 if full else 1):
-            out[0, first + j], out[1, first + j], out[2, first + j] = sd_r[j], atr_m[j], ac[j]
-            out[3, first + j] = slope[j] / max(1e-8, sd_c[j])
-            out[4, first + j] = (vol_m[j] - volume_split) / max(1e-6, volume_split)
-        k = first + 8 if full else k + 1
+    a, n = np.empty(8 * 256), window - 1
+    times = window * (window * float(window) - 1) / 12
+    for k in range(0, out.shape[1], _B):
+        m, base = min(_B, out.shape[1] - k), k * stride
+        _means(atr, base, stride, m, window, a)
+        for j in range(m): out[1, k + j] = a[_M + j]
+        _means(volume, base, stride, m, window, a)
+        for j in range(m): out[4, k + j] = (a[_M + j] - volume_split) / max(1e-6, volume_split)
+        _means(returns, base + 1, stride, m, n, a)
+        _moments(returns, base + 1, stride, m, n, a)
+        for j in range(m):
+            out[0, k + j] = math.sqrt(max(a[_Q + j] - a[_S + j] * a[_S + j] / n, 0.0) / n)
+            out[2, k + j] = a[_P + j] / a[_Q1 + j] if a[_Q1 + j] != 0.0 else 0.0
+        _means(close, base, stride, m, window, a)
+        _moments(close, base, stride, m, window, a)
+        for j in range(m):
+            sd = math.sqrt(max(a[_Q + j] - a[_S + j] * a[_S + j] / window, 0.0) / window)
+            out[3, k + j] = a[_W + j] / times / max(1e-8, sd)
 
 # %% ../../../nbs/gates/12_compat.ipynb #2cf91823
 @njit("float64(float64)", cache=True)
@@ -240,7 +238,7 @@ def _regime(trend, autocorr, realized_vol, atr_mean):
 
 # %% ../../../nbs/gates/12_compat.ipynb #c26a50a3
 @njit("void(uint8[::1],int64,int64,float64[::1],int64,float64[:,::1],float64[::1],float64[::1],float64,float64[:,::1],float64[:,::1],int8[::1],int32[:,::1])", cache=True)
-def _metrics(codes, window, stride, low_power, bins, table, cos, sin, tie_band, tables, out, regime, counts):
+def _metrics(codes, window, stride, low_power, room, table, cos, sin, tie_band, tables, out, regime, counts):
     # long: one line per metric
     "Every metric of every window into the rows of `out`; features stand in rows 13 to 17 already."
     walls, steps, apart, ones, alternating = _running_counts(codes)
@@ -261,7 +259,7 @@ def _metrics(codes, window, stride, low_power, bins, table, cos, sin, tie_band, 
         total = (float(n1) * (n_bits - n1) + alt * alt) / 2
         share = low_power[k] / total if total > 0 else 0.0
         if abs(share * 1e6 - math.floor(share * 1e6) - 0.5) < tie_band and total > 0:
-            share = _window_power(codes, a, window, bins, table, cos, sin) / total
+            share = _window_power(codes, a, window, room, table, cos, sin) / total
         out[9, k] = _round6(min(1.0, share))
         out[10, k] = _round6(tables[8, n_walls] / max(1e-6, abs(wall_slope))) if wall_slope != 0 else 0.0
         out[11, k] = _round6(math.log(2.0) / max(1e-6, abs(tau_slope))) if tau_slope != 0 else 0.0
@@ -345,9 +343,9 @@ def compat_windows(
     splits, atr = history_splits(x), _average_true_range(h, l, c, s.atr_period)
     codes = _candle_bytes(o, h, l, c, v, w, atr, splits.volume, splits.spread)
     plan, low_power = spectral_plan(BITS_PER_CANDLE * s.window), np.empty(len(start))
-    _low_power(codes, s.window, s.stride, plan.bins, plan.table, plan.cos, plan.sin, low_power)
+    _low_power(codes, s.window, s.stride, plan.room, plan.table, plan.cos, plan.sin, low_power)
     _features(_log_returns(c), c, atr, v, s.window, s.stride, splits.volume, values[13:18])
-    _metrics(codes, s.window, s.stride, low_power, plan.bins, plan.table, plan.cos, plan.sin, plan.tie_band, _count_tables(plan.n_bits), values, regime, counts)
+    _metrics(codes, s.window, s.stride, low_power, plan.room, plan.table, plan.cos, plan.sin, plan.tie_band, _count_tables(plan.n_bits), values, regime, counts)
     return CompatWindows(start, s.window, codes, dict(zip(COMPAT_COLUMNS, values)), regime, counts[0], counts[1], splits)
 
 # %% ../../../nbs/gates/12_compat.ipynb #6fd29b78
