@@ -98,6 +98,7 @@ def _read_line(node: ast.stmt, comment: str) -> Parameter | str: # str: what is 
     except ValueError: return f"the default of {name!r} is no literal"
     if node.value is None: return f"{name!r} has no default"
     p = Parameter(name, kind[0], kind[1], default, kind[2], comment=comment, **_limits(comment))
+    if name == "mode" and ("dry" not in p.choices or default != "dry"): return "mode must be a Literal with 'dry' in it, and dry by default"
     try: return Parameter(**(p.__dict__ | {"default": check_value(p, default)}))
     except BadInput as e: return f"the default of {e.what.rstrip('.')}"
 

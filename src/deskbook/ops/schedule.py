@@ -11,7 +11,7 @@ import shlex
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -81,7 +81,8 @@ def next_runs(
 ) -> list[datetime]: # in the job's zone
     "The next times this job runs. Raises `BadInput` for a time that never comes."
     from croniter import croniter
-    hourly, zone, found = _fields(job)[1] == ["*"], _zone(job), []
+    hourly, zone = _fields(job)[1] == ["*"], _zone(job)
+    found: list[datetime] = []
     times = croniter(job.cron, after.astimezone(zone))
     while len(found) < n:
         try: at = times.get_next(datetime)
