@@ -110,7 +110,7 @@ def t_statistic(
     x: Array, # returns
 ) -> float | None: # None with under two values or no spread
     "Mean over its iid standard error."
-    sd = float(np.std(x, ddof=1)) if len(x) > 1 else 0.0
+    sd = float(np.std(x, ddof=1)) if len(x) > 1 and np.ptp(x) > 0 else 0.0
     return float(np.mean(x)) / (sd / math.sqrt(len(x))) if sd > 0 else None
 
 def holm(
