@@ -18,10 +18,10 @@ import numpy as np
 import polars as pl
 from ..core.clock import MINUTE_MS, Clock, iso, to_ms
 from ..core.errors import BadInput, DataError
-from .hazard import (Calibration, SignatureMemory, admission_reasons, admit_all, calibrate, calibrator_for,
-    calibrator_from, direction_of)
+from .hazard import (Calibration, SignatureMemory, admission_reasons, admit_all, calibrate, calibrator_for, calibrator_from,
+    count_repetitions, direction_of)
 from .payload import CODEC_META, GATE_SCHEMA, REGIME_FEATURES, STRUCTURE_METRICS, GatePayload, empty_gates, signature_of
-from .settings import GateSettings, settings_dict, settings_from
+from .settings import REGIMES, GateSettings, settings_dict, settings_from
 from .sorted_memory import in_order
 from .sound_kernel import LABELS, OUT, REASONS, KernelGates, KernelMemory, advance
 from .sound_regime import CandleArrays
@@ -58,7 +58,7 @@ def candle_arrays(
     _check_order(time, last_ms, instrument)
     _check_prices(time, o, h, l, c, instrument)
     spread = abs(ask - bid)
-    return CandleArrays(time, o, h, l, c, np.where(volume > 0, volume, 0.0), np.where(np.isfinite(spread), spread, h - l),
+    return CandleArrays(time, o, h, l, c, np.where(volume > 0, volume, 0.0), np.where(spread > 0, spread, h - l),
         missing_minutes(calendar, time, last_ms))
 
 # %% ../../../nbs/gates/40_engine.ipynb #6a9fe951
@@ -162,7 +162,7 @@ def _one_candle(engine: GateEngine, candle: Mapping[str, Any]) -> CandleArrays:
     o, h, l, c, volume, bid, ask = (_number(candle, name) for name in _SOURCE_COLUMNS[1:])
     last = engine.last_ms
     time, spread = np.array([ms], np.int64), abs(ask - bid)
-    v = np.array([[o], [h], [l], [c], [volume if volume > 0 else 0.0], [spread if math.isfinite(spread) else h - l]])
+    v = np.array([[o], [h], [l], [c], [volume if volume > 0 else 0.0], [spread if spread > 0 else h - l]])
     if (last is not None and ms <= last) or not (0 < l <= o <= h and l <= c <= h < math.inf):
         _check_order(time, last, engine.instrument)
         _check_prices(time, v[0], v[1], v[2], v[3], engine.instrument)
@@ -242,18 +242,39 @@ def build_gates(
 ) -> pl.DataFrame: # gate frame, sorted by instrument and time
     "Gates of whole histories. Raises `DataError` for candles out of order, doubled or broken."
     settings = settings or GateSettings()
-    if settings.mode == "compat": return _compat(candles, settings)
-    frames = [GateEngine(name, settings, (calendars or {}).get(name)).push_many(part, extras) for name, part in _by_instrument(candles)]
+    hours = calendars or {}
+    if settings.mode == "compat": frames = [_compat_frame(name, part, settings, hours.get(name) or calendar_for(name)) for name, part in _by_instrument(candles)]
+    else: frames = [GateEngine(name, settings, hours.get(name)).push_many(part, extras) for name, part in _by_instrument(candles)]
     return pl.concat(frames) if frames else empty_gates()
-
-def _compat(candles: pl.DataFrame, settings: GateSettings) -> pl.DataFrame:
-    "The reference engine, loaded only when it is asked for."
-    from deskbook.gates.compat import compat_gates
-    return compat_gates(candles, settings)
 
 def _by_instrument(candles: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
     "One part per instrument, names ascending."
     for name in candles["instrument"].unique().sort(): yield name, candles.filter(pl.col("instrument") == name)
+
+# %% ../../../nbs/gates/40_engine.ipynb #a22e127e
+def _compat_frame(instrument: str, candles: pl.DataFrame, settings: GateSettings, calendar: TradingCalendar) -> pl.DataFrame:
+    # long: one column after another
+    "The gates of the compat engine over one history."
+    from deskbook.gates.codec import CodecInput
+    from deskbook.gates.compat import COMPAT_COLUMNS, compat_windows, signatures
+    x = candle_arrays(candles, calendar, instrument=instrument)
+    windows = compat_windows(CodecInput(x.time, x.open, x.high, x.low, x.close, x.volume, x.spread), settings)
+    n, size, end = len(windows.start), settings.window, windows.start + settings.window - 1
+    if not n: return empty_gates()
+    value, raw, time, holes = windows.values, windows.codes.tobytes(), x.time[end], np.cumsum(x.missing)
+    hazard, signature = np.ascontiguousarray(value["rupture"]), signatures(windows)
+    calibration, regime = calibrate(hazard, calibrator_for(settings)), pl.Series("regime", REGIMES).gather(windows.regime)
+    admit, reasons = admit_all(hazard, calibration, regime, value["regime_confidence"], settings)
+    one, empty = pl.Series([1.0] * n), pl.Series([[]] * n, dtype=pl.List(pl.String))
+    frame = pl.DataFrame({name: value[name] for name in COMPAT_COLUMNS} | {"instrument": [instrument] * n, "time": _times(time), "asof": _times(time + MINUTE_MS),
+        "price_close": x.close[end], "hazard": hazard, "hazard_threshold": calibration.threshold, "lambda": np.clip(hazard * settings.lambda_scale, 0, 1),
+        "admit": admit, "reasons": reasons, "regime": regime, "signature": signature, "repetitions": count_repetitions(signature, time, settings.signature_ms),
+        "direction": pl.Series([direction_of(label) for label in REGIMES]).gather(windows.regime), "pinned_alignment": one,
+        "bits": pl.Series([raw[a:a + size] for a in windows.start.tolist()], dtype=pl.Binary), "delta_scale": value["atr_mean"], "atr_scale": value["atr_mean"],
+        "volume_split": [windows.splits.volume] * n, "spread_split": [windows.splits.spread] * n, "gap_count": holes[end] - holes[windows.start],
+        "span_s": (time - x.time[windows.start]) // 1000 + 60, "engine_mode": ["compat"] * n, "semantic_tags": empty, "quality": empty,
+        "pinned_lock_in_phase": pl.Series([None] * n, dtype=pl.Int64)})
+    return frame.select(*GATE_SCHEMA).cast(dict(GATE_SCHEMA)) # type: ignore[arg-type]
 
 # %% ../../../nbs/gates/40_engine.ipynb #2d4d1d2c
 STATE_VERSION = 1
