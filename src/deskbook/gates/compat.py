@@ -18,7 +18,7 @@ from .settings import GateSettings, REGIMES
 from .structure import entropy_of_ones, round6, signature_tables
 
 # %% ../../../nbs/gates/12_compat.ipynb #b39ef1a0
-@njit("Tuple((int32[::1],int8[::1],int32[::1],int32[::1],int32[::1]))(uint8[::1])", cache=True)
+@njit(cache=True)
 def _running_counts(codes):
     # long: four running sums in one pass
     "Running sums over half bytes: walls (with the step from the half byte before, also alone), lag-4 disagreements, ones; over bytes: even minus odd ones."
@@ -38,7 +38,7 @@ def _running_counts(codes):
         alternating[i + 1] = alternating[i] + count[(c >> 4) & 10] + count[c & 10] - count[(c >> 4) & 5] - count[c & 5]
     return walls, steps, apart, ones, alternating
 
-@njit("int32(int32[::1],int8[::1],int64,int64)", cache=True)
+@njit(cache=True)
 def _walls_between(walls, steps, a, b):
     "Walls strictly inside the half bytes a to b: the step into half byte `a` is taken off again."
     return walls[b] - walls[a] - steps[a]
@@ -76,7 +76,7 @@ def spectral_plan(
     return SpectralPlan(n_bits, bins, room, q, cos, sin, np.hstack([cos[where], empty, sin[where], empty]), max(1e-4, 4e6 * share_error))
 
 # %% ../../../nbs/gates/12_compat.ipynb #50ed7b6a
-@njit("void(float64[::1],uint8,uint8,int64,float64[:,::1],float64[::1],float64[::1],int64[::1],float64[::1])", cache=True)
+@njit(cache=True)
 def _swap_byte(sums, old, new, slot, table, cos, sin, at, sign):
     # long: the same sum for short windows, four bits at a time, and for long ones
     "Take the byte `old` out of the sums and put `new` in its place."
@@ -100,7 +100,7 @@ def _swap_byte(sums, old, new, slot, table, cos, sin, at, sign):
             sums[k] += sign[c] * cos[place]
             sums[room + k] += sign[c] * sin[place]
 
-@njit("float64(float64[::1])", cache=True)
+@njit(cache=True)
 def _power(sums):
     "Sum of squares in eight lanes, always in the same order; the number of sums is a multiple of 8."
     a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = 0.0
@@ -116,7 +116,7 @@ def _power(sums):
     return ((a0 + a4) + (a2 + a6)) + ((a1 + a5) + (a3 + a7))
 
 # %% ../../../nbs/gates/12_compat.ipynb #4ac5288e
-@njit("void(uint8[::1],int64,int64,int64,float64[:,::1],float64[::1],float64[::1],float64[::1])", cache=True)
+@njit(cache=True)
 def _low_power(codes, window, stride, room, table, cos, sin, out):
     "Power in the low bins of each window."
     sums, slots, at, sign = np.zeros(2 * room), np.zeros(window, np.uint8), np.zeros(8, np.int64), np.zeros(8)
@@ -129,7 +129,7 @@ def _low_power(codes, window, stride, room, table, cos, sin, out):
             out[done] = _power(sums)
             done += 1
 
-@njit("float64(uint8[::1],int64,int64,int64,float64[:,::1],float64[::1],float64[::1])", cache=True)
+@njit(cache=True)
 def _window_power(codes, start, window, room, table, cos, sin):
     "Power in the low bins of one window, summed from its own first bit."
     sums, at, sign = np.zeros(2 * room), np.zeros(8, np.int64), np.zeros(8)
@@ -140,7 +140,7 @@ def _window_power(codes, start, window, room, table, cos, sin):
 _B = 256  # windows worked in step
 _X, _S, _Q, _P, _W, _D, _Q1, _M = (k * 256 for k in range(8))  # columns: value, sums, one before, mean
 
-@njit("void(float64[::1],int64,int64,int64,int64,float64[::1])", cache=True)
+@njit(cache=True)
 def _means(values, base, step, m, n, a):
     "Mean of n values for m windows that start at base, base + step, ... into column M."
     for j in range(m): a[_S + j] = a[_Q + j] = 0.0
@@ -153,7 +153,7 @@ def _means(values, base, step, m, n, a):
             a[_S + j] = t
     for j in range(m): a[_M + j] = (a[_S + j] + a[_Q + j]) / n
 
-@njit("void(float64[::1],int64,int64,int64,int64,float64[::1])", cache=True)
+@njit(cache=True)
 def _moments(values, base, step, m, n, a):
     "Sums of deviations, squares (also without the last), neighbours' products and products with time."
     for j in range(m): a[_S + j] = a[_Q + j] = a[_P + j] = a[_W + j] = a[_D + j] = 0.0
@@ -171,7 +171,7 @@ def _moments(values, base, step, m, n, a):
             a[_D + j] = d
 
 # %% ../../../nbs/gates/12_compat.ipynb #e580e686
-@njit("void(float64[::1],float64[::1],float64[::1],float64[::1],int64,int64,float64,float64[:,::1])", cache=True)
+@njit(cache=True)
 def _features(returns, close, atr, volume, window, stride, volume_split, out):
     # long: four series, one line per feature
     "realized_vol, atr_mean, autocorr, trend_strength, volume_zscore into the rows of `out`."
@@ -195,7 +195,7 @@ def _features(returns, close, atr, volume, window, stride, volume_split, out):
             out[3, k + j] = a[_W + j] / times / max(1e-8, sd)
 
 # %% ../../../nbs/gates/12_compat.ipynb #2cf91823
-@njit("float64(float64)", cache=True)
+@njit(cache=True)
 def _round6(x):
     # long: the exact product takes some lines
     "`round(x, 6)` for |x| < 1e9."
@@ -226,7 +226,7 @@ def _count_tables(n_bits: int) -> np.ndarray:
     rounded = [round6(v) for v in (1 - np.minimum(entropy, 1), entropy, 1 - walls, walls, same, same_4)]
     return np.ascontiguousarray([*rounded, same, same_4, walls])
 
-@njit("Tuple((int64,float64))(float64,float64,float64,float64)", cache=True)
+@njit(cache=True)
 def _regime(trend, autocorr, realized_vol, atr_mean):
     "The twin is `codec.classify_regime`; the label is its place in REGIMES."
     v = realized_vol / max(1e-6, atr_mean)
@@ -237,7 +237,7 @@ def _regime(trend, autocorr, realized_vol, atr_mean):
     return 4, 0.5
 
 # %% ../../../nbs/gates/12_compat.ipynb #c26a50a3
-@njit("void(uint8[::1],int64,int64,float64[::1],int64,float64[:,::1],float64[::1],float64[::1],float64,float64[:,::1],float64[:,::1],int8[::1],int32[:,::1])", cache=True)
+@njit(cache=True)
 def _metrics(codes, window, stride, low_power, room, table, cos, sin, tie_band, tables, out, regime, counts):
     # long: one line per metric
     "Every metric of every window into the rows of `out`; features stand in rows 13 to 17 already."
@@ -267,7 +267,7 @@ def _metrics(codes, window, stride, low_power, room, table, cos, sin, tie_band, 
         regime[k], out[18, k] = _regime(out[16, k], out[15, k], out[13, k], out[14, k])
 
 # %% ../../../nbs/gates/12_compat.ipynb #adc7970e
-@njit("float64[::1](float64[::1],float64[::1],float64[::1],int64)", cache=True)
+@njit(cache=True)
 def _average_true_range(high, low, close, period):
     "The twin is `codec.average_true_range`."
     out, alpha, mean, before = np.empty(len(close)), 2.0 / (period + 1.0), high[0] - low[0], close[0]
@@ -277,7 +277,7 @@ def _average_true_range(high, low, close, period):
         out[i], before = max(mean, ATR_FLOOR), close[i]
     return out
 
-@njit("float64[::1](float64[::1])", cache=True)
+@njit(cache=True)
 def _log_returns(close):
     "The twin is `codec.log_returns`."
     out = np.zeros(len(close))
@@ -285,7 +285,7 @@ def _log_returns(close):
         if close[i - 1] > 0 and close[i] > 0: out[i] = math.log(close[i] / close[i - 1])
     return out
 
-@njit("uint8[::1](float64[::1],float64[::1],float64[::1],float64[::1],float64[::1],float64[::1],float64[::1],float64,float64)", cache=True)
+@njit(cache=True)
 def _candle_bytes(open_, high, low, close, volume, spread, atr, volume_split, spread_split):
     "The twin is `codec.candle_bytes`."
     out, before = np.empty(len(close), np.uint8), open_[0]

@@ -37,7 +37,7 @@ def clamp_percentile(
     "The percentile as both calibrators use it."
     return min(max(percentile, 0.05), 0.99)
 
-@njit("int64(float64,int64)", cache=True)
+@njit(cache=True)
 def quantile_index(percentile, n):
     "The place of the quantile among `n` sorted samples."
     return int(percentile * (n - 1))
@@ -55,7 +55,7 @@ class ReferenceCalibrator:
         samples: Iterable[float] = (), # what is remembered already
     ):
         self.percentile, self.max_samples, self.cap, self.fallback_multiplier = clamp_percentile(percentile), max_samples, cap, fallback_multiplier
-        self._sorted = sorted(float(x) for x in samples)
+        self._sorted = sorted(float(x) for x in samples)[-max_samples:]
 
     def update(self, hazard: float) -> None:
         "Remember one hazard. A value that is not finite is not remembered."
@@ -79,8 +79,14 @@ class ReferenceCalibrator:
         return {"kind": self.kind, "percentile": self.percentile, "max_samples": self.max_samples, "cap": self.cap,
                 "fallback_multiplier": self.fallback_multiplier, "samples": list(self._sorted)}
 
+    def copy(self) -> "ReferenceCalibrator":
+        "A calibrator with the same past, that goes its own way from here."
+        other = ReferenceCalibrator(self.percentile, self.max_samples, self.cap, self.fallback_multiplier)
+        other._sorted = self._sorted.copy()
+        return other
+
 # %% ../../../nbs/gates/30_hazard.ipynb #65dd88ad
-@njit("float64(float64[::1],int64)", cache=True)
+@njit(cache=True)
 def sorted_mad(values, n):
     "Median absolute deviation from the median of the first `n` of sorted `values`, n >= 1."
     h = n // 2
@@ -114,16 +120,15 @@ class HazardCalibrator:
     ):
         self.percentile, self.max_samples, self.cap = clamp_percentile(percentile), max_samples, cap
         self.warmup_samples, self.fallback_multiplier, self.fallback_mads = warmup_samples, fallback_multiplier, fallback_mads
-        self._order: deque[float] = deque()
-        self._sorted: list[float] = []
-        for x in samples: self.update(x)
+        self._order = deque((float(x) for x in samples), max_samples)
+        self._sorted = sorted(self._order)
 
     def update(self, hazard: float) -> None:
         "Remember one hazard. A value that is not finite is not remembered."
         if not math.isfinite(hazard): return
+        if len(self._order) == self.max_samples: del self._sorted[bisect_left(self._sorted, self._order.popleft())]
         self._order.append(float(hazard))
         insort(self._sorted, float(hazard))
-        if len(self._order) > self.max_samples: del self._sorted[bisect_left(self._sorted, self._order.popleft())]
 
     def threshold(self) -> float: # 0 to 1
         "The quantile of what is remembered, at most the cap; the cap during warm-up."
@@ -153,6 +158,12 @@ class HazardCalibrator:
                 "warmup_samples": self.warmup_samples, "fallback_multiplier": self.fallback_multiplier,
                 "fallback_mads": self.fallback_mads, "samples": list(self._order)}
 
+    def copy(self) -> "HazardCalibrator":
+        "A calibrator with the same past, that goes its own way from here."
+        other = HazardCalibrator(self.percentile, self.max_samples, self.cap, self.warmup_samples, self.fallback_multiplier, self.fallback_mads)
+        other._order, other._sorted = self._order.copy(), self._sorted.copy()
+        return other
+
 # %% ../../../nbs/gates/30_hazard.ipynb #2d98ac89
 Calibrator = ReferenceCalibrator | HazardCalibrator
 
@@ -178,7 +189,7 @@ def calibrator_from(
         raise DataError(f"the saved hazard state cannot be used: {e}.", "Delete it; the calibrator then warms up anew.") from None
 
 # %% ../../../nbs/gates/30_hazard.ipynb #8bad1f15
-@njit("int64(float64[::1],int64,float64)", cache=True)
+@njit(cache=True)
 def _insert(values, n, x):
     "Put `x` into the first `n` sorted values; equal values keep to its left."
     lo, hi = 0, n
@@ -190,7 +201,7 @@ def _insert(values, n, x):
     values[lo] = x
     return n + 1
 
-@njit("int64(float64[::1],int64,float64)", cache=True)
+@njit(cache=True)
 def _remove(values, n, x):
     "Take one `x` out of the first `n` sorted values."
     lo, hi = 0, n
@@ -202,9 +213,7 @@ def _remove(values, n, x):
     return n - 1
 
 # %% ../../../nbs/gates/30_hazard.ipynb #ac21e56b
-_RESULT = "float64[::1],boolean[::1],boolean[::1],boolean[::1]"
-
-@njit(f"int64(float64[::1],float64[::1],int64,float64,int64,float64,float64,{_RESULT})", cache=True)
+@njit(cache=True)
 def _reference_batch(hazards, known, n, percentile, max_samples, cap, multiplier, threshold, exceeded, fallback, warmup):
     "`ReferenceCalibrator.push` for each hazard; `known` holds n sorted samples and has room for one more than the memory."
     for i in range(len(hazards)):
@@ -219,7 +228,7 @@ def _reference_batch(hazards, known, n, percentile, max_samples, cap, multiplier
     return n
 
 # %% ../../../nbs/gates/30_hazard.ipynb #e4e7abf9
-@njit(f"int64(float64[::1],float64[::1],float64[::1],int64,float64,int64,float64,int64,float64,float64,{_RESULT})", cache=True)
+@njit(cache=True)
 def _prior_batch(hazards, known, order, n, percentile, max_samples, cap, warmup_samples, multiplier, mads, threshold, exceeded, fallback, warmup):
     # long: one loop, the mirror of HazardCalibrator.push
     "`HazardCalibrator.push` for each hazard; `order` holds all samples, the n remembered ones end where the loop begins."
@@ -250,23 +259,30 @@ class Calibration:
     warmup: np.ndarray # bool
     calibrator: Calibrator # as it stands after the last hazard
 
+def _one_by_one(hazards: np.ndarray, calibrator: Calibrator) -> Calibration:
+    "A few hazards, as on a live desk: the loop's preparations would cost more than the loop."
+    judged = [calibrator.push(h) for h in hazards.tolist()]
+    exceeded, fallback, warmup = (np.array([j[k] for j in judged], bool) for k in (1, 2, 3))
+    return Calibration(np.array([j.threshold for j in judged], float), exceeded, fallback, warmup, calibrator)
+
 def calibrate(
     hazards: np.ndarray, # float64, one instrument, oldest first
     calibrator: Calibrator, # where to start from; it is left as it is
 ) -> Calibration:
     "Judge many hazards, as `push` would one after the other."
     h, c = np.ascontiguousarray(hazards, dtype=np.float64), calibrator
+    if len(h) <= 16: return _one_by_one(h, c.copy())
     out = (np.empty(len(h)), np.empty(len(h), bool), np.empty(len(h), bool), np.empty(len(h), bool))
     state = c.to_dict()
     known, n = np.empty(c.max_samples + 1), len(state["samples"])
     known[:n] = sorted(state["samples"])
     if isinstance(c, ReferenceCalibrator):
         n = _reference_batch(h, known, n, c.percentile, c.max_samples, float(c.cap), float(c.fallback_multiplier), *out)
-        return Calibration(*out, calibrator_from(state | {"samples": known[:n].tolist()}))
+        return Calibration(*out, ReferenceCalibrator(c.percentile, c.max_samples, c.cap, c.fallback_multiplier, known[:n].tolist()))
     order = np.empty(n + len(h))
     order[:n] = state["samples"]
     end = _prior_batch(h, known, order, n, c.percentile, c.max_samples, float(c.cap), c.warmup_samples, float(c.fallback_multiplier), float(c.fallback_mads), *out)
-    return Calibration(*out, calibrator_from(state | {"samples": order[max(0, end - c.max_samples):end].tolist()}))
+    return Calibration(*out, HazardCalibrator(c.percentile, c.max_samples, c.cap, c.warmup_samples, c.fallback_multiplier, c.fallback_mads, order[:end].tolist()[-c.max_samples:]))
 
 # %% ../../../nbs/gates/30_hazard.ipynb #e889806b
 class SignatureMemory:
@@ -308,7 +324,7 @@ class SignatureMemory:
         return memory
 
 # %% ../../../nbs/gates/30_hazard.ipynb #d588fc33
-@njit("void(int64[::1],int64[::1],int64[::1],int64,int64[::1])", cache=True)
+@njit(cache=True)
 def _repetitions(ids, times, order, retention, out):
     "Two marks walk through the stamps of each signature, in order of arrival."
     first = 0
