@@ -71,7 +71,7 @@ find_python() {
   if [ -n "${uv:-}" ]; then
     p=$("$uv" python find --no-project '>=3.12' 2>/dev/null) && p=$(real_python "$p") && { echo "$p"; return; }
     say "no Python >= 3.12 here; fetching one with uv"
-    "$uv" python install 3.12 >&2 || true
+    "$uv" python install 3.12 >&2 || UV_SYSTEM_CERTS=1 "$uv" python install 3.12 >&2 || true
     p=$("$uv" python find --no-project '>=3.12' 2>/dev/null) && p=$(real_python "$p") && { echo "$p"; return; }
   fi
   if command -v pyenv >/dev/null; then
@@ -98,11 +98,9 @@ say "$("$python" -V) at $python"
 if ! "$VENV/bin/python" -I -c 'import sys; sys.exit(sys.version_info[:2] < (3, 12))' 2>/dev/null; then
   rm -rf "$VENV"
   uv=$(find_uv) || { fetch_uv "$python" && uv=$ROOT/.uv/bin/uv; } || uv=
-  if [ -n "$uv" ]; then "$uv" venv -q --no-project --python "$python" "$VENV"
-  else
-    "$python" -m venv "$VENV" || die "$python cannot make a virtual environment." \
+  { [ -n "$uv" ] && "$uv" venv -q --no-project --python "$python" "$VENV"; } || "$python" -m venv "$VENV" ||
+    die "$python cannot make a virtual environment." \
       "On Debian and Ubuntu the system package python3-venv would help (needs root); uv or pyenv need none."
-  fi
 fi
 
 install_with_uv() {
@@ -112,13 +110,13 @@ install_with_uv() {
 }
 # pip reads its own configuration (a company mirror, say), which uv does not.
 install_with_pip() {
-  "$VENV/bin/python" -m pip --version >/dev/null 2>&1 || "$VENV/bin/python" -m ensurepip -q >/dev/null 2>&1 || return 1
+  "$VENV/bin/python" -m pip --version >/dev/null 2>&1 || "$VENV/bin/python" -m ensurepip >/dev/null 2>&1 || return 1
   "$VENV/bin/python" -m pip install -q --disable-pip-version-check --require-hashes -r "$LOCK" &&
     "$VENV/bin/python" -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 }
 rm -f "$STAMP"
 say "installing $(grep -c '^[a-zA-Z0-9]' "$LOCK") locked packages into ${VENV#"$ROOT"/}"
-install_with_uv || { say "uv could not; trying pip"; install_with_pip; } || die "the packages could not be installed." \
+install_with_uv || { say "trying uv with the system's certificates"; UV_SYSTEM_CERTS=1 install_with_uv; } || { say "uv could not; trying pip"; install_with_pip; } || die "the packages could not be installed." \
   "The first set-up needs a package index. Behind a mirror set PIP_INDEX_URL (and UV_DEFAULT_INDEX) and run make again." \
   "Nothing outside this folder was changed."
 wanted >"$STAMP"
