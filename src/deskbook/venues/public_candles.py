@@ -79,6 +79,17 @@ def _kinds(e: BaseException) -> set[str]:
     "Class names of an error, its parents included."
     return {c.__name__ for c in type(e).__mro__}
 
+def _status(e: BaseException | None) -> int: # 0: no HTTP answer
+    "HTTP status behind an error. ccxt reads a 429 whose body is JSON as a plain refusal; the answer underneath tells."
+    while e is not None:
+        if code := getattr(getattr(e, "response", None), "status_code", None): return int(code)
+        e = e.__cause__ or e.__context__
+    return 0
+
+def _transient(e: BaseException) -> bool:
+    "Whether a second try makes sense."
+    return "NetworkError" in _kinds(e) or (s := _status(e)) in (408, 429) or s >= 500
+
 def _told_s(exchange: Any) -> float | None:
     "Seconds in the `Retry-After` header of the last answer, if there is one."
     headers = {str(k).lower(): v for k, v in (getattr(exchange, "last_response_headers", None) or {}).items()}
@@ -97,7 +108,7 @@ def call(
         except Exception as e:
             kinds, text = _kinds(e), str(e)
             if any(g in text.lower() for g in _GEO): raise SourceError(f"{exchange.id} refuses requests from this country.", "Try another exchange, e.g. bingx, okx or bitstamp.") from e
-            if "NetworkError" not in kinds or attempt + 1 == patience.attempts: raise _gave_up(exchange.id, e, kinds, attempt + 1) from e
+            if not _transient(e) or attempt + 1 == patience.attempts: raise _gave_up(exchange.id, e, kinds, attempt + 1) from e
             pause = patience.pause_s(attempt, _told_s(exchange))
             if on_wait: on_wait(type(e).__name__, pause)
             patience.sleep(pause)
@@ -106,8 +117,8 @@ def _gave_up(name: str, e: BaseException, kinds: set[str], tries: int) -> Except
     "The error to raise when a call cannot be made."
     first = (str(e).splitlines() or [type(e).__name__])[0][:200]
     if "BadSymbol" in kinds: return NotFound(f"{name} does not know the symbol: {first}.")
-    if kinds & {"RateLimitExceeded", "DDoSProtection"}: return SourceError(f"{name} still refuses more requests after {tries} tries.", "Wait some minutes and run it again; it goes on where it stopped.")
-    if "NetworkError" in kinds: return SourceError(f"{name} cannot be reached ({first}).", "Check the network and run it again; what was stored stays. `deskbook candles simulate` needs no network.")
+    if kinds & {"RateLimitExceeded", "DDoSProtection"} or _status(e) == 429: return SourceError(f"{name} still refuses more requests after {tries} tries.", "Wait some minutes and run it again; it goes on where it stopped.")
+    if _transient(e): return SourceError(f"{name} cannot be reached ({first}).", "Check the network and run it again; what was stored stays. `deskbook candles simulate` needs no network.")
     if "ExchangeError" in kinds or "BaseError" in kinds: return SourceError(f"{name} refused: {first}.")
     return e if isinstance(e, (BadInput, NotFound, SourceError)) else SourceError(f"{name} gave an answer that cannot be read ({type(e).__name__}: {first}).", "Run it again later.")
 
