@@ -101,7 +101,7 @@ def list_command(
     Example: deskbook runs list --runbook weekly_signal_study
     """
     from deskbook.ops.report import list_runs
-    from deskbook.ops.runbook import reports_folder
+    from deskbook.ops.evidence import reports_folder
     found = list_runs(reports_folder(), runbook)[:limit]
     if as_json: return _print_json([e.row() for e in found])
     rows = [[e.state[0], e.runbook, e.run_id, f"{e.evidence.duration_s:.1f} s" if e.evidence and e.evidence.duration_s is not None else "", (e.evidence.reason if e.evidence else e.problem)[:90]] for e in found]
@@ -117,9 +117,8 @@ def show_command(
 
     Example: deskbook runs show 20251104T060000Z
     """
-    from deskbook.ops.evidence import read_evidence
+    from deskbook.ops.evidence import find_run, read_evidence, reports_folder
     from deskbook.ops.report import state_of
-    from deskbook.ops.runbook import find_run, reports_folder
     folder = find_run(reports_folder(), run_id)
     e = read_evidence(folder)
     if as_json: return _print_json(e.model_dump(mode="json"))
@@ -139,7 +138,7 @@ def open_command(
     Example: deskbook runs open 20251104T060000Z
     """
     from deskbook.ops.report import write_index, write_report
-    from deskbook.ops.runbook import find_run, reports_folder
+    from deskbook.ops.evidence import find_run, reports_folder
     page = write_report(find_run(reports_folder(), run_id)) if run_id else write_index(reports_folder())
     if as_json: return _print_json({"path": str(page)})
     print(page)
@@ -150,7 +149,7 @@ schedule = typer.Typer(no_args_is_help=True, add_completion=False, help="List, c
 _Folder = Annotated[Path | None, typer.Option("--folder", help="Folder of the job files; default: scheduled/ of the project.")]
 
 def _jobs(folder: Path | None) -> tuple[Path, Path]: # project root, folder of the jobs
-    from deskbook.ops.runbook import project_root
+    from deskbook.ops.evidence import project_root
     root = project_root(folder.resolve().parent if folder else ".")
     return root, folder or root/"scheduled"
 

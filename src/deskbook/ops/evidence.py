@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Status', 'Verdict', 'EXIT_CODES', 'StepRecord', 'CheckRecord', 'ErrorRecord', 'Evidence', 'content_seal', 'sealed',
            'seal_problem', 'write_evidence', 'read_evidence', 'comparable', 'versions', 'git_commit', 'exit_code',
-           'lost']
+           'lost', 'project_root', 'reports_folder', 'find_run']
 
 # %% ../../../nbs/ops/01_evidence.ipynb #15d46aab
 import importlib.metadata
@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
-from ..core.errors import DataError, DeskbookError, NotFound
+from ..core.errors import BadInput, DataError, DeskbookError, NotFound
 from ..core.files import atomic_write, read_json, sha256, strict_json
+from ..core.settings import Settings
 
 Status = Literal["running", "done", "failed", "died", "timed_out", "terminated"]
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
@@ -181,3 +182,29 @@ def lost(
     except ProcessLookupError: return True
     except PermissionError: pass
     return False
+
+# %% ../../../nbs/ops/01_evidence.ipynb #754c7166
+def project_root(
+    start: str | Path = ".", # where to begin
+) -> Path: # the nearest folder upwards that holds `runbooks`, else `start`
+    "The root of the project one stands in."
+    here = Path(start).resolve()
+    return next((p for p in (here, *here.parents) if (p/"runbooks").is_dir()), here)
+
+def reports_folder(
+    settings: Settings | None = None, # default: from the environment
+) -> Path: # absolute
+    "Where runs land."
+    folder = (settings or Settings()).reports
+    return folder if folder.is_absolute() else project_root()/folder
+
+def find_run(
+    reports: Path, # the reports folder
+    run: str, # a run id, or a beginning of it that only one run has
+) -> Path: # the run's folder
+    "Look a run up. Raises `NotFound` or, when several begin so, `BadInput`."
+    found = sorted(p.parent for p in reports.glob("*/*/evidence.json") if p.parent.name.startswith(run)) if run else []
+    exact = [p for p in found if p.name == run]
+    if len(exact or found) == 1: return (exact or found)[0]
+    if found: raise BadInput(f"{len(found)} runs begin with {run!r}.", f"Write more of it: {', '.join(p.name for p in found[:5])}.")
+    raise NotFound(f"there is no run {run!r} below {reports.name}.", "`deskbook runs list` shows what there is.")

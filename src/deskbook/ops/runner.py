@@ -23,10 +23,10 @@ from ..core.clock import Clock, iso, system_clock
 from ..core.errors import BadInput, DeskbookError, LockHeld, NotFound, Refused, did_you_mean
 from ..core.files import atomic_write, plain, read_json, run_id, sha256, write_json
 from ..core.settings import Settings
-from .evidence import ErrorRecord, Evidence, exit_code, git_commit, lost, read_evidence, seal_problem, sealed, versions, write_evidence
+from .evidence import ErrorRecord, Evidence, exit_code, find_run, git_commit, lost, project_root, read_evidence, reports_folder, seal_problem, sealed, versions, write_evidence
 from .parameters import check_parameters, runbook_parameters
 from .redaction import Redactor, redactor_for
-from .runbook import CONFIRMED, FOLDER, append_log, find_run, live_phrase, project_root, redacted, reports_folder
+from .runbook import CONFIRMED, FOLDER, append_log, live_phrase, redacted
 
 # %% ../../../nbs/ops/20_runner.ipynb #67a688bb
 def find_runbook(
@@ -267,7 +267,8 @@ def confirm_live(
     if typed.strip() != phrase: raise Refused(f"{runbook} in mode live needs confirmation{f', and {typed!r} is none' if typed else ''}.", f"Type {phrase!r} when asked, or pass --confirm {phrase!r}.")
 
 def _resumable(reports: Path, resume: str, runbook: str, given: Mapping[str, Any]) -> tuple[Evidence, dict[str, Any]]:
-    earlier = read_evidence(find_run(reports, resume))
+    try: earlier = read_evidence(find_run(reports, resume))
+    except NotFound as e: raise BadInput(e.what, e.todo) from None
     if earlier.status == "done": raise BadInput(f"run {earlier.run_id} ended with {earlier.verdict}; there is nothing to resume.", "Start a new run.")
     if find_run(reports, resume).parent.name != runbook: raise BadInput(f"run {earlier.run_id} is one of {earlier.runbook}, not of {runbook}.")
     if earlier.status == "running" and not lost(earlier): raise LockHeld(f"run {earlier.run_id} is still going.", "Wait for it, or stop it.")
@@ -288,9 +289,10 @@ def run_runbook(
     on_event: Callable[[dict[str, Any]], None] = lambda event: None, # sees each line of the log as it comes
     clock: Clock = system_clock, # epoch ms
 ) -> RunResult:
-    "Run a runbook to its end. Raises `BadInput`, `NotFound`, `Refused` or `LockHeld` when nothing was started."
-    settings, given = settings or Settings(), dict(given or {})
-    path, redactor = find_runbook(str(runbook)), redactor_for(os.environ)
+    "Run a runbook to its end. Raises `BadInput`, `Refused` or `LockHeld` when nothing was started."
+    settings, given, redactor = settings or Settings(), dict(given or {}), redactor_for(os.environ)
+    try: path = find_runbook(str(runbook))
+    except NotFound as e: raise BadInput(e.what, e.todo) from None # nothing was started
     declared, reports, name = runbook_parameters(path), reports_folder(settings), path.stem
     if any(limit is not None and not limit > 0 for limit in (timeout_s, step_timeout_s)): raise BadInput("a time limit must be more than 0 seconds.")
     earlier, given = _resumable(reports, resume, name, given) if resume else (None, given)
