@@ -104,9 +104,12 @@ if ! "$VENV/bin/python" -I -c 'import sys; sys.exit(sys.version_info[:2] < (3, 1
 fi
 
 install_with_uv() {
-  local uv; uv=$(find_uv) || { fetch_uv "$VENV/bin/python" 2>/dev/null && uv=$ROOT/.uv/bin/uv; } || return 1
-  "$uv" pip install -q --python "$VENV/bin/python" --require-hashes --compile-bytecode -r "$LOCK" &&
-    "$uv" pip install -q --python "$VENV/bin/python" --no-deps --no-build-isolation -e .
+  local uv install; uv=$(find_uv) || { fetch_uv "$VENV/bin/python" 2>/dev/null && uv=$ROOT/.uv/bin/uv; } || return 1
+  install=("$uv" pip install -q --python "$VENV/bin/python")
+  # From the cache alone where it has everything: then no network is needed.
+  { "${install[@]}" --offline --require-hashes --compile-bytecode -r "$LOCK" 2>/dev/null ||
+    "${install[@]}" --require-hashes --compile-bytecode -r "$LOCK"; } &&
+    "${install[@]}" --no-deps --no-build-isolation -e .
 }
 # pip reads its own configuration (a company mirror, say), which uv does not.
 install_with_pip() {
