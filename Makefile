@@ -19,7 +19,7 @@ setup: ## the environment, from the lock (the other targets do this themselves)
 	@tools/bootstrap.sh
 
 study: setup ## the weekly signal study: fetch or simulate candles, study them, write the report
-	@$(PY) -m deskbook.app.study_job
+	@$(BIN)/deskbook weekly
 
 lab: setup ## JupyterLab on this repository
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root)

@@ -17,6 +17,7 @@ PARTS = {  # command: module that holds it as a typer app of the same name
     "candles": "deskbook.app.cli_candles",
     "gates": "deskbook.app.cli_gates",
     "study": "deskbook.app.cli_study",
+    "weekly": "deskbook.app.cli_weekly",
     "run": "deskbook.app.cli_run",
     "runs": "deskbook.app.cli_run",
     "schedule": "deskbook.app.cli_run",
