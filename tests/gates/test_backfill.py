@@ -1,6 +1,7 @@
 """Backfill: the same gates as one long run, safe to interrupt, clear about what it could not do."""
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import polars as pl
 import pytest
@@ -143,7 +144,7 @@ def test_an_empty_lake_says_how_to_fill_it(tmp_path):
 def test_pieces_cover_the_window_once():
     a, b = to_ms("2024-11-17T03:00Z"), to_ms("2026-02-01")
     pieces = list(month_pieces(a, b, 3))
-    assert pieces[0][0] == a and pieces[-1][1] == b and all(x[1] == y[0] for x, y in zip(pieces, pieces[1:])) and len(pieces) == 5
+    assert pieces[0][0] == a and pieces[-1][1] == b and all(x[1] == y[0] for x, y in pairwise(pieces)) and len(pieces) == 5
 
 
 def test_warm_up_covers_the_memory():

@@ -1,4 +1,6 @@
 """The compiled step against its plain twin, in every split and at every size."""
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -79,7 +81,7 @@ def test_any_split_gives_the_same_bits(cuts, stride):
     s = GateSettings(stride=stride, warmup_samples=8, max_samples=60)
     x = tape_candles(CASES["heavy"], seed=4)
     whole, memory, edges = advance(KernelMemory(s), x), KernelMemory(s), [0, *sorted(cuts), 1500]
-    parts = [advance(memory, x.part(a, b)) for a, b in zip(edges, edges[1:])]
+    parts = [advance(memory, x.part(a, b)) for a, b in pairwise(edges)]
     for part, want in (("real", whole.real), ("codes", whole.codes), ("whole", whole.whole)):
         assert np.concatenate([getattr(p, part) for p in parts]).tobytes() == want.tobytes()
 
