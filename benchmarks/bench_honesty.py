@@ -52,7 +52,8 @@ def legacy_rejections(gates, candles) -> dict:
     pair, for any cell of the family; the same for positive means only; and a naive reading of raw p-values."""
     import numpy as np
     from deskbook.studies.costs import resolve_cost
-    from deskbook.studies.legacy import holm, legacy_samples, normal_p, t_statistic
+    from deskbook.studies.inference import adjust
+    from deskbook.studies.legacy import legacy_samples, normal_p, t_statistic
     import polars as pl
 
     either = positive = raw = False
@@ -62,17 +63,26 @@ def legacy_rejections(gates, candles) -> dict:
         bars = candles.filter(pl.col("instrument") == name)
         t = [t_statistic(legacy_samples(own, h, cost, bars).return_pct) for h in HORIZONS]
         p = [None if x is None else normal_p(x) for x in t]
-        adjusted = holm(p)
-        hit = [q is not None and q < 0.05 for q in adjusted]
+        hit = list(adjust(np.array([np.nan if x is None else x for x in p])) < 0.05)
         either |= any(hit)
-        positive |= any(h and x > 0 for h, x in zip(hit, t))
+        positive |= any(h and x > 0 for h, x in zip(hit, t) if x is not None)
         raw |= any(q is not None and q < 0.05 for q in p)
         cells, wrong = cells + len(hit), wrong + int(np.sum(hit))
     return {"any": either, "positive": positive, "raw": raw, "cell_share": wrong / cells}
 
 
+def keep_draws() -> None:
+    """The study draws the same replicates for the same grid, block and seed; keep them from week to week."""
+    from functools import lru_cache
+
+    from deskbook.studies import cells
+
+    if not hasattr(cells.replicate_weights, "cache_info"): cells.replicate_weights = lru_cache(maxsize=24)(cells.replicate_weights)
+
+
 def one_week(job: tuple) -> dict:
     seed, kind = job
+    keep_draws()
     from deskbook.market.simulated import PlantedEdge
 
     if kind == "noise":

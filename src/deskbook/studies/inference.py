@@ -8,6 +8,7 @@ __all__ = ['overlap_rows', 'hac_lag', 'hac_se', 'independent_windows', 'TimeBuck
            'detectable_mean', 'adjust', 'replicate_auroc', 'auroc', 'replicate_interval']
 
 # %% ../../../nbs/studies/20_inference.ipynb #bd3d0a81
+import gc
 import math
 import warnings
 from collections.abc import Sequence
@@ -218,7 +219,10 @@ def adjust(
     "Adjust one family of p-values with statsmodels `multipletests`."
     p = np.asarray(p, float)
     out, tested = np.full(p.shape, math.nan), np.isfinite(p)
-    if tested.any(): out[tested] = multipletests(p[tested], method=method)[1]
+    if not tested.any(): return out
+    gc.freeze()  # multipletests collects garbage for Holm: a quarter of a second in a process full of libraries
+    try: out[tested] = multipletests(p[tested], method=method)[1]
+    finally: gc.unfreeze()
     return out
 
 # %% ../../../nbs/studies/20_inference.ipynb #4dfe3f63
