@@ -159,7 +159,7 @@ class Step:
             self._worked = True
             result = work(*args, **kwargs)
         self._calls.append(self._run._record(result, f"{self._number:02d}.{n}"))
-        _write_step(self._run.folder/"steps"/f"{self._number:02d}.json", {"step": self.record.name, "key": self.record.key, "calls": self._calls})
+        _write_step(self._run.folder/"steps"/f"{self._number:02d}.json", {"key": self.record.key, "calls": self._calls})
         return result
 
 def _write_step(path: Path, content: bytes | dict[str, Any]) -> None:
