@@ -31,7 +31,8 @@ class _Parts(TyperGroup):
     def get_command(self, ctx, cmd_name: str) -> Any:
         if cmd_name not in PARTS: return None
         module = import_module(PARTS[cmd_name])
-        command = typer.main.get_command(getattr(module, cmd_name, None) or module.app)
+        part = getattr(module, cmd_name, None)
+        command = typer.main.get_command(part if isinstance(part, typer.Typer) else module.app)
         command.name = cmd_name
         return command
 
