@@ -12,7 +12,6 @@ from functools import lru_cache
 from zoneinfo import ZoneInfo
 import numpy as np
 import polars as pl
-from scipy.signal import lfilter
 from ..core.clock import DAY_MS, MINUTE_MS, iso, to_ms
 from ..core.errors import BadInput, NotFound, did_you_mean
 from .calendar import calendar_for, is_open
@@ -61,9 +60,13 @@ def _rng(seed: int, stream: str, block: int) -> np.random.Generator:
 def _ar1(shocks: np.ndarray, half_life: float) -> np.ndarray:
     "A stationary AR(1) with unit variance along the last axis; `half_life` in steps."
     phi = 0.5 ** (1 / half_life)
-    first = shocks[..., :1] * phi
-    out, _ = lfilter([np.sqrt(1 - phi * phi)], [1, -phi], shocks[..., 1:], axis=-1, zi=first)
-    return np.concatenate([shocks[..., :1], out], axis=-1)
+    y = shocks * np.sqrt(1 - phi * phi)
+    y[..., 0] = shocks[..., 0]
+    reach = 1 # y[t] holds the last `reach` shocks; adding it to itself that far on doubles the reach
+    while reach < y.shape[-1] and phi**reach > 1e-18:
+        y[..., reach:] += phi**reach * y[..., :-reach].copy()
+        reach *= 2
+    return y
 
 @lru_cache(maxsize=64)
 def _daily_stream(seed: int, stream: str) -> tuple[np.ndarray, np.ndarray]:
@@ -192,7 +195,7 @@ def _spread_ticks(spec: SimulatedInstrument, b: _Block, days: range) -> np.ndarr
 
 def _activity(spec: SimulatedInstrument, b: _Block, days: range) -> np.ndarray:
     "Volume of each minute: ticks for pairs (0: the minute has none and is left out), units for crypto."
-    from scipy.special import ndtri
+    from scipy.special import ndtri # here, because it is slow to import
     busy = np.sqrt(b.v / np.median(b.v, axis=1, keepdims=True)).clip(0.2, 6.0)
     q = ndtri(b.u[3].astype(np.float64).clip(1e-9, 1 - 1e-9))
     if spec.factor == "CRYPTO": return np.round(spec.ticks_min * b.usual * busy * np.exp(0.8 * q - 0.32), 3).clip(0.001)
