@@ -26,7 +26,7 @@ def tree(tmp_path) -> Path:
     copy.mkdir()
     for name in ("pyproject.toml", "settings.ini", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy / name)
-    for name in ("nbs", "src", "runbooks"):
+    for name in ("nbs", "src"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", ".ipynb_checkpoints"))
     return copy
 
