@@ -38,7 +38,7 @@ def decile_bins(
 ) -> Array: # int64 (n,), 1 to `bins`; 0 for NaN
     "The bin of each score; equal scores share one."
     if not 2 <= bins <= 100: raise BadInput(f"{bins} bins is not a number from 2 to 100.")
-    score = np.asarray(score, dtype=np.float64)
+    score = np.array(score, dtype=np.float64)
     out = np.empty(len(score), np.int64)
     _bin_sorted(score, ~np.isnan(score), np.argsort(score, kind="stable"), bins, out)
     return out + 1
@@ -83,7 +83,7 @@ def decile_table(
 ) -> pl.DataFrame: # decile, count, score_low, score_high, mean_bp, lift_bp, sd_bp, positive_frac
     "Returns by bin of the score, ties whole."
     if not 2 <= bins <= 100: raise BadInput(f"{bins} bins is not a number from 2 to 100.")
-    score, value = np.ascontiguousarray(score, dtype=np.float64), np.ascontiguousarray(value_bp, dtype=np.float64)
+    score, value = np.array(score, dtype=np.float64), np.array(value_bp, dtype=np.float64)
     if score.shape != value.shape: raise BadInput(f"{score.shape[0]} scores and {value.shape[0]} returns do not pair up.")
     return pl.DataFrame(_table(score, value, np.argsort(score, kind="stable"), bins)).with_columns(pl.col("sd_bp").fill_nan(None))
 
@@ -101,7 +101,7 @@ def decile_tables(
 
     def work(name: str) -> list[pl.DataFrame]:
         rows = fr.rows[name]
-        s = np.ascontiguousarray(values[rows])
+        s = np.array(values[rows]) # a copy, so that the kernel compiles once
         order = np.argsort(s, kind="stable")
         return [pl.DataFrame({"instrument": name, "horizon_min": h, "side": side} | _table(s, fr.net_bp(side)[rows, k], order, bins), schema_overrides=_SCHEMA)
             for k, h in enumerate(fr.horizons_min) for side in sides]

@@ -155,19 +155,25 @@ class _Prices:
     high: Array # best sale during the bar
     low: Array # worst sale during the bar
 
+def _epoch_ms(times: pl.Series) -> Array:
+    "Times as a writable integer array; a copy, so that kernels compile for one kind of array."
+    return np.array(times.cast(pl.Datetime("ms", "UTC")).to_physical().to_numpy())
+
 def _prices(candles: pl.DataFrame, quoted: bool) -> _Prices:
     "The executable prices of one instrument's bars."
-    t = candles["time"].cast(pl.Datetime("ms", "UTC")).to_physical().to_numpy()
+    t = _epoch_ms(candles["time"])
     if len(t) > 1 and not (np.diff(t) > 0).all():
         raise DataError(f"the candles of {candles['instrument'][0]} are not in time order or hold one time twice.", "Pass them through clean_candles.")
     def get(name: str) -> Array: return candles[name].cast(pl.Float64).to_numpy() # a null becomes NaN
-    if quoted: columns = _quoted_columns(get)
-    else: columns = (get("open"),) * 3 + (get("high"), get("low"))
-    usable = (columns[0] > 0) & (columns[1] > 0) & np.isfinite(columns[2])
-    if not usable.all(): t, columns = t[usable], tuple(c[usable] for c in columns)
-    sell, buy, mid, high, low = columns
-    if not (np.isfinite(high).all() and np.isfinite(low).all()): high, low = np.where(np.isfinite(high), high, sell), np.where(np.isfinite(low), low, sell)
+    sell, buy, mid, high, low = _quoted_columns(get) if quoted else _bar_columns(get)
+    usable = (sell > 0) & (buy > 0) & np.isfinite(mid)
+    if not usable.all(): t, sell, buy, mid, high, low = (c[usable] for c in (t, sell, buy, mid, high, low))
+    for x in (high, low): np.copyto(x, sell, where=~np.isfinite(x))
     return _Prices(t, sell, buy, mid, high, low)
+
+def _bar_columns(get) -> tuple[Array, ...]:
+    bar = np.array(get("open"))
+    return bar, bar, bar, np.array(get("high")), np.array(get("low"))
 
 def _quoted_columns(get) -> tuple[Array, ...]:
     bid, ask = get("bid_open"), get("ask_open")
@@ -212,9 +218,12 @@ def sorted_gates(
     if absent := [c for c in ("instrument", "time", "asof") if c not in gates.columns]:
         raise BadInput(f"gates have no column {', '.join(absent)}.", "Build them with gates.engine or read them with read_gates_jsonl.")
     if any(gates[c].null_count() for c in ("instrument", "time", "asof")): raise BadInput("some gates have no instrument, time or asof.")
-    name, time = gates["instrument"], gates["time"].to_physical()
-    rising = ((name.shift(1) < name) | ((name.shift(1) == name) & (time.shift(1) <= time))).fill_null(True)
-    return gates if rising.all() else gates.sort("instrument", "time", maintain_order=True)
+    return gates if _in_order(gates) else gates.sort("instrument", "time", maintain_order=True)
+
+def _in_order(gates: pl.DataFrame) -> bool:
+    names, time = gates["instrument"].cast(pl.String).rle().struct.unnest(), gates["time"].to_physical().to_numpy()
+    ends = np.cumsum(names["len"].to_numpy()).tolist()
+    return names["value"].is_sorted() and names["value"].is_unique().all() and all((np.diff(time[a:b]) >= 0).all() for a, b in zip([0, *ends], ends))
 
 # %% ../../../nbs/studies/01_forward.ipynb #fadb8df8
 def forward_returns(
@@ -237,12 +246,11 @@ def forward_returns(
     out = _empty(len(gates), len(horizons), excursions)
     parts = {i: candles[bars[i]] for i in rows}
     costs = {i: resolve_cost(model, i, c) for i, c in parts.items()}
-    asofs = gates["asof"].cast(pl.Datetime("ms", "UTC")).to_physical().to_numpy()
     hours = {i: calendar_of(i, calendar) for i in rows}
 
     def work(i: str) -> None:
         block = {k: v[rows[i]] for k, v in out.items()}
-        _one_instrument(asofs[rows[i]], _prices(parts[i], costs[i].kind == "quoted"), costs[i], hours[i], horizons, max_stale, excursions, block)
+        _one_instrument(_epoch_ms(gates["asof"][rows[i]]), _prices(parts[i], costs[i].kind == "quoted"), costs[i], hours[i], horizons, max_stale, excursions, block)
 
     if threads and len(rows) > 1:
         with ThreadPoolExecutor(threads) as pool: list(pool.map(work, rows))
@@ -260,7 +268,7 @@ def _empty(n: int, n_h: int, excursions: bool) -> dict[str, Array]:
 
 def _one_instrument(asof, p: _Prices, cost: InstrumentCost, hours, horizons, max_stale, excursions, out) -> None:
     "Fill the rows of one instrument."
-    entry, exit_, queue = np.empty(len(asof), np.int64), np.empty(len(asof), np.int64), np.empty(len(p.t), np.int64)
+    entry, exit_, queue = np.empty(len(asof), np.int32), np.empty(len(asof), np.int32), np.empty(len(p.t), np.int32)
     if (np.diff(asof) < 0).any(): raise DataError(f"the asof times of {cost.instrument} do not rise with time.", "Rebuild the gates.")
     first, last_ms = (min(asof[0], p.t[0]), max(asof[-1], p.t[-1])) if len(p.t) else (asof[0], asof[-1])
     opens, closes = _sessions(hours, first, last_ms + horizons[-1] * MINUTE_MS + 1)
