@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "ops"))
-from books import PARAMETERS, book  # noqa: E402
+from books import PARAMETERS, book
 
-from deskbook.app.cli import main  # noqa: E402
-from deskbook.core.settings import Settings  # noqa: E402
-from deskbook.ops.evidence import Evidence, sealed, write_evidence  # noqa: E402
+from deskbook.app.cli import main
+from deskbook.core.settings import Settings
+from deskbook.ops.evidence import Evidence, sealed, write_evidence
 
 JOB = '''runbook = "gate_history"
 cron = "0 6 * * 2"
@@ -46,11 +46,11 @@ def test_bad_parameters_print_the_table_and_start_nothing(project, capsys):
 
 
 def test_guards(project, capsys):
-    from deskbook.ops.runner import run_lock
+    from deskbook.ops.runbook import RunLock
     assert main(["run", "gate_history", "--live"]) == 4
     assert main(["run", "gate_history", "--live", "--confirm", "yes"]) == 4
     assert "'live gate_history'" in capsys.readouterr().err
-    with run_lock(Settings().home, "gate_history", "default", "20251104T060000Z-1f9c2a"):
+    with RunLock(Settings().home, "gate_history", "default", "20251104T060000Z-1f9c2a"):
         assert main(["run", "gate_history"]) == 5
     assert "20251104T060000Z-1f9c2a" in capsys.readouterr().err
     assert not (project / "reports").exists()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from books import Desk  # noqa: E402
+from books import Desk
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def test_comparable_takes_times_and_ids_and_nothing_else():
 def test_unreadable_evidence_names_the_file(tmp_path):
     for text in ("", '{"run_id": ', '{"run_id": "x"}', "[1]", '{"numbers": NaN}'):
         (tmp_path / "evidence.json").write_text(text)
-        with pytest.raises(DataError, match="evidence.json"): read_evidence(tmp_path)
+        with pytest.raises(DataError, match=r"evidence\.json"): read_evidence(tmp_path)
 
 
 # -- a full disk -----------------------------------------------------------------------------------------------------

@@ -198,8 +198,55 @@ def test_killed_runner_takes_its_kernel_along_and_frees_the_lock(desk):
     assert _gone(kernel), "an orphan would go on working without a lock"
     (lost,) = list_runs(desk.reports)
     assert lost.state[0] == "LOST" and lost.evidence.steps[0].status == "done"
-    from deskbook.ops.runner import run_lock
-    with run_lock(desk.settings.home, "gate_history", "default", "next"): pass
+    from deskbook.ops.runbook import RunLock
+    with RunLock(desk.settings.home, "gate_history", "default", "next"): pass
+
+
+@pytest.mark.parametrize("limit,code,words", [(1_000, 1, "evidence.json: File too large. What stood there before is unchanged"), (20_000, 1, "the evidence stands, but the report could not be finished")])
+def test_full_disk(desk, limit, code, words):
+    """No file may grow beyond the limit: too small for any evidence, then big enough for all but the page."""
+    env = os.environ | {"DESKBOOK_HOME": str(desk.settings.home), "DESKBOOK_REPORTS": str(desk.reports)}
+    script = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); " + DESKBOOK[-1]
+    done = subprocess.run([sys.executable, "-c", script, "run", str(book(desk.root)), "--set", "marks=" + "m" * 150], env=env, cwd=desk.root, capture_output=True, text=True)
+    assert done.returncode == code and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+    left = [p for p in desk.reports.rglob("*") if p.is_file()]
+    assert [p for p in left if p.suffix == ".tmp"] == []
+    if limit == 20_000: assert read_evidence(next(desk.reports.glob("gate_history/*"))).verdict == "PASS"
+
+
+def test_a_person_in_jupyterlab_holds_the_lock_too(desk, monkeypatch):
+    from deskbook.ops.runbook import Run, RunLock
+    run = Run.open("gate_history", {}, settings=desk.settings)
+    with pytest.raises(LockHeld, match=run.folder.name): desk.run()
+    run.fail(ValueError("later"))
+    with RunLock(desk.settings.home, "gate_history", "default", "next"), pytest.raises(LockHeld, match="next"): run.note("going on")
+    run.note("going on")
+    with pytest.raises(LockHeld, match=run.folder.name): desk.run()
+    run.seal()
+    with RunLock(desk.settings.home, "gate_history", "default", "next"): pass
+
+
+def test_inside_a_running_loop(desk):
+    """As from a notebook: the runner brings its own loop."""
+    import asyncio
+    async def main(): return desk.run(book(desk.root, "1 + 1", name="quiet"), {})
+    assert asyncio.run(main()).evidence.error.type == "Unsealed"
+
+
+def test_terminal_shows_steps(desk):
+    import io
+
+    from rich.console import Console
+
+    from deskbook.ops.runner import Terminal
+    for watched in (True, False):
+        out = io.StringIO()
+        with Terminal(Console(file=out, force_terminal=watched, width=100)) as terminal:
+            terminal({"event": "step_started", "step": "rebuild gates [M1]"})
+            terminal({"event": "progress", "step": "rebuild gates [M1]", "done": 3, "total": 7, "what": "EUR_USD"})
+            terminal({"event": "step_done", "step": "rebuild gates [M1]", "duration_s": 3.2, "counts": {"gates": 12480}})
+            terminal({"event": "unknown"})
+        assert "✓ rebuild gates [M1]  3.2 s · gates 12,480" in out.getvalue()
 
 
 # -- refusals: nothing was started -----------------------------------------------------------------------------------
