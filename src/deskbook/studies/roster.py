@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KEEP', 'UNPROVEN', 'REMOVE', 'RosterRules', 'RosterDecision', 'week_of', 'week_numbers', 'RosterLedger',
-           'read_ledger', 'record_week', 'PooledCell', 'pool_weeks', 'decide_roster']
+           'read_ledger', 'record_roster', 'PooledCell', 'pool_weeks', 'decide_roster']
 
 # %% ../../../nbs/studies/40_roster.ipynb #16d92ad6
 import json
@@ -112,7 +112,7 @@ def read_ledger(
     return RosterLedger(path, weeks, tail)
 
 # %% ../../../nbs/studies/40_roster.ipynb #801926ab
-def record_week(
+def record_roster(
     path: "str | Path", # JSONL
     evidence: Mapping[str, Any], # of an outcome study
     rules: RosterRules | None = None, # None: the defaults
@@ -235,8 +235,8 @@ def _missing(c: PooledCell, rules: RosterRules) -> list[str]:
     if c.weeks < rules.min_weeks: out.append(f"{c.weeks} of {rules.min_weeks} weeks.")
     if c.n_eff < rules.min_n_eff: out.append(f"{c.n_eff:.0f} of {rules.min_n_eff:.0f} facts.")
     if not c.p_holm < rules.max_p: out.append(f"Holm p {_num(c.p_holm)} is not below {rules.max_p}.")
-    if not c.low_bp > 0: out.append(f"the lower bound {c.low_bp:+.2f} bp is not above zero.")
-    if not c.auroc_low > 0.5: out.append("the AUROC is unknown." if math.isnan(c.auroc_low) else f"the AUROC's lower bound {c.auroc_low:.3f} is not above 0.5.")
+    if not c.low_bp > 0: out.append(f"The lower bound {c.low_bp:+.2f} bp is not above zero.")
+    if not c.auroc_low > 0.5: out.append("The AUROC is unknown." if math.isnan(c.auroc_low) else f"The AUROC's lower bound {c.auroc_low:.3f} is not above 0.5.")
     return out
 
 # %% ../../../nbs/studies/40_roster.ipynb #e738839b
