@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIMULATED', 'CANONICAL', 'WeeklyParameters', 'choose_venue', 'StudyWeek', 'choose_week', 'week_candles', 'WeekGates',
-           'week_gates', 'frame_sha256', 'Published', 'dated_name', 'publish_evidence']
+           'week_gates', 'source_of', 'frame_sha256', 'Published', 'dated_name', 'publish_evidence']
 
 # %% ../../../nbs/studies/60_weekly.ipynb #1a59043b
 import io
@@ -141,6 +141,13 @@ def week_gates(
         try: frames.append(window_gates(job, lake).gates)
         except DeskbookError as e: refused[job.instrument] = str(e)
     return WeekGates(pl.concat(frames).sort("instrument", "time"), refused)
+
+# %% ../../../nbs/studies/60_weekly.ipynb #4bb3c754
+def source_of(
+    candles: pl.DataFrame, # with the column `source`
+) -> str: # e.g. "simulated market", "oanda file"
+    "Where the candles come from, for titles."
+    return ", ".join(candles["source"].drop_nulls().unique().sort())
 
 # %% ../../../nbs/studies/60_weekly.ipynb #307e84d8
 def frame_sha256(
