@@ -81,6 +81,8 @@ class Evidence(_Frozen):
     pid: int | None = None # process at work, while running
     seal: str | None = None # sha256 over all the rest
 
+    def _repr_pretty_(self, p: Any, cycle: bool) -> None: p.text(f"{self.verdict or self.status}: {self.reason}")
+
 # %% ../../../nbs/ops/01_evidence.ipynb #f3db84cc
 def content_seal(
     content: Mapping[str, Any], # evidence as JSON

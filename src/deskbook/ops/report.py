@@ -133,7 +133,10 @@ def _value(value: Any) -> str: # HTML
     if isinstance(value, bool): return str(value).lower()
     if isinstance(value, int): return f"{value:,}".replace(",", "\u202f")
     if isinstance(value, float): return f"{value:.6g}"
+    if isinstance(value, dict) and value: return "".join(f"<div class=pair><span>{html.escape(str(k))}</span><span>{_value(v)}</span></div>" for k, v in value.items())
     return html.escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+def _short(text: str) -> str: return f"<span class=short>{html.escape(text)}</span>" # HTML that does not wrap
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str: # cells are HTML
     body = "".join(f"<tr>{''.join(f'<td>{c}</td>' for c in row)}</tr>" for row in rows)
@@ -151,7 +154,7 @@ def summary_html(
              ("continues", evidence.resumed_from or "")]
     line = " · ".join(f"{k} <b>{html.escape(v)}</b>" for k, v in facts if v)
     numbers = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{_value(v)}</dd></div>" for k, v in evidence.numbers.items())
-    steps = ([html.escape(s.name) + (f"<br><small class=bad>{html.escape(s.error)}</small>" if s.error else ""), s.status + (" (taken over)" if s.reused_from else ""), _duration(s.duration_s),
+    steps = ([html.escape(s.name) + (f"<br><small class=bad>{html.escape(s.error)}</small>" if s.error else ""), s.status + (" (taken over)" if s.reused_from else ""), _short(_duration(s.duration_s)),
               html.escape(", ".join(f"{k} {v:,}" for k, v in s.counts.items()))] for s in evidence.steps)
     checks = ([html.escape(c.name), _MARK[c.passed], html.escape(c.detail)] for c in evidence.checks)
     parts = [f"<header class={colour}><p class=verdict>{word}</p><h1>{html.escape(evidence.title or evidence.runbook)}</h1><p>{html.escape(evidence.reason)}</p></header>", f"<p class=facts>{line}</p>",
@@ -182,6 +185,7 @@ header{border-left:.5rem solid var(--edge);background:var(--card);padding:.8rem 
 .verdict{margin:0;font-weight:700;letter-spacing:.06em;color:var(--edge)}b.good,.good>a{color:var(--good)}b.bad,small.bad{color:var(--bad)}b.open{color:var(--open)}b.busy{color:var(--busy)}
 .facts,small,th{color:var(--dim)}.facts b{color:var(--ink);font-weight:500}.note{border-left:3px solid var(--open);padding-left:.7rem}
 .numbers{display:grid;grid-template-columns:repeat(auto-fill,minmax(13rem,1fr));gap:.5rem;margin:1rem 0}.numbers div{background:var(--card);border-radius:.3rem;padding:.5rem .7rem}dt{color:var(--dim);font-size:.82rem;overflow-wrap:anywhere}dd{margin:0;font-size:1.15rem;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
+.pair{display:flex;justify-content:space-between;gap:.8rem;font-size:.9rem;background:none!important;padding:0!important}.pair span:first-child{color:var(--dim)}.short{white-space:nowrap}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}th,td{text-align:left;padding:.32rem .7rem .32rem 0;border-bottom:1px solid var(--line);vertical-align:top}th{font-weight:500}
 pre{background:var(--card);padding:.6rem .8rem;border-radius:.3rem;overflow-x:auto;font:13px/1.45 ui-monospace,monospace;margin:.5rem 0}pre.error{border-left:3px solid var(--bad)}pre.stderr{color:var(--dim)}code{font-size:.86em;overflow-wrap:anywhere}
 img{max-width:100%;height:auto;background:#fff;border-radius:.2rem}details{margin:.4rem 0}summary{cursor:pointer;color:var(--dim);font-size:.85rem}section{margin:.6rem 0}hr{border:0;border-top:1px solid var(--line);margin:2rem 0}
@@ -264,9 +268,9 @@ def index_html(
         shown = " · ".join(f'<a href="{quote(os.path.relpath(p, reports))}">{n}</a>' for n, p in links if p.is_file())
         ev = e.evidence
         title = html.escape((ev.title if ev else "") or e.runbook) + f"<br><small>{html.escape(e.runbook)} · {html.escape(e.run_id)}{'' if not e.problem else ' · unreadable'}</small>"
-        rows.append([f"<b class={colour}>{word}</b>", title, html.escape(_window(ev)) if ev else "", _moment(ev.started) if ev else "", _duration(ev.duration_s) if ev else "", ev.mode if ev else "", shown])
+        rows.append([f"<b class={colour}>{word}</b>", title, " –<br>".join(map(_short, _window(ev).split(" – "))) if ev else "", _short(_moment(ev.started)) if ev else "", _short(_duration(ev.duration_s)) if ev else "", html.escape(ev.mode) if ev else "", shown])
     body = _table(("verdict", "run", "window, UTC", "started, UTC", "took", "mode", ""), rows)
-    return page_html("Runs", f"<h1>Runs</h1><p class=facts>{len(rows)} runs, newest first</p>{body or '<p>No run yet.</p>'}", code=False)
+    return page_html("Runs", f"<h1>Runs</h1><p class=facts>{len(rows)} run{'' if len(rows) == 1 else 's'}, newest first</p>{body or '<p>No run yet.</p>'}", code=False)
 
 def write_index(
     reports: Path, # the reports folder

@@ -38,7 +38,7 @@ def judge(
     if failed: return "FAIL", f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}"
     if open_questions: return "INCONCLUSIVE", "; ".join(open_questions)
     if unjudged: return "INCONCLUSIVE", f"could not be judged: {', '.join(unjudged)}"
-    return ("PASS", f"{len(checks)} checks passed") if checks else ("INCONCLUSIVE", "no check was made")
+    return ("PASS", f"{len(checks)} check{'s' if len(checks) > 1 else ''} passed") if checks else ("INCONCLUSIVE", "no check was made")
 
 # %% ../../../nbs/ops/10_runbook.ipynb #700406cd
 class _Unrecordable(Exception): pass
@@ -336,16 +336,16 @@ class Run:
     def save(self,
         name: str, # file name below the run's folder, e.g. "roster.csv"
         content: Any, # text, bytes, a frame (.csv, .parquet, .json), a figure (.png, .svg), or JSON
-    ) -> Path: # the file
+    ) -> str: # its name; the file is `run.folder/name`
         "Write a file beside the evidence and record its hash."
         where = PurePosixPath(name)
         if where.is_absolute() or ".." in where.parts or where.parts[0] == "steps" or where.name in ("evidence.json", "log.jsonl", "report.ipynb", "report.html"):
             raise BadInput(f"a run cannot save {name!r}.", "Use a plain file name of its own.")
         data = _as_bytes(content, where.suffix, redactor_for(os.environ))
-        try: path = atomic_write(self.folder/where, data)
+        try: atomic_write(self.folder/where, data)
         except OSError as e: raise DeskbookError(f"could not write {self.folder/where}: {e.strerror or e}.", "Make room and run again.") from e
         self._set(artefacts=_put(self.evidence.artefacts, {"name": name, "sha256": sha256(data), "bytes": len(data)}))
-        return path
+        return name
 
     # steps
     @contextmanager
