@@ -32,6 +32,7 @@ class CodecInput:
 
     def __len__(self): return len(self.close)
 
+# %% ../../../nbs/gates/10_codec.ipynb #bedf30ea
 def effective_spread(
     candles: pl.DataFrame, # candle columns, perhaps with `spread`
 ) -> np.ndarray: # float64, price units
@@ -42,6 +43,7 @@ def effective_spread(
     spread_range = (pl.col("high") - pl.col("low")).clip(lower_bound=0.0)
     return candles.select(pl.when(first > 0).then(first).otherwise(spread_range).alias("s"))["s"].to_numpy()
 
+# %% ../../../nbs/gates/10_codec.ipynb #df1ac4de
 def codec_input(
     candles: pl.DataFrame, # one instrument, ascending time; columns of the candle frame
 ) -> CodecInput:
@@ -62,6 +64,7 @@ def true_range(
     "The largest of range, high to previous close, low to previous close (Wilder 1978)."
     return np.maximum(high - low, np.maximum(abs(high - previous), abs(low - previous)))
 
+# %% ../../../nbs/gates/10_codec.ipynb #76a8a0c1
 def average_true_range(
     x: CodecInput, # candles
     period: int = 14, # candles
@@ -74,6 +77,7 @@ def average_true_range(
         out[i] = max(mean, ATR_FLOOR)
     return out
 
+# %% ../../../nbs/gates/10_codec.ipynb #8872da55
 def log_returns(
     close: np.ndarray, # float64, price
 ) -> np.ndarray: # float64; the first is 0
@@ -87,6 +91,7 @@ class Splits:
     volume: float # at least 1e-12
     spread: float # price units
 
+# %% ../../../nbs/gates/10_codec.ipynb #a9dd48c5
 def history_splits(
     x: CodecInput, # the whole loaded history
 ) -> Splits:
@@ -125,12 +130,14 @@ def exact_mean(
     "Mean of each row, from the exactly rounded sum."
     return np.array([math.fsum(row) for row in rows.tolist()]) / rows.shape[1]
 
+# %% ../../../nbs/gates/10_codec.ipynb #2412800a
 def deviations(
     rows: np.ndarray, # float64, windows x values
 ) -> np.ndarray: # the same shape
     "Values minus the mean of their row, the mean being rounded once."
     return rows - exact_mean(rows)[:, None]
 
+# %% ../../../nbs/gates/10_codec.ipynb #85f58562
 def population_sd(
     dev: np.ndarray, # float64, windows x values, from `deviations`
 ) -> np.ndarray: # one per window
@@ -138,6 +145,7 @@ def population_sd(
     n = dev.shape[1]
     return np.sqrt(np.maximum((dev * dev).sum(1) - dev.sum(1) ** 2 / n, 0.0) / n)
 
+# %% ../../../nbs/gates/10_codec.ipynb #b5cce8d2
 def lag1_autocorrelation(
     dev: np.ndarray, # float64, windows x values, from `deviations`
 ) -> np.ndarray: # one per window; 0 without variation

@@ -38,6 +38,7 @@ def _running_counts(codes):
         alternating[i + 1] = alternating[i] + count[(c >> 4) & 10] + count[c & 10] - count[(c >> 4) & 5] - count[c & 5]
     return walls, steps, apart, ones, alternating
 
+# %% ../../../nbs/gates/12_compat.ipynb #9c299f5f
 @njit(cache=True)
 def _walls_between(walls, steps, a, b):
     "Walls strictly inside the half bytes a to b: the step into half byte `a` is taken off again."
@@ -56,12 +57,14 @@ class SpectralPlan:
     table: np.ndarray # float64, n_bits x 2 room: cosines, then sines; no rows for long windows
     tie_band: float # of 1e-6: nearer to a half than this, a share is computed once more
 
+# %% ../../../nbs/gates/12_compat.ipynb #72ae6f25
 def quantum_bits(
     n_bits: int, # bits in a window
 ) -> int:
     "The finest grid on which sums over a window stay exact in float64."
     return 53 - math.ceil(math.log2(n_bits / math.pi + 1))
 
+# %% ../../../nbs/gates/12_compat.ipynb #02e502dd
 @lru_cache(4)
 def spectral_plan(
     n_bits: int, # bits in a window, a multiple of 8, at least 64
@@ -100,6 +103,7 @@ def _swap_byte(sums, old, new, slot, table, cos, sin, at, sign):
             sums[k] += sign[c] * cos[place]
             sums[room + k] += sign[c] * sin[place]
 
+# %% ../../../nbs/gates/12_compat.ipynb #4ac5288e
 @njit(cache=True)
 def _power(sums):
     "Sum of squares in eight lanes, always in the same order; the number of sums is a multiple of 8."
@@ -115,7 +119,7 @@ def _power(sums):
         a7 += sums[j + 7] * sums[j + 7]
     return ((a0 + a4) + (a2 + a6)) + ((a1 + a5) + (a3 + a7))
 
-# %% ../../../nbs/gates/12_compat.ipynb #4ac5288e
+# %% ../../../nbs/gates/12_compat.ipynb #53b0a931
 @njit(cache=True)
 def _low_power(codes, window, stride, room, table, cos, sin, out):
     "Power in the low bins of each window."
@@ -129,6 +133,7 @@ def _low_power(codes, window, stride, room, table, cos, sin, out):
             out[done] = _power(sums)
             done += 1
 
+# %% ../../../nbs/gates/12_compat.ipynb #deb7c237
 @njit(cache=True)
 def _window_power(codes, start, window, room, table, cos, sin):
     "Power in the low bins of one window, summed from its own first bit."
@@ -140,6 +145,7 @@ def _window_power(codes, start, window, room, table, cos, sin):
 _B = 256  # windows worked in step
 _X, _S, _Q, _P, _W, _D, _Q1, _M = (k * 256 for k in range(8))  # columns: value, sums, one before, mean
 
+# %% ../../../nbs/gates/12_compat.ipynb #59ea63ee
 @njit(cache=True)
 def _means(values, base, step, m, n, a):
     "Mean of n values for m windows that start at base, base + step, ... into column M."
@@ -153,6 +159,7 @@ def _means(values, base, step, m, n, a):
             a[_S + j] = t
     for j in range(m): a[_M + j] = (a[_S + j] + a[_Q + j]) / n
 
+# %% ../../../nbs/gates/12_compat.ipynb #a3cd8d00
 @njit(cache=True)
 def _moments(values, base, step, m, n, a):
     "Sums of deviations, squares (also without the last), neighbours' products and products with time."
@@ -218,6 +225,7 @@ COMPAT_COLUMNS = ("coherence", "stability", "entropy", "rupture", "coherence_tau
     "domain_wall_slope", "spectral_lowf_share", "reynolds_ratio", "temporal_half_life", "spatial_corr_length",
     "realized_vol", "atr_mean", "autocorr", "trend_strength", "volume_zscore", "regime_confidence")
 
+# %% ../../../nbs/gates/12_compat.ipynb #2afd9638
 @lru_cache(4)
 def _count_tables(n_bits: int) -> np.ndarray:
     "Rows: rounded coherence, entropy by ones; rounded stability, walls, agreement by walls; rounded lag-4 agreement; raw agreement, lag-4, walls."
@@ -226,6 +234,7 @@ def _count_tables(n_bits: int) -> np.ndarray:
     rounded = [round6(v) for v in (1 - np.minimum(entropy, 1), entropy, 1 - walls, walls, same, same_4)]
     return np.ascontiguousarray([*rounded, same, same_4, walls])
 
+# %% ../../../nbs/gates/12_compat.ipynb #a028ce2d
 @njit(cache=True)
 def _regime(trend, autocorr, realized_vol, atr_mean):
     "The twin is `codec.classify_regime`; the label is its place in REGIMES."
@@ -277,6 +286,7 @@ def _average_true_range(high, low, close, period):
         out[i], before = max(mean, ATR_FLOOR), close[i]
     return out
 
+# %% ../../../nbs/gates/12_compat.ipynb #0f2b9c5d
 @njit(cache=True)
 def _log_returns(close):
     "The twin is `codec.log_returns`."
@@ -285,6 +295,7 @@ def _log_returns(close):
         if close[i - 1] > 0 and close[i] > 0: out[i] = math.log(close[i] / close[i - 1])
     return out
 
+# %% ../../../nbs/gates/12_compat.ipynb #50486abb
 @njit(cache=True)
 def _candle_bytes(open_, high, low, close, volume, spread, atr, volume_split, spread_split):
     "The twin is `codec.candle_bytes`."
@@ -321,6 +332,7 @@ class CompatWindows:
         "The bits of window `k`."
         return np.unpackbits(self.codes[self.start[k]:self.start[k] + self.window])
 
+# %% ../../../nbs/gates/12_compat.ipynb #1c9c6024
 def window_starts(
     n: int, # candles
     window: int, # candles per window

@@ -37,6 +37,7 @@ def clamp_percentile(
     "The percentile as both calibrators use it."
     return min(max(percentile, 0.05), 0.99)
 
+# %% ../../../nbs/gates/30_hazard.ipynb #15af04dc
 @njit(cache=True)
 def quantile_index(percentile, n):
     "The place of the quantile among `n` sorted samples."
@@ -44,6 +45,7 @@ def quantile_index(percentile, n):
 
 # %% ../../../nbs/gates/30_hazard.ipynb #e655c532
 class ReferenceCalibrator:
+    # long: one small state machine, read top to bottom
     "The old adaptive threshold: the present sample is included, the smallest is forgotten. For checking old evidence."
     kind = "reference"
 
@@ -167,6 +169,7 @@ class HazardCalibrator:
 # %% ../../../nbs/gates/30_hazard.ipynb #2d98ac89
 Calibrator = ReferenceCalibrator | HazardCalibrator
 
+# %% ../../../nbs/gates/30_hazard.ipynb #b3cadb2a
 def calibrator_for(
     settings: GateSettings, # its mode chooses the rule
 ) -> Calibrator: # empty
@@ -175,6 +178,7 @@ def calibrator_for(
     if s.mode == "compat": return ReferenceCalibrator(s.hazard_percentile, s.max_samples, s.cap, s.fallback_multiplier)
     return HazardCalibrator(s.hazard_percentile, s.max_samples, s.cap, s.warmup_samples, s.fallback_multiplier, s.fallback_mads)
 
+# %% ../../../nbs/gates/30_hazard.ipynb #8109d376
 def calibrator_from(
     state: Mapping[str, Any], # as from `to_dict`
 ) -> Calibrator:
@@ -201,6 +205,7 @@ def _insert(values, n, x):
     values[lo] = x
     return n + 1
 
+# %% ../../../nbs/gates/30_hazard.ipynb #afacc104
 @njit(cache=True)
 def _remove(values, n, x):
     "Take one `x` out of the first `n` sorted values."
@@ -259,12 +264,14 @@ class Calibration:
     warmup: np.ndarray # bool
     calibrator: Calibrator # as it stands after the last hazard
 
+# %% ../../../nbs/gates/30_hazard.ipynb #05eedfc8
 def _one_by_one(hazards: np.ndarray, calibrator: Calibrator) -> Calibration:
     "A few hazards, as on a live desk: the loop's preparations would cost more than the loop."
     judged = [calibrator.push(h) for h in hazards.tolist()]
     exceeded, fallback, warmup = (np.array([j[k] for j in judged], bool) for k in (1, 2, 3))
     return Calibration(np.array([j.threshold for j in judged], float), exceeded, fallback, warmup, calibrator)
 
+# %% ../../../nbs/gates/30_hazard.ipynb #68339727
 def calibrate(
     hazards: np.ndarray, # float64, one instrument, oldest first
     calibrator: Calibrator, # where to start from; it is left as it is
@@ -286,6 +293,7 @@ def calibrate(
 
 # %% ../../../nbs/gates/30_hazard.ipynb #e889806b
 class SignatureMemory:
+    # long: counting, saving and forgetting of one memory
     "Counts how often a signature of one instrument was seen lately, the present time included."
 
     def __init__(self,
@@ -333,6 +341,7 @@ def _repetitions(ids, times, order, retention, out):
         while times[order[j]] - times[order[first]] > retention: first += 1
         out[order[j]] = j - first + 1
 
+# %% ../../../nbs/gates/30_hazard.ipynb #54fd4535
 def count_repetitions(
     signatures: "pl.Series | np.ndarray | Sequence", # text or whole numbers, one instrument, oldest first
     times_ms: np.ndarray, # int64 epoch ms, same length
@@ -360,6 +369,7 @@ def admission_reasons(
 # %% ../../../nbs/gates/30_hazard.ipynb #4ea3a180
 _REASON_SETS = [[code for bit, code in enumerate(REASON_ORDER) if mask >> bit & 1] for mask in range(1 << len(REASON_ORDER))]
 
+# %% ../../../nbs/gates/30_hazard.ipynb #17a86a52
 def admit_all(
     hazards: np.ndarray, # float64
     calibration: Calibration, # from `calibrate`
@@ -373,6 +383,7 @@ def admit_all(
     mask = sum((test.astype(np.int64) << bit for bit, test in enumerate(tests)), np.zeros(len(hazards), np.int64))
     return mask == 0, pl.Series("reasons", _REASON_SETS, dtype=pl.List(pl.String)).gather(mask)
 
+# %% ../../../nbs/gates/30_hazard.ipynb #6497d5ac
 def direction_of(
     regime: str, # label
 ) -> str: # BUY, SELL or FLAT

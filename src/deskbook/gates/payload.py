@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCHEMA_VERSION', 'STRUCTURE_METRICS', 'REGIME_FEATURES', 'CODEC_META', 'GATE_SCHEMA', 'empty_gates', 'GateStructure',
-           'GateRegime', 'GateCodecMeta', 'GateComponents', 'split_reasons', 'signature_of', 'nested', 'GatePayload',
-           'payload_json', 'legacy_payload', 'payload_from_json', 'payload_schema', 'gate_row', 'gates_frame',
-           'flat_row', 'frame_payloads', 'BadLine', 'GatesFile', 'read_gates_jsonl', 'write_gates_jsonl']
+           'GateRegime', 'GateCodecMeta', 'GateComponents', 'split_reasons', 'nested', 'GatePayload', 'payload_json',
+           'legacy_payload', 'payload_from_json', 'payload_schema', 'gate_row', 'gates_frame', 'flat_row',
+           'frame_payloads', 'BadLine', 'GatesFile', 'read_gates_jsonl', 'write_gates_jsonl']
 
 # %% ../../../nbs/gates/31_payload.ipynb #4002e139
 import base64
@@ -21,6 +21,7 @@ from ..core.clock import to_ms
 from ..core.errors import BadInput, DataError, NotFound
 from ..core.files import atomic_write
 from .settings import HAZARD_FALLBACK
+from .structure import signature_of
 
 SCHEMA_VERSION = 1
 
@@ -42,6 +43,7 @@ GATE_SCHEMA: dict[str, pl.DataType] = {
     "gap_count": pl.Int64(), "span_s": pl.Int64(), "engine_mode": pl.String(), "semantic_tags": pl.List(pl.String()),
     "quality": pl.List(pl.String()), "pinned_lock_in_phase": pl.Int64()}
 
+# %% ../../../nbs/gates/31_payload.ipynb #c03dcefa
 def empty_gates() -> pl.DataFrame:
     "No gates, in the right shape."
     return pl.DataFrame(schema=GATE_SCHEMA)
@@ -49,9 +51,11 @@ def empty_gates() -> pl.DataFrame:
 # %% ../../../nbs/gates/31_payload.ipynb #9a50c10a
 _Number = float | None
 
+# %% ../../../nbs/gates/31_payload.ipynb #c001e68d
 class _Part(BaseModel):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False, populate_by_name=True)
 
+# %% ../../../nbs/gates/31_payload.ipynb #b7b5ef49
 class GateStructure(_Part):
     # long: one field per line with its unit and range
     "What the bits of the window look like. Null where a metric does not exist."
@@ -74,7 +78,7 @@ class GateStructure(_Part):
     lambda_scaled: _Number = Field(default=None, description="as lambda at the top")
     hazard_threshold: _Number = Field(default=None, description="as at the top")
 
-# %% ../../../nbs/gates/31_payload.ipynb #c001e68d
+# %% ../../../nbs/gates/31_payload.ipynb #d6ccbcf7
 class GateRegime(_Part):
     "Which market the window shows."
     label: str = Field(description="trend_bull, trend_bear, mean_revert, chaotic, neutral or insufficient")
@@ -85,6 +89,7 @@ class GateRegime(_Part):
     trend_strength: _Number = Field(default=None, description="scaled slope")
     volume_zscore: _Number = Field(default=None, description="excess of volume over its median, as a fraction")
 
+# %% ../../../nbs/gates/31_payload.ipynb #da356bb5
 class GateCodecMeta(_Part):
     "What is needed to decode the bits again."
     delta_scale: _Number = None
@@ -92,6 +97,7 @@ class GateCodecMeta(_Part):
     volume_split: _Number = None
     spread_split: _Number = None
 
+# %% ../../../nbs/gates/31_payload.ipynb #6bdc4e80
 class GateComponents(_Part):
     "The bits themselves."
     bits_b64: str | None = Field(default=None, description="one byte per candle, oldest first, base64")
@@ -114,25 +120,19 @@ def split_reasons(
     if isinstance(value, (list, tuple)) and all(isinstance(code, str) for code in value): return list(value)
     raise ValueError(f"reasons {value!r} is neither a list of codes nor codes joined with |")
 
-def signature_of(
-    coherence: float, # 0 to 1
-    stability: float, # 0 to 1
-    entropy: float, # 0 to 1
-) -> str: # e.g. c0.037_s0.493_e0.963
-    "Three metrics, three decimals each: windows with one signature count as repetitions of one another."
-    return f"c{coherence:.3f}_s{stability:.3f}_e{entropy:.3f}"
-
 # %% ../../../nbs/gates/31_payload.ipynb #352988bd
 def _moment(row: Mapping[str, Any]) -> Any:
     for key in ("ts_ms", "ts", "time"):
         if row.get(key) is not None: return to_ms(row[key])
     raise ValueError("the row has no ts_ms and no ts")
 
+# %% ../../../nbs/gates/31_payload.ipynb #20959aa7
 def _with_signature(structure: dict[str, Any]) -> dict[str, Any]:
     three = [structure.get(name) for name in ("coherence", "stability", "entropy")]
     if structure.get("signature") is None and all(isinstance(x, (int, float)) for x in three): structure["signature"] = signature_of(*three) # type: ignore[arg-type]
     return structure
 
+# %% ../../../nbs/gates/31_payload.ipynb #40501867
 def _part(row: Mapping[str, Any], key: str, names: Iterable[str]) -> dict[str, Any]:
     "A nested part of a row; what it lacks is looked for at the top of the row."
     part = dict(row[key]) if isinstance(row.get(key), Mapping) else {}
@@ -200,12 +200,14 @@ _LEGACY_TOP = ("instrument", "ts_ms", "admit", "direction", "lambda", "hazard", 
     "components", "reasons", "source")
 _LEGACY_OPTIONAL = ("semantic_tags", "bundle_hits", "bundle_blocks", "bundle_readiness", "action", "trap_door_high", "trap_door_low")
 
+# %% ../../../nbs/gates/31_payload.ipynb #fd0fcbb7
 def payload_json(
     payload: GatePayload, # any
 ) -> str: # one line of strict JSON, no spaces
     "The document as one line."
     return json.dumps(payload.model_dump(mode="json", by_alias=True), separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 
+# %% ../../../nbs/gates/31_payload.ipynb #43c2ba03
 def legacy_payload(
     payload: GatePayload, # any
 ) -> dict[str, Any]: # only the keys of the older producers
@@ -214,6 +216,7 @@ def legacy_payload(
     if whole["components"]["fallback_mode"] is None: del whole["components"]["fallback_mode"]
     return {key: whole[key] for key in _LEGACY_TOP} | {key: whole[key] for key in _LEGACY_OPTIONAL if whole[key] not in (None, [])}
 
+# %% ../../../nbs/gates/31_payload.ipynb #9995653c
 def payload_from_json(
     text: str | bytes, # one JSON object of either shape
 ) -> GatePayload:
@@ -221,14 +224,16 @@ def payload_from_json(
     try: return GatePayload.model_validate(_strict_object(text))
     except (ValidationError, ValueError, BadInput) as e: raise DataError(f"not a gate: {_why(e)}") from None
 
-# %% ../../../nbs/gates/31_payload.ipynb #fd0fcbb7
+# %% ../../../nbs/gates/31_payload.ipynb #940acc20
 def _no_constant(name: str): raise ValueError(f"{name} is not JSON")
 
+# %% ../../../nbs/gates/31_payload.ipynb #9c97f1a2
 def _strict_object(text: str | bytes) -> dict[str, Any]:
     row = json.loads(text, parse_constant=_no_constant)
     if not isinstance(row, dict): raise ValueError(f"a gate is an object, this is a {type(row).__name__}")
     return row
 
+# %% ../../../nbs/gates/31_payload.ipynb #ec70e404
 def _why(e: Exception) -> str:
     "One line about what was wrong."
     if not isinstance(e, ValidationError): return str(e)
@@ -246,6 +251,7 @@ def payload_schema() -> dict[str, Any]: # JSON schema, draft 2020-12
 def _quality_list(quality: Mapping[str, str]) -> list[str]: return [f"{name}:{why}" for name, why in quality.items()]
 def _quality_map(quality: Iterable[str] | None) -> dict[str, str]: return dict(entry.split(":", 1) for entry in quality or [])
 
+# %% ../../../nbs/gates/31_payload.ipynb #cfbb9051
 def gate_row(
     payload: GatePayload, # any
     candle_ms: int = 60_000, # length of a candle, for `asof` where the payload does not say it
@@ -304,11 +310,13 @@ class BadLine(NamedTuple):
     line: int # counted from 1
     why: str # what is wrong with it
 
+# %% ../../../nbs/gates/31_payload.ipynb #96b35c9c
 class GatesFile(NamedTuple):
     "What a gates file held."
     gates: pl.DataFrame # GATE_SCHEMA, file order
     bad_lines: list[BadLine] # in file order
 
+# %% ../../../nbs/gates/31_payload.ipynb #105cab30
 def read_gates_jsonl(
     path: str | Path, # one JSON object per line; empty lines are skipped
     candle_ms: int = 60_000, # length of a candle, for `asof` where a row does not say it

@@ -36,6 +36,7 @@ def entropy_of_ones(
     return 0.0 - np.array([p * math.log2(p) if p > 0 else 0.0 for p in p0.ravel()]).reshape(p0.shape) \
                - np.array([p * math.log2(p) if p > 0 else 0.0 for p in p1.ravel()]).reshape(p1.shape)
 
+# %% ../../../nbs/gates/11_structure.ipynb #bdea379d
 def agreement(
     bits: np.ndarray, # 0 and 1, last axis is time
     lag: int, # bits, at least 1
@@ -45,6 +46,7 @@ def agreement(
     if n <= lag: return np.ones(bits.shape[:-1])
     return (bits[..., lag:] == bits[..., :-lag]).sum(-1) / (n - lag)
 
+# %% ../../../nbs/gates/11_structure.ipynb #a1a631d2
 def wall_ratio(
     bits: np.ndarray, # 0 and 1, last axis is time
 ) -> np.ndarray: # 0 to 1
@@ -69,6 +71,7 @@ def _over(numerator: "np.ndarray | float", divisor: np.ndarray) -> np.ndarray:
     "Numerator over the absolute divisor, which is at least 1e-6; 0 where the divisor is exactly 0."
     return np.where(divisor != 0, numerator / np.maximum(1e-6, np.abs(divisor)), 0.0)
 
+# %% ../../../nbs/gates/11_structure.ipynb #8a6eaab7
 def raw_metrics(
     bits: np.ndarray, # 0 and 1, last axis is time, at least 1
 ) -> dict[str, np.ndarray]: # every name of METRICS
@@ -81,6 +84,7 @@ def raw_metrics(
               _over(rupture, wall_slope), _over(math.log(2), tau_slope), _over(1.0, wall_slope), np.ones(b.shape[:-1]))
     return dict(zip(METRICS, values))
 
+# %% ../../../nbs/gates/11_structure.ipynb #2fa2c997
 def structure_metrics(
     bits: np.ndarray, # 0 and 1, last axis is time; one list or many rows
 ) -> dict[str, np.ndarray]: # every name of METRICS, six decimals
@@ -97,6 +101,7 @@ def signature_of(
     "The signature: windows with the same one count as repetitions of one another."
     return f"c{coherence:.3f}_s{stability:.3f}_e{entropy:.3f}"
 
+# %% ../../../nbs/gates/11_structure.ipynb #8937ab64
 def signature_tables(
     n: int, # bits in a window
 ) -> tuple[list[str], list[str], list[str]]: # c by number of ones, s by number of walls, e by number of ones
