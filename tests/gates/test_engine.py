@@ -10,9 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deskbook.core.errors import BadInput, DataError
+from deskbook.gates import sound_kernel, tags
 from deskbook.gates.engine import EXTRAS, GateEngine, build_gates, engine_from, engine_from_bytes, engine_state, state_bytes
 from deskbook.gates.payload import GATE_SCHEMA, frame_payloads, payload_json
 from deskbook.gates.settings import GateSettings
+from deskbook.gates.tags import tag_gates
 from deskbook.market.candles import clean_candles
 from deskbook.market.samples import sample_candles
 from deskbook.market.simulated import simulate_candles
@@ -211,6 +213,15 @@ def test_incomplete_candles_are_ignored(eur):
     assert engine.push(eur.row(0, named=True) | {"complete": False}) is None and engine.candles == 0
     half = eur.with_columns(complete=pl.int_range(pl.len()) < 900)
     assert build_gates(half, SMALL).equals(build_gates(eur[:900], SMALL))
+
+
+def test_the_step_is_compiled_once_for_all_callers(eur):
+    """A second signature would be a second compilation, and perhaps other instructions."""
+    engine = GateEngine("EUR_USD", SMALL)
+    engine.push(eur.row(0, named=True))
+    engine.push_many(eur[1:600])
+    tag_gates(build_gates(eur, SMALL))
+    assert len(sound_kernel._advance.signatures) == len(tags._tag.signatures) == 1
 
 
 def test_only_sound_streams():

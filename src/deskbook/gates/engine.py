@@ -43,6 +43,7 @@ def missing_minutes(
     if len(hole): missing[hole] = calendar.open_between(before[hole], time[hole]) // MINUTE_MS
     return missing
 
+# %% ../../../nbs/gates/40_engine.ipynb #817dc027
 def candle_arrays(
     candles: pl.DataFrame, # candle frame, one instrument
     calendar: TradingCalendar, # its trading hours
@@ -54,7 +55,7 @@ def candle_arrays(
     for name in ("volume", "bid_close", "ask_close"):
         if name not in candles.columns: candles = candles.with_columns(pl.lit(None, pl.Float64).alias(name))
     time = candles["time"].dt.epoch("ms").to_numpy().astype(np.int64)
-    o, h, l, c, volume, bid, ask = (candles[name].cast(pl.Float64).to_numpy() for name in _SOURCE_COLUMNS[1:])
+    o, h, l, c, volume, bid, ask = (candles[name].cast(pl.Float64).to_numpy(writable=True) for name in _SOURCE_COLUMNS[1:])
     _check_order(time, last_ms, instrument)
     _check_prices(time, o, h, l, c, instrument)
     spread = abs(ask - bid)
@@ -106,6 +107,7 @@ _TAGGED = [_COLUMN[name] for name in ("coherence", "stability", "rupture", "entr
 EXTRAS = ("hazard_rate", "coherence_tau_z", "domain_wall_t", "reynolds_z", "vol_ratio")
 
 class GateEngine:
+    # long: the public face, one short method after another
     "The sound engine of one instrument as a stream."
     def __init__(self,
         instrument: str, # e.g. EUR_USD

@@ -37,6 +37,7 @@ _TIME, _SIGN, _CODE, _MISSING = range(4) # rows of `hist_int`
 _POS, _COUNT, _VLEN, _VHEAD, _LAST_GATE, _PHASE, _LOCK = range(7) # of `marks`
 
 class KernelMemory:
+    # long: the arrays, and how they are saved and restored
     "What the next candle's gate depends on: the recent past in flat arrays."
     def __init__(self,
         settings: GateSettings, # window, context, atr_period and max_samples fix the sizes
@@ -114,6 +115,7 @@ def _same(s, lag): # share that points the same way `lag` candles later
     for i in range(lag, n): same += s[i] == s[i - lag]
     return same / (n - lag)
 
+# %% ../../../nbs/gates/23_sound_kernel.ipynb #0eb68877
 @njit(cache=True)
 def _wall_line(s): # slope per block, t, reason
     n = len(s)
@@ -154,6 +156,7 @@ def _low_share(x, total, waves, sums):
     every = (n * total + sums[m - 1] ** 2) / 2 if n % 2 == 0 else n * total / 2
     return min(1.0, low / every)
 
+# %% ../../../nbs/gates/23_sound_kernel.ipynb #f5be7a4e
 @njit(cache=True)
 def _variance_ratio(x, n, total): # VR(4), robust z
     long = d1 = d2 = d3 = 0.0
@@ -171,6 +174,7 @@ def _variance_ratio(x, n, total): # VR(4), robust z
     theta = n * (2.25 * d1 + d2 + 0.25 * d3) / (total * total)
     return ratio, (ratio - 1) * math.sqrt(n / theta) if theta > 0 else np.nan
 
+# %% ../../../nbs/gates/23_sound_kernel.ipynb #fe63a8b8
 @njit(cache=True)
 def _half_life(x, n, total): # seconds, reason
     bar, k = 2 / math.sqrt(n), 0
@@ -248,12 +252,14 @@ def _label(trend, autocorr, ratio, past, seen, vr, z, whole, real): # label numb
     if ratio >= high and abs(autocorr) < 0.1: return 4, rank, _OK
     return 0, 0.5, _OK
 
+# %% ../../../nbs/gates/23_sound_kernel.ipynb #38ccfa31
 @njit(cache=True)
 def _codes(x, xi, a, n, volume_split, spread_split, codes):
     for i in range(n):
         liquid, busy = x[_SPREAD, a + i] <= spread_split or spread_split <= 0, max(x[_VOLUME, a + i], 1e-12) >= volume_split
         codes[i] = xi[_CODE, a + i] + (2 if liquid else 0) + (1 if busy else 0)
 
+# %% ../../../nbs/gates/23_sound_kernel.ipynb #5cc2ea6b
 @njit(cache=True)
 def _alignment(codes, before, shift): # share of equal bits; nan without a common candle
     n, differ = len(codes), 0

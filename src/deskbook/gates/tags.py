@@ -131,7 +131,7 @@ def push_tags(
 ) -> Tagged:
     "Tag the next gates of one instrument, one or many."
     bits, delta = np.zeros(len(lam), np.int64), np.empty((len(lam), 2))
-    _tag(np.ascontiguousarray(ranked), lam, memory.rows, memory.marks, memory.last, memory.quantile, memory.warmup, delta, bits)
+    _tag(np.require(ranked, np.float64, ["C", "W"]), np.require(lam, np.float64, ["C", "W"]), memory.rows, memory.marks, memory.last, memory.quantile, memory.warmup, delta, bits)
     return Tagged(bits, delta[:, 0], delta[:, 1])
 
 # %% ../../../nbs/gates/32_tags.ipynb #8d41f3d9
