@@ -224,6 +224,19 @@ def test_the_step_is_compiled_once_for_all_callers(eur):
     assert len(sound_kernel._advance.signatures) == len(tags._tag.signatures) == 1
 
 
+def test_other_candle_lengths_scale_times_and_nothing_else(eur):
+    """The same prices as five-minute candles: the same measures, five times the seconds."""
+    minute = tape(1e2 * np.exp(np.random.default_rng(0).normal(0, 1e-4, 700).cumsum()))
+    start = minute["time"][0]
+    five = minute.with_columns(time=start + (pl.col("time") - start) * 5)
+    a, b = build_gates(minute), build_gates(five, GateSettings(timeframe="M5"))
+    same = [c for c in a.columns if c not in ("time", "asof", "span_s", "temporal_half_life", "repetitions")]
+    assert a.height == b.height and a.select(same).equals(b.select(same))
+    assert (b["asof"] - b["time"]).dt.total_seconds().unique().to_list() == [300] and (b["span_s"] == 5 * a["span_s"]).all()
+    assert np.allclose(b["temporal_half_life"].fill_null(0), 5 * a["temporal_half_life"].fill_null(0))
+    assert (b["gap_count"] == 0).all()
+
+
 def test_only_sound_streams():
     with pytest.raises(BadInput, match="compat"): GateEngine("EUR_USD", GateSettings(mode="compat"))
 

@@ -32,8 +32,8 @@ def warmup_days(
 ) -> int: # calendar days of a market that trades five days a week
     "How many days before the window make its gates independent of what came earlier. One, for compat: it looks back at nothing but its fetch."
     if settings.mode == "compat": return 1
-    minutes = (settings.max_samples + 4) * settings.stride + settings.context + settings.atr_period + settings.signature_minutes
-    return math.ceil(minutes / 1440 / 5 * 7) + 3
+    candles = (settings.max_samples + 4) * settings.stride + settings.context + settings.atr_period
+    return math.ceil((candles * settings.candle_ms / MINUTE_MS + settings.signature_minutes) / 1440 / 5 * 7) + 3
 
 # %% ../../../nbs/gates/50_backfill.ipynb #ff91765c
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def month_pieces(
 # %% ../../../nbs/gates/50_backfill.ipynb #3430f0ae
 def _read(lake: Lake, job: BackfillJob, a: int, b: int) -> pl.DataFrame | None:
     "Candles of one piece; None where the lake has a hole."
-    try: return lake.candles([job.instrument], a, b, venue=job.venue)
+    try: return lake.candles([job.instrument], a, b, venue=job.venue, timeframe=job.settings.timeframe)
     except NotFound: return None
 
 def _sound(lake: Lake, job: BackfillJob) -> "WindowGates":
@@ -190,15 +190,15 @@ def plan_backfill(
 ) -> list[BackfillJob]: # one per instrument and venue, in order of name
     "Check everything before anything runs. Raises `NotFound` for an unknown instrument, `BadInput` for an empty window."
     settings = settings or GateSettings()
-    held = lake.inventory().filter(pl.col("timeframe") == "M1").sort("instrument", "venue")
+    held = lake.inventory().filter(pl.col("timeframe") == settings.timeframe).sort("instrument", "venue")
     if venue is not None: held = held.filter(pl.col("venue") == venue.lower())
     names = sorted(set(held["instrument"]))
-    if not names: raise NotFound(f"the lake holds no one-minute candles{f' of venue {venue!r}' if venue else ''}.", "Run `deskbook candles import` or `deskbook candles fetch`.")
+    if not names: raise NotFound(f"the lake holds no {settings.timeframe} candles{f' of venue {venue!r}' if venue else ''}.", "Run `deskbook candles import` or `deskbook candles fetch`.")
     wanted = [normalise_instrument(i) for i in instruments] if instruments else names
     for name in wanted:
         if name not in names: raise NotFound(f"the lake holds no instrument {name!r} (it holds {', '.join(names)}).{did_you_mean(name, names)}", "Run `deskbook candles list`.")
     a = to_ms(held["first"].min() if start is None else start) # type: ignore[arg-type]
-    b = to_ms(held["last"].max()) + MINUTE_MS if end is None else to_ms(end) # type: ignore[arg-type]
+    b = to_ms(held["last"].max()) + settings.candle_ms if end is None else to_ms(end) # type: ignore[arg-type]
     if a >= b: raise BadInput(f"start {iso(a)} is not before end {iso(b)}.", "The window must hold at least one minute.")
     days = warmup_days(settings) if warmup is None else warmup
     if days < 0: raise BadInput(f"warmup={days} days is negative.", "Use 0 or more.")

@@ -49,7 +49,7 @@ class KernelMemory:
         self.ratios = np.zeros((2, s.max_samples)) # ring in order of arrival, and the same sorted
         self.codes = np.zeros(s.window, np.uint8)
         self.marks = np.array([0, 0, 0, 0, 0, 0, -1], np.int64)
-        self.whole = np.array([s.window, s.context, s.atr_period, s.stride, s.warmup_samples, keep, s.max_samples], np.int64)
+        self.whole = np.array([s.window, s.context, s.atr_period, s.stride, s.warmup_samples, keep, s.max_samples, s.candle_ms], np.int64)
         self.real = np.array([s.trend_min, s.vol_low_quantile, s.vol_high_quantile])
         self.waves = _waves(s.window)
 
@@ -176,7 +176,7 @@ def _variance_ratio(x, n, total): # VR(4), robust z
 
 # %% ../../../nbs/gates/23_sound_kernel.ipynb #fe63a8b8
 @njit(cache=True)
-def _half_life(x, n, total): # seconds, reason
+def _half_life(x, n, total, candle_s): # seconds, reason
     bar, k = 2 / math.sqrt(n), 0
     sk = sy = skk = sky = first = 0.0
     while k < 12 and k < n - 1:
@@ -191,7 +191,7 @@ def _half_life(x, n, total): # seconds, reason
     if k == 0: return 0.0, _UNCORRELATED
     slope = first if k == 1 else (k * sky - sk * sy) / (k * skk - sk * sk)
     if slope >= 0: return np.nan, _NOT_FADING
-    return -math.log(2.0) / slope * 60, _OK
+    return -math.log(2.0) / slope * candle_s, _OK
 
 # %% ../../../nbs/gates/23_sound_kernel.ipynb #6f64ab05
 @njit(cache=True)
@@ -305,7 +305,7 @@ def _gate(x, xi, medians, ratios, before, marks, whole, real, waves, demeaned, s
         out_int[8] = out_int[9] = _SHORT
     else:
         out[RATIO], out[RATIO_Z] = _variance_ratio(demeaned, context, total)
-        out[HALF_LIFE], out_int[9] = _half_life(demeaned, context, total)
+        out[HALF_LIFE], out_int[9] = _half_life(demeaned, context, total, whole[7] / 1000)
         out_int[8] = _SHORT if context < whole[1] else _OK
     density = _walls(xi[_SIGN, b:end]) / (context - 1)
     out[LENGTH] = np.nan if density == 0 else (-1 / math.log(1 - 2 * density) if density < 0.5 else 0.0)
@@ -335,17 +335,17 @@ def _gate(x, xi, medians, ratios, before, marks, whole, real, waves, demeaned, s
     out[PRICE], out_int[0], out_int[1] = x[_CLOSE, end - 1], count - 1, xi[_TIME, end - 1]
     gaps = 0
     for i in range(a + 1, end): gaps += xi[_MISSING, i]
-    out_int[3], out_int[4], out_int[5] = gaps, (xi[_TIME, end - 1] - xi[_TIME, a]) // 1000 + 60, marks[_LOCK]
+    out_int[3], out_int[4], out_int[5] = gaps, (xi[_TIME, end - 1] - xi[_TIME, a]) // 1000 + whole[7] // 1000, marks[_LOCK]
 
 # %% ../../../nbs/gates/23_sound_kernel.ipynb #89b9dde4
 @njit(cache=True)
 def _advance(time, o, h, l, c, volume, spread, missing, x, xi, medians, ratios, before, marks, whole, real, waves, out, codes, out_int):
-    slot, m = 60_000 * whole[3], 0
+    slot, m = whole[7] * whole[3], 0
     demeaned, sums = np.empty(max(whole[0], whole[1])), np.empty(waves.shape[1])
     for i in range(len(time)):
         last = xi[_TIME, marks[_POS] - 1] if marks[_COUNT] > 0 else time[i]
         _take(x, xi, medians, marks, whole, time[i], o[i], h[i], l[i], c[i], volume[i], spread[i], missing[i])
-        if marks[_COUNT] < whole[0] or (time[i] + 60_000) // slot == (last + 60_000) // slot: continue
+        if marks[_COUNT] < whole[0] or (time[i] + whole[7]) // slot == (last + whole[7]) // slot: continue
         _gate(x, xi, medians, ratios, before, marks, whole, real, waves, demeaned, sums, out[m], codes[m], out_int[m])
         m += 1
     return m
@@ -363,7 +363,7 @@ def advance(
     x: CandleArrays, # the next candles, later than all before
 ) -> KernelGates: # one row per gate they complete
     "Take the next candles. The caller has checked their order and prices."
-    m = int(np.count_nonzero(np.diff((x.time + 60_000) // (60_000 * memory.whole[3])))) + 1 if len(x) else 0
+    m = int(np.count_nonzero(np.diff((x.time + memory.whole[7]) // (memory.whole[7] * memory.whole[3])))) + 1 if len(x) else 0
     k, n = memory, int(memory.whole[0])
     out, codes, whole = np.empty((m, len(OUT))), np.empty((m, n), np.uint8), np.zeros((m, len(OUT_INT)), np.int64)
     done = _advance(x.time, x.open, x.high, x.low, x.close, x.volume, x.spread, x.missing, k.hist, k.hist_int, k.medians, k.ratios,

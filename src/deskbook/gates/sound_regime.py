@@ -31,7 +31,7 @@ class CandleArrays:
     close: np.ndarray # price
     volume: np.ndarray # >= 0, unknown is 0
     spread: np.ndarray # price, |ask close - bid close| or the range
-    missing: np.ndarray # int64, minutes in session without a candle just before this one
+    missing: np.ndarray # int64, candles missing in session just before this one
 
     def __len__(self) -> int: return len(self.time)
 
@@ -169,10 +169,11 @@ def lock_in(
 def gate_ends(
     time: np.ndarray, # open times, epoch ms, ascending
     window: int, # candles
-    stride: int, # minutes
+    stride: int, # candle lengths
+    candle_ms: int = 60_000, # length of a candle, ms
 ) -> np.ndarray: # indices of the last candles of the gates
-    "The candles that complete a gate: enough history, and the first to close in their stride of minutes."
-    slot = (time + 60_000) // (60_000 * stride)
+    "The candles that complete a gate: enough history, and the first to close in their stride of time."
+    slot = (time + candle_ms) // (candle_ms * stride)
     new = np.diff(slot, prepend=slot[:1]) != 0
     if len(new) and window <= 1: new[0] = True
     return np.flatnonzero(new & (np.arange(len(time)) >= window - 1))
@@ -200,7 +201,7 @@ def plain_window(
         delta_scale=scale, atr_scale=scale, volume_split=volume_split, spread_split=float(np.median(x.spread[-settings.context:])))
     return {**{k: Measure(v) for k, v in fields.items()}, "hazard_rate": hazard_rate(hazard), "domain_wall_slope": wall,
         "domain_wall_t": wall_t, "spectral_lowf_share": low_frequency_share(r), "reynolds_ratio": ratio, "reynolds_z": ratio_z,
-        "temporal_half_life": half_life(context), "spatial_corr_length": correlation_length(longer)}
+        "temporal_half_life": half_life(context, settings.candle_ms / 1000), "spatial_corr_length": correlation_length(longer)}
 
 # %% ../../../nbs/gates/22_sound_regime.ipynb #6054524f
 def plain_gates(
@@ -213,7 +214,7 @@ def plain_gates(
     past: list[float] = []
     out: list[dict] = []
     state = (0, -1)
-    for end in gate_ends(x.time, settings.window, settings.stride):
+    for end in gate_ends(x.time, settings.window, settings.stride, settings.candle_ms):
         seen = x.part(0, end + 1)
         w = plain_window(seen, settings)
         value: dict[str, Any] = {k: v.value for k, v in w.items()}
