@@ -170,6 +170,17 @@ def test_published_values_do_not_depend_on_the_phase():
         np.testing.assert_array_equal(published(np.r_[rng.integers(0, 256, lead).astype(np.uint8), block])[:, lead:], alone)
 
 
+def test_a_share_on_the_edge_is_summed_once_more():
+    "A running sum that lands on a half of the seventh decimal is not trusted: the window itself decides."
+    codes = np.random.default_rng(41).integers(0, 256, 64).astype(np.uint8)
+    plan, b = spectral_plan(512), np.unpackbits(codes).astype(int)
+    total = (b.sum() * (512 - b.sum()) + (b[::2].sum() - b[1::2].sum())**2) / 2
+    out, true = np.full((19, 1), 0.5), structure_metrics(b)["spectral_lowf_share"]
+    on_the_edge = np.array([0.1234565 * total])
+    compat._metrics(codes, 64, 1, on_the_edge, plan.room, plan.table, plan.cos, plan.sin, plan.tie_band, compat._count_tables(512), out, np.empty(1, np.int8), np.empty((2, 1), np.int32))
+    assert out[9, 0] == float(true)
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(st.floats(-1e6, 1e6), st.integers(-10**7, 10**7).map(lambda k: (k + 0.5) / 1e6), st.fractions(-300, 300, max_denominator=1024).map(float)))
 def test_rounding_is_pythons(x):
