@@ -64,6 +64,7 @@ def write_json(
     "Canonical JSON, written whole."
     return atomic_write(path, strict_json(value) + "\n")
 
+# %% ../../../nbs/core/02_files.ipynb #dd440c94
 def read_json(
     path: str | Path, # a strict JSON file
 ) -> Any:

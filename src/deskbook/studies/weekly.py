@@ -42,6 +42,8 @@ class WeeklyParameters:
 
     def __post_init__(self):
         for name in ("instruments", "horizons_min"): object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.start and self.end and to_datetime(self.start) >= to_datetime(self.end):
+            raise BadInput(f"the week starts at {self.start} and ends at {self.end}.", "Give a start before the end.")
         for made in (self.gate_settings, self.study_config()): assert made
 
     @property
@@ -126,6 +128,7 @@ class WeekGates:
     gates: pl.DataFrame # gate frame, sorted by instrument and time
     refused: dict[str, str] # instrument: why it has no gates
 
+# %% ../../../nbs/studies/60_weekly.ipynb #1e60c40e
 def week_gates(
     lake: Lake,
     venue: str,
