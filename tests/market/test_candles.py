@@ -10,7 +10,8 @@ from deskbook.core.errors import DataError
 from deskbook.market.candles import CANDLE_SCHEMA, PRICE_COLUMNS, clean_candles, conform, empty_candles, normalise_instrument
 
 T0 = 1_762_131_780_000
-price = st.one_of(st.floats(0.5, 2.0), st.sampled_from([0.0, -1.0, math.nan, math.inf, -math.inf]), st.none())
+usual = st.integers(8, 12).map(lambda k: k / 10)  # few values, so that every order of open, high, low and close comes up
+price = st.one_of(*[usual] * 20, st.floats(0.5, 2.0), st.sampled_from([0.0, -1.0, math.nan, math.inf, -math.inf, None]))
 row = st.fixed_dictionaries({
     "instrument": st.sampled_from(["EUR_USD", "eurusd", "BTC/USDT:USDT", "../x", None]), "time": st.one_of(st.integers(0, 6).map(lambda k: T0 + 60_000 * k), st.none()),
     **dict.fromkeys(PRICE_COLUMNS, price), "volume": price, "bid_open": price, "ask_open": price, "complete": st.sampled_from([True, True, True, False, None])})

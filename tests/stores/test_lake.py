@@ -178,6 +178,7 @@ from deskbook.market.candles import PRICE_COLUMNS
 url, rounds, first, step, n = sys.argv[1], *map(int, sys.argv[2:])
 lake = Lake(url)
 print("ready", flush=True)
+sys.stdin.readline()
 for k in range(rounds):
     minutes = list(range(first + k * step * n, first + k * step * n + step * n, step))
     price = [1.0 + k / 1e6] * len(minutes)
@@ -185,15 +186,22 @@ for k in range(rounds):
 """
 
 
-def writer(url, *args):
+def writer(url, *args, before=""):
     env = {**os.environ, "POLARS_MAX_THREADS": "1"}
-    p = subprocess.Popen([sys.executable, "-c", WRITER, str(url), *map(str, args)], stdout=subprocess.PIPE, env=env)
-    p.stdout.readline()
-    return p
+    return subprocess.Popen([sys.executable, "-c", before + WRITER, str(url), *map(str, args)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+
+
+def go(*writers):
+    for p in writers:
+        p.stdout.readline()
+    for p in writers:
+        p.stdin.write(b"go\n")
+        p.stdin.flush()
 
 
 def test_two_processes_lose_nothing(tmp_path):
     both = [writer(tmp_path, 25, first, 2, 40) for first in (0, 1)]
+    go(*both)
     assert [p.wait(60) for p in both] == [0, 0]
     got = Lake(tmp_path).candles()
     assert got.height == 2 * 25 * 40 and got["time"].is_unique().all()
@@ -203,6 +211,9 @@ def test_a_killed_writer_leaves_whole_partitions(tmp_path):
     rng, seen = random.Random(7), 0
     for _ in range(6):
         p = writer(tmp_path, 10_000, seen, 1, 400)
+        go(p)
+        while not any(tmp_path.rglob(FILE)):
+            time.sleep(0.005)
         time.sleep(rng.uniform(0.01, 0.25))
         p.send_signal(signal.SIGKILL)
         p.wait()
@@ -216,6 +227,20 @@ def test_a_killed_writer_leaves_whole_partitions(tmp_path):
     assert seen > 0
     Lake(tmp_path).write_candles(candles([100_000]), "oanda")
     assert all(parse_partition(Path(f).as_posix()) for f in Lake(tmp_path).storage.list("candles"))
+
+
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+def test_killed_between_the_bytes_and_the_name(tmp_path, moment):
+    """The worst moments: the new bytes are written but not flushed, or flushed but not named."""
+    lake = Lake(tmp_path)
+    lake.write_candles(candles([0]), "oanda")
+    old = {p: p.read_bytes() for p in tmp_path.rglob(FILE)}
+    p = writer(tmp_path, 1, 0, 1, 50, before=f"import os, signal\nos.{moment} = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n")
+    go(p)
+    assert p.wait(60) == -signal.SIGKILL
+    assert {p: p.read_bytes() for p in tmp_path.rglob(FILE)} == old and list(tmp_path.rglob("*.tmp"))
+    lake.write_candles(candles([100]), "oanda")
+    assert lake.candles().height == 2
 
 
 def test_a_stale_temporary_is_swept_by_the_next_writer(tmp_path):

@@ -364,10 +364,11 @@ def _collect(storage: Storage, parts: Sequence[Partition], a: int | None, b: int
         df = from_parquet(data, p.path)
         if a is not None or b is not None: df = df.filter(_inside(a, b))
         return df.select(columns) if columns else df
-    with ThreadPoolExecutor(4) as pool: frames = [f for f in pool.map(one, parts) if f is not None]
+    in_order = sorted(parts, key=lambda p: (p["instrument"], p["month"])) # each file is sorted, so their sequence is too
+    with ThreadPoolExecutor(4) as pool: frames = [f for f in pool.map(one, in_order) if f is not None]
     if not frames: return pl.DataFrame()
     df = pl.concat(frames, how="vertical" if columns else "diagonal_relaxed")
-    return df if len(frames) == 1 else df.sort("instrument", "time", maintain_order=True)
+    return df.rechunk() if df.height < 2_000_000 else df # one block is handier; a big frame stays in pieces to spare memory
 
 def _between(a: int | None, b: int | None) -> str:
     "The window in words."
