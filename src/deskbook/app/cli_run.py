@@ -49,6 +49,7 @@ def start(
 
 run = typer.Typer(add_completion=False)
 
+# %% ../../../nbs/app/40_cli_run.ipynb #ca0dd2e9
 @run.command(epilog=_EXITS)
 def run_command(
     runbook: Annotated[str, typer.Argument(help="Name of a runbook below runbooks/, or the path of a notebook.")],
@@ -71,6 +72,7 @@ def run_command(
     if live and given.setdefault("mode", "live") != "live": raise BadInput("--live and --set mode=... say different things.", "Give one of them.")
     raise typer.Exit(start(runbook, given, as_json, resume=resume, timeout_s=timeout_s, step_timeout_s=step_timeout_s, confirm=confirm))
 
+# %% ../../../nbs/app/40_cli_run.ipynb #39090821
 def _show_parameters(runbook: str, as_json: bool) -> None:
     from deskbook.ops.parameters import parameter_table, runbook_parameters
     from deskbook.ops.runner import find_runbook
@@ -90,6 +92,7 @@ def _table(head: list[str], rows: list[list[str]]) -> None: # to stdout
     if not console.is_terminal: console.width = 200
     console.print(table)
 
+# %% ../../../nbs/app/40_cli_run.ipynb #45838006
 @runs.command("list")
 def list_command(
     runbook: Annotated[str, typer.Option(help="Only runs of this runbook.")] = "",
@@ -108,6 +111,7 @@ def list_command(
     if rows: _table(["verdict", "runbook", "run", "took", "reason"], rows)
     else: print("No run yet.", file=sys.stderr)
 
+# %% ../../../nbs/app/40_cli_run.ipynb #693f635d
 @runs.command("show")
 def show_command(
     run_id: Annotated[str, typer.Argument(help="Run id, or the beginning of one.")],
@@ -128,6 +132,7 @@ def show_command(
     if e.checks: _table(["check", "result", "figures"], [[c.name, words[c.passed], c.detail] for c in e.checks])
     if e.steps: _table(["step", "status", "took", "counts"], [[s.name, s.status, f"{s.duration_s or 0:.1f} s", ", ".join(f"{k} {v:,}" for k, v in s.counts.items())] for s in e.steps])
 
+# %% ../../../nbs/app/40_cli_run.ipynb #d240ab07
 @runs.command("open")
 def open_command(
     run_id: Annotated[str, typer.Argument(help="Run id, or the beginning of one; empty: the list of all runs.")] = "",
@@ -153,6 +158,7 @@ def _jobs(folder: Path | None) -> tuple[Path, Path]: # project root, folder of t
     root = project_root(folder.resolve().parent if folder else ".")
     return root, folder or root/"scheduled"
 
+# %% ../../../nbs/app/40_cli_run.ipynb #5f775272
 @schedule.command("list")
 def list_jobs_command(folder: _Folder = None, as_json: _Json = False) -> None:
     """List the jobs with their next run.
@@ -174,6 +180,8 @@ def list_jobs_command(folder: _Folder = None, as_json: _Json = False) -> None:
     if rows: _table(["job", "runbook", "cron", "timezone", "owner", "next"], [[str(r["problem"] if k == "next" and r["problem"] else r[k] or "") for k in ("name", "runbook", "cron", "timezone", "owner", "next")] for r in rows])
     else: print("No job yet.", file=sys.stderr)
 
+# %% ../../../nbs/app/40_cli_run.ipynb #de67e7f4
+# long: one function or command with its options, one per line
 @schedule.command("check", epilog="Exit codes: 0 every job would start, 2 one would not.")
 def check_command(
     name: Annotated[str, typer.Argument(help="Only this job; empty: all.")] = "",
@@ -200,7 +208,8 @@ def check_command(
         for row in rows: print(f"{row['name']}: " + ("; ".join(row["problems"]) if row["problems"] else f"ok, next {', '.join(row['next'])}"))
     raise typer.Exit(2 if any(row["problems"] for row in rows) else 0)
 
-# %% ../../../nbs/app/40_cli_run.ipynb #5f775272
+# %% ../../../nbs/app/40_cli_run.ipynb #7421abe0
+# long: one function or command with its options, one per line
 @schedule.command("export")
 def export_command(
     format_: Annotated[str, typer.Option("--format", help="cron or systemd")] = "cron",
@@ -229,6 +238,7 @@ def export_command(
     elif format_ == "cron": print(units["crontab"], end="")
     else: print("\n".join(f"# {unit}\n{text}" for unit, text in units.items()), end="")
 
+# %% ../../../nbs/app/40_cli_run.ipynb #879950a5
 def _own_command() -> str: # absolute path of the deskbook command of this installation
     own = Path(sys.executable).parent/"deskbook"
     return str(own) if own.is_file() else "deskbook"

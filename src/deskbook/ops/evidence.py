@@ -26,6 +26,7 @@ Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
+# %% ../../../nbs/ops/01_evidence.ipynb #14582d5a
 class StepRecord(_Frozen):
     "One step of a run."
     name: str # unique in the run
@@ -45,6 +46,7 @@ class CheckRecord(_Frozen):
     passed: bool | None # None: could not be judged
     detail: str = "" # the figures behind it
 
+# %% ../../../nbs/ops/01_evidence.ipynb #b6d367c7
 class ErrorRecord(_Frozen):
     "What stopped a run."
     type: str # class name, or what happened to the kernel
@@ -52,7 +54,8 @@ class ErrorRecord(_Frozen):
     step: str | None = None # the step it happened in
     exit_code: int = 1 # of `deskbook run`
 
-# %% ../../../nbs/ops/01_evidence.ipynb #14582d5a
+# %% ../../../nbs/ops/01_evidence.ipynb #7f11fbaf
+# long: one field per line, as it stands in the file
 class Evidence(_Frozen):
     "Everything one run leaves for machines."
     format: Literal["deskbook-evidence/1"] = "deskbook-evidence/1"

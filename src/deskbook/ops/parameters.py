@@ -23,6 +23,7 @@ from .redaction import Redactor, secret_looking
 
 SCALARS: dict[str, type] = {"int": int, "float": float, "str": str}
 
+# %% ../../../nbs/ops/00_parameters.ipynb #606bfecf
 @dataclass(frozen=True)
 class Parameter:
     "One parameter of a runbook, as its parameters cell declares it."
@@ -63,6 +64,7 @@ def _comments(source: str) -> dict[int, str]: # line number -> comment text
 
 _RANGE = re.compile(r"(?<![\w.])(-?\d+(?:\.\d+)?(?:e-?\d+)?)?\.\.(-?\d+(?:\.\d+)?(?:e-?\d+)?)?(?![\w.])")
 
+# %% ../../../nbs/ops/00_parameters.ipynb #711571bb
 def _limits(comment: str) -> dict[str, Any]:
     head = comment.partition(";")[0]
     found = _RANGE.search(head)
@@ -88,6 +90,7 @@ def read_parameters(
     if problems: raise BadInput(f"the parameters cell cannot be used: {'; '.join(problems)}.", "Write one line each, like `window: int = 64  # candles, 16..4096`.")
     return tuple(found)
 
+# %% ../../../nbs/ops/00_parameters.ipynb #3d3dbf33
 def _read_line(node: ast.stmt, comment: str) -> Parameter | str: # str: what is wrong
     if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name): return f"`{ast.unparse(node)}` is no annotated literal"
     name, kind = node.target.id, _read_type(node.annotation)
@@ -122,6 +125,7 @@ def _scalar(p: Parameter, value: Any) -> Any: # checked; raises ValueError with 
     if p.high is not None and number > p.high: raise ValueError(f"{number} is above {p.high:g}")
     return number
 
+# %% ../../../nbs/ops/00_parameters.ipynb #424f8089
 def _elements(value: Any) -> list[Any]: # a list from JSON, from commas, or as it is
     if isinstance(value, (list, tuple)): return list(value)
     if not isinstance(value, str): raise ValueError(f"{value!r} is no list")
@@ -150,6 +154,7 @@ def parameter_table(
     widths = [max(len(r[i]) for r in rows) for i in range(3)]
     return "\n".join("  " + "  ".join([*(v.ljust(w) for v, w in zip(r, widths)), r[3]]).rstrip() for r in rows)
 
+# %% ../../../nbs/ops/00_parameters.ipynb #79066b3b
 def check_parameters(
     parameters: Iterable[Parameter], # what the runbook declares
     given: Mapping[str, Any], # name -> text or typed value
@@ -181,6 +186,7 @@ def parse_set(
         given[name] = value
     return given
 
+# %% ../../../nbs/ops/00_parameters.ipynb #8a8d687a
 def runbook_parameters(
     path: str | Path, # a runbook notebook
 ) -> tuple[Parameter, ...]:

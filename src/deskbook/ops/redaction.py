@@ -49,6 +49,8 @@ def _forms(secret: str) -> list[str]:
     forms = {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1], html.escape(secret), quote(secret, safe=""), quote(secret), b64}
     return sorted(forms, key=len, reverse=True)
 
+# %% ../../../nbs/ops/02_redaction.ipynb #5545893c
+# long: one class
 class Redactor:
     "Removes secrets from text and from anything JSON-like."
     def __init__(self,
@@ -79,6 +81,7 @@ class Redactor:
         "Whether a known secret is still in there."
         return any(f.encode() in data for f in self.forms)
 
+# %% ../../../nbs/ops/02_redaction.ipynb #eb52cd79
 def redactor_for(
     env: Mapping[str, str], # as `os.environ`
 ) -> Redactor:

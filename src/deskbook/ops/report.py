@@ -27,6 +27,7 @@ _TAGS = set("table thead tbody tfoot tr th td caption b i em strong small sub su
 _DROPPED = {"script", "style", "template", "iframe", "object", "noscript", "head", "title", "svg", "math"}
 _VOID = {"br", "hr"}
 
+# %% ../../../nbs/ops/30_report.ipynb #f040bed5
 class _Sieve(HTMLParser):
     def __init__(self):
         super().__init__(convert_charrefs=True)
@@ -46,6 +47,7 @@ class _Sieve(HTMLParser):
     def handle_data(self, data):
         if not self._inside: self.out.append(html.escape(data, quote=False))
 
+# %% ../../../nbs/ops/30_report.ipynb #7077a481
 def sieve(
     markup: str, # HTML from anywhere
 ) -> str: # HTML that loads nothing and runs nothing
@@ -70,6 +72,7 @@ def markdown_html(
             return f'<img alt="{html.escape(text)}" src="{html.escape(url)}">' if url.startswith("data:image/") else f"<em>{html.escape(text)}</em>"
     return str(mistune.create_markdown(renderer=Renderer(escape=True), plugins=["table", "strikethrough"])(text))
 
+# %% ../../../nbs/ops/30_report.ipynb #23144a55
 def output_html(
     output: Mapping[str, Any], # one output of a code cell, nbformat 4
 ) -> str:
@@ -95,6 +98,7 @@ def _code(source: str) -> str:
     from pygments.lexers import PythonLexer # type: ignore[import-untyped]
     return f"<details class=code><summary>code</summary>{highlight(source, PythonLexer(), HtmlFormatter(nowrap=False))}</details>" if source.strip() else ""
 
+# %% ../../../nbs/ops/30_report.ipynb #d4ccf214
 def notebook_html(
     notebook: Mapping[str, Any], # nbformat 4, executed
 ) -> str:
@@ -128,6 +132,7 @@ def _duration(seconds: float | None) -> str:
     if seconds is None: return ""
     return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
+# %% ../../../nbs/ops/30_report.ipynb #8d13e9b7
 def _value(value: Any) -> str: # HTML
     if value is None: return "–"
     if isinstance(value, bool): return str(value).lower()
@@ -164,6 +169,7 @@ def summary_html(
 
 def _titled(title: str, body: str) -> str: return f"<h2>{title}</h2>{body}" if body else ""
 
+# %% ../../../nbs/ops/30_report.ipynb #fb300cdf
 def details_html(
     evidence: Evidence, # of the run
 ) -> str:
@@ -192,6 +198,7 @@ img{max-width:100%;height:auto;background:#fff;border-radius:.2rem}details{margi
 """
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
+# %% ../../../nbs/ops/30_report.ipynb #b22077bf
 def page_html(
     title: str, # of the browser's tab
     body: str, # HTML
@@ -215,6 +222,7 @@ def report_html(
     body = f"{summary_html(evidence)}\n<hr>\n{notebook_html(notebook or {})}\n<hr>\n{details_html(evidence)}"
     return page_html(f"{state_of(evidence)[0]} · {evidence.title or evidence.runbook}", body)
 
+# %% ../../../nbs/ops/30_report.ipynb #9c706649
 def write_report(
     folder: Path, # of a run
 ) -> Path: # report.html
@@ -245,6 +253,7 @@ class RunEntry:
         return {"run_id": self.run_id, "runbook": self.runbook, "state": self.state[0], "problem": self.problem, "title": e.title if e else "", "mode": e.mode if e else "",
                 "window": e.window if e else None, "started": e.started if e else None, "duration_s": e.duration_s if e else None, "exit_code": exit_code(e) if e else None}
 
+# %% ../../../nbs/ops/30_report.ipynb #7a676844
 def list_runs(
     reports: Path, # the reports folder
     runbook: str = "", # only this one
@@ -256,6 +265,7 @@ def list_runs(
         except (DeskbookError, OSError) as e: entries.append(RunEntry(path.parent.name, path.parent.parent.name, None, str(e), path.parent))
     return sorted(entries, key=lambda e: (e.evidence.started if e.evidence else "", e.run_id), reverse=True)
 
+# %% ../../../nbs/ops/30_report.ipynb #69fd06a0
 def index_html(
     entries: Iterable[RunEntry], # as `list_runs` gives them
     reports: Path, # links are relative to it
@@ -268,7 +278,7 @@ def index_html(
         shown = " · ".join(f'<a href="{quote(os.path.relpath(p, reports))}">{n}</a>' for n, p in links if p.is_file())
         ev = e.evidence
         title = html.escape((ev.title if ev else "") or e.runbook) + f"<br><small>{html.escape(e.runbook)} · {html.escape(e.run_id)}{'' if not e.problem else ' · unreadable'}</small>"
-        rows.append([f"<b class={colour}>{word}</b>", title, " –<br>".join(map(_short, _window(ev).split(" – "))) if ev else "", _short(_moment(ev.started)) if ev else "", _short(_duration(ev.duration_s)) if ev else "", html.escape(ev.mode) if ev else "", shown])
+        rows.append([f"<b class={colour}>{word}</b>", title, "<br>".join(map(_short, _window(ev).replace(" – ", " –\n").split("\n"))) if ev else "", _short(_moment(ev.started)) if ev else "", _short(_duration(ev.duration_s)) if ev else "", html.escape(ev.mode) if ev else "", shown])
     body = _table(("verdict", "run", "window, UTC", "started, UTC", "took", "mode", ""), rows)
     return page_html("Runs", f"<h1>Runs</h1><p class=facts>{len(rows)} run{'' if len(rows) == 1 else 's'}, newest first</p>{body or '<p>No run yet.</p>'}", code=False)
 

@@ -45,6 +45,7 @@ class _Unrecordable(Exception): pass
 
 def _is_ours(cls: type) -> bool: return cls.__module__.split(".")[0] == "deskbook" and "<" not in cls.__qualname__
 
+# %% ../../../nbs/ops/10_runbook.ipynb #df25466c
 def _pack(value: Any, files: dict[str, bytes], stem: str) -> Any: # a JSON description; bytes go into `files`
     def stored(data: bytes, suffix: str, kind: str) -> dict[str, str]:
         name = f"{stem}.{len(files)}{suffix}"
@@ -69,6 +70,7 @@ def _pack(value: Any, files: dict[str, bytes], stem: str) -> Any: # a JSON descr
 
 def _name_of(cls: type) -> str: return f"{cls.__module__}:{cls.__qualname__}"
 
+# %% ../../../nbs/ops/10_runbook.ipynb #64a0285f
 def _unpack(packed: Any, folder: Path) -> Any:
     (kind, held), *_ = packed.items()
     if kind == "parquet": return pl.read_parquet(folder/held)
@@ -103,6 +105,7 @@ def append_log(
 _FIXED = {"format", "run_id", "mode", "status", "verdict", "git_commit", "versions", "started", "ended", "sealed_at", "seal", "sha256", "key", "resumed_from", "reused_from"}
 _FREE_KEYS = {"numbers", "counts", "parameters"}
 
+# %% ../../../nbs/ops/10_runbook.ipynb #a6f8e56c
 def redacted(
     evidence: Evidence, # as collected
     redactor: Redactor, # knows the secrets
@@ -124,6 +127,8 @@ def target_of(
     "What a run acts on."
     return "/".join(str(parameters[p]) for p in TARGET_PARAMETERS if parameters.get(p)) or "default"
 
+# %% ../../../nbs/ops/10_runbook.ipynb #24e8b1d8
+# long: one class around one lock
 class RunLock:
     "The lock of one runbook on one target; a context manager."
     def __init__(self,
@@ -156,6 +161,7 @@ class RunLock:
     def __exit__(self, *exc: Any) -> None: self.release()
 
 # %% ../../../nbs/ops/10_runbook.ipynb #c371aa98
+# long: one class, three things a step can do
 class Step:
     "One action of a run; made by `Run.step`."
     def __init__(self, run: "Run", number: int, record: StepRecord, earlier: Path | None):
@@ -203,6 +209,7 @@ class Step:
         _write_step(self._run.folder/"steps"/f"{self._number:02d}.json", {"key": self.record.key, "calls": self._calls})
         return result
 
+# %% ../../../nbs/ops/10_runbook.ipynb #f807a39c
 def _write_step(path: Path, content: bytes | dict[str, Any]) -> None:
     try: atomic_write(path, content if isinstance(content, bytes) else strict_json(content) + "\n")
     except OSError as e: raise DeskbookError(f"could not write {path}: {e.strerror or e}.", "Make room, then continue with `deskbook run --resume`.") from e
@@ -233,8 +240,8 @@ def _as_parameters(params: Any) -> dict[str, Any]:
     raise BadInput(f"the parameters are a {type(params).__name__}.", "Pass a frozen dataclass or a mapping.")
 
 # %% ../../../nbs/ops/10_runbook.ipynb #d5bac461
+# long: the in-notebook interface; its methods share one state and are read together
 class Run:
-    # long: the in-notebook interface; its methods share one state and are read together
     "One run of a runbook, from `open` to `seal`."
     def __init__(self, folder: Path, evidence: Evidence, clock: Clock, earlier: Evidence | None = None, earlier_folder: Path | None = None, lock: RunLock | None = None):
         self.folder, self.evidence, self.clock = folder, evidence, clock
@@ -464,6 +471,7 @@ def _is_text(data: bytes) -> bool:
     try: return "\0" not in data.decode()
     except UnicodeDecodeError: return False
 
+# %% ../../../nbs/ops/10_runbook.ipynb #63ca1522
 def _holds_secret(value: Any, redactor: Redactor) -> bool: # looks into the text columns of frames
     if isinstance(value, pl.DataFrame):
         return bool(redactor.forms) and any(c.drop_nulls().str.contains_any(redactor.forms).any() for c in value.get_columns() if c.dtype == pl.String)

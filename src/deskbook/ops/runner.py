@@ -140,8 +140,8 @@ class _Ended:
     message: str = ""
 
 # %% ../../../nbs/ops/20_runner.ipynb #51a9c290
+# long: the life of a kernel from start to end; splitting it would hide the order of things
 async def _execute(notebook: Any, env: Mapping[str, str], stop: Stop, limits: Limits, tail: Tail, saw: Callable[[dict[str, Any]], None], keep: Callable[[], None]) -> _Ended:
-    # long: the life of a kernel from start to end; splitting it would hide the order of things
     import subprocess
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, DeadKernelError
@@ -184,6 +184,7 @@ async def _execute(notebook: Any, env: Mapping[str, str], stop: Stop, limits: Li
             if client.kc: client.kc.stop_channels()
             await manager.shutdown_kernel(now=True)
 
+# %% ../../../nbs/ops/20_runner.ipynb #a049baf5
 def _awaited(work: Coroutine[Any, Any, _Ended]) -> _Ended: # also where a loop runs already, as in a notebook
     try: asyncio.get_running_loop()
     except RuntimeError: return asyncio.run(work)
@@ -242,6 +243,7 @@ def confirm_live(
     typed = confirm or (ask(f"{runbook} will act for real. Type {phrase!r} to go on: ") if ask else "")
     if typed.strip() != phrase: raise Refused(f"{runbook} in mode live needs confirmation{f', and {typed!r} is none' if typed else ''}.", f"Type {phrase!r} when asked, or pass --confirm {phrase!r}.")
 
+# %% ../../../nbs/ops/20_runner.ipynb #acc1f43d
 def _resumable(reports: Path, resume: str, runbook: str, given: Mapping[str, Any]) -> tuple[Evidence, dict[str, Any]]:
     try: earlier = read_evidence(find_run(reports, resume))
     except NotFound as e: raise BadInput(e.what, e.todo) from None
@@ -251,8 +253,8 @@ def _resumable(reports: Path, resume: str, runbook: str, given: Mapping[str, Any
     return earlier, {k: v for k, v in earlier.parameters.items()} | dict(given)
 
 # %% ../../../nbs/ops/20_runner.ipynb #80fe59f5
+# long: the order of refusals, lock, evidence, kernel and report is the contract of `deskbook run`
 def run_runbook(
-    # long: the order of refusals, lock, evidence, kernel and report is the contract of `deskbook run`
     runbook: str | Path, # path or name
     given: Mapping[str, Any] | None = None, # parameters to set: text or typed values
     *,
@@ -330,6 +332,7 @@ def _finish(folder: Path, reports: Path, redactor: Redactor) -> list[str]: # pro
         except (OSError, DeskbookError) as e: problems.append(f"the evidence stands, but the report could not be finished: {e}")
     return problems
 
+# %% ../../../nbs/ops/20_runner.ipynb #f82818c2
 def scrub(
     folder: Path, # of a run
     redactor: Redactor, # knows the secrets
@@ -342,6 +345,7 @@ def scrub(
     return [p.name for p in found]
 
 # %% ../../../nbs/ops/20_runner.ipynb #657a522b
+# long: one class
 class Terminal:
     "Shows the events of a run to people, on stderr."
     def __init__(self, console: Any = None): # a rich Console; default: stderr
@@ -368,6 +372,7 @@ class Terminal:
             elif event["event"] == "step_started": self.console.print(text, highlight=False)
         elif text: self.console.print(text, highlight=False)
 
+# %% ../../../nbs/ops/20_runner.ipynb #a52980a1
 def event_text(
     event: Mapping[str, Any], # one line of the log
 ) -> str: # "" for what people need not see

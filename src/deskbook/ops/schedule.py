@@ -20,6 +20,7 @@ from .parameters import check_parameters, runbook_parameters
 from .runbook import live_phrase
 from .runner import find_runbook
 
+# %% ../../../nbs/ops/40_schedule.ipynb #9f7a9e2a
 @dataclass(frozen=True)
 class Job:
     "One scheduled run."
@@ -53,6 +54,7 @@ def read_job(
     if missing := [k for k in ("runbook", "cron", "timezone", "owner") if not str(data.get(k, "")).strip()]: raise BadInput(f"{path.name}: {', '.join(missing)} is missing.")
     return Job(name=path.stem, **data)
 
+# %% ../../../nbs/ops/40_schedule.ipynb #51bb315f
 def find_job(
     folder: Path, # scheduled/
     name: str, # of the job
@@ -74,6 +76,7 @@ def _zone(job: Job) -> ZoneInfo:
     try: return ZoneInfo(job.timezone)
     except (KeyError, ValueError, OSError): raise BadInput(f"{job.name}: there is no time zone {job.timezone!r}.", "Write it like America/New_York or UTC.") from None
 
+# %% ../../../nbs/ops/40_schedule.ipynb #4dda4690
 def next_runs(
     job: Job, # when and in which zone
     after: datetime, # aware
@@ -138,6 +141,7 @@ def calendar_lines(
         return f"{names}*-{numbers(month)}-{numbers(day)} {numbers(hour)}:{numbers(minute)}:00 {job.timezone}"
     return [line(day, weekday)] if day == ["*"] or weekday == ["*"] else [line(day, ["*"]), line(["*"], weekday)]
 
+# %% ../../../nbs/ops/40_schedule.ipynb #58e88ab7
 def as_systemd(
     job: Job, # checked
     root: Path, # project root, absolute
