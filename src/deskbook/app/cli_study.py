@@ -50,9 +50,10 @@ def _gates(lake: Lake, path: Path | None, config: StudyConfig, mode: str, venue:
 def _prices(lake: Lake, gates: pl.DataFrame, config: StudyConfig, venue: str | None) -> pl.DataFrame:
     "Candles of the window and one horizon more."
     names = sorted(set(config.instruments) or set(gates["instrument"].unique()))
+    oldest: Any = gates["time"].min()
     newest: Any = gates["time"].max()
     until = min(newest, config.until or newest) + timedelta(minutes=max(config.horizons_min) + 60)
-    return lake.candles(names, config.since or gates["time"].min(), until, venue=venue)
+    return lake.candles(names, config.since or oldest, until, venue=venue)
 
 # %% ../../../nbs/app/30_cli_study.ipynb #cbc25b9b
 def _inputs(lake: Lake, path: Path | None, config: StudyConfig, mode: str, venue: str | None) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -113,7 +114,8 @@ def _report(study: OutcomeStudy) -> str:
     return "\n\n".join(parts)
 
 def _table(frame: pl.DataFrame, columns: tuple[str, ...]) -> str:
-    return table_text(frame.select(c for c in columns if c in frame.columns).to_dicts())
+    short = frame.select(c for c in columns if c in frame.columns).with_columns((pl.selectors.float() - pl.selectors.starts_with("p_")).round(2), pl.selectors.starts_with("p_").round(4))
+    return table_text(short.to_dicts())
 
 # %% ../../../nbs/app/30_cli_study.ipynb #fc01303c
 @app.command()

@@ -151,9 +151,10 @@ def _split_frame(kind: str, lay: _Layout, sides: np.ndarray, boot: HorizonBootst
     at = np.repeat(np.arange(n_groups), 2)
     flat = {k: np.asarray(getattr(t, f)).ravel() for k, f in _SPLIT_NUMBERS.items()}
     frame = pl.DataFrame({"kind": kind, "instrument": np.array(lay.names)[at//len(levels)] if levels else [], "level": np.array(levels)[at % len(levels)] if levels else [],
-        "horizon_min": boot.horizon_min, "side": list(SIDES)*n_groups, "count": flat.pop("count").astype(int), **flat, "gains": gain.ravel()}, schema_overrides={"instrument": pl.String, "level": pl.String, "horizon_min": pl.Int64})
+        "horizon_min": boot.horizon_min, "side": list(SIDES)*n_groups, "count": flat.pop("count").astype(int), **flat, "gains": gain.ravel()}, schema_overrides=_SPLIT_TYPES)
     return frame.filter(pl.col("count") > 0).with_columns(positive_frac=pl.col("gains")/pl.col("count")).drop("gains")
 
+_SPLIT_TYPES = {"kind": pl.String, "instrument": pl.String, "level": pl.String, "horizon_min": pl.Int64, "side": pl.String}
 _SPLIT_NUMBERS = {"count": "n", "n_eff": "n_eff", "avg_return_bp": "mean", "low_bp": "low", "high_bp": "high", "p_one_sided_net": "p"}
 
 # %% ../../../nbs/studies/30_outcomes.ipynb #09304cea
@@ -292,6 +293,7 @@ def _work(fr: ForwardReturns, candles: pl.DataFrame, config: StudyConfig, calend
         base = base_rates(sides, lay.instrument, boot.buckets.index, base_sides, base_group, base_bucket, boot, tests, config.level)
         for i, name in enumerate(lay.names): cells[name][str(h)] = _cell(fr, name, k, i, lay, boot, tests, base, config) | {"block_buckets": boot.block}
         frames += [_split_frame(kind, lay, sides, boot, config.level) for kind in config.splits]
+    frames = [f for f in frames if len(f)]
     return cells, _adjusted(pl.concat(frames) if frames else pl.DataFrame())
 
 # %% ../../../nbs/studies/30_outcomes.ipynb #34d8ad83

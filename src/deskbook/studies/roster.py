@@ -58,9 +58,10 @@ class RosterDecision:
 def week_of(
     evidence: Mapping[str, Any], # of an outcome study
 ) -> str: # e.g. "2025-W45"
-    "The ISO week that the study covers: that of the last moment before its end. Without a window, that of the day before it was made."
-    window = evidence.get("window")
-    if window: return iso_week(to_ms(window["end"]) - 1)
+    "The ISO week that the study covers: that of the last moment before its end. Legacy evidence has no window; its newest sample, or the day before it was made, must do."
+    if window := evidence.get("window"): return iso_week(to_ms(window["end"]) - 1)
+    cells = [c for by_h in evidence.get("instruments", {}).values() for c in by_h.values() if isinstance(c, Mapping)]
+    if seen := [to_ms(s["ts"]) for c in cells for s in c.get("samples") or []]: return iso_week(max(seen))
     if evidence.get("generated_at"): return iso_week(to_datetime(evidence["generated_at"]) - timedelta(days=1))
     raise DataError("the evidence has neither a window nor generated_at.", "Is it the evidence of an outcome study?")
 
