@@ -6,6 +6,7 @@ Wall time is what counts; CPU time is printed next to it, because on a shared ma
 """
 import argparse
 import os
+import resource
 
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
 from statistics import median
@@ -63,7 +64,7 @@ def latency(quick):
     warm, rows = 4_000, list(candles.iter_rows(named=True))
     engine = GateEngine("EUR_USD", EVERY)
     engine.push_many(candles[:warm])
-    push, cpu, text = [], [], []
+    push, cpu, text, switches = [], [], [], []
     for row in rows[warm:warm + (800 if quick else 3_000)]:
         t, c = perf_counter(), thread_time_ns()
         payload = engine.push(row)
@@ -72,12 +73,15 @@ def latency(quick):
         push.append((u - t) * 1e6)
         cpu.append(c / 1e3)
         text.append((perf_counter() - t) * 1e6)
+        switches.append(resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw)
     print(f"one new candle on a warm instrument, to the payload; {len(push):,} candles, microseconds")
     for name, values in (("wall", push), ("CPU", cpu), ("wall with JSON", text)):
         p50, p90, p99 = np.percentile(values[50:], [50, 90, 99])
         print(f"  {name:<16} median {p50:6.0f}   p90 {p90:6.0f}   p99 {p99:6.0f}")
-    p99 = np.percentile(push[50:], 99)
-    print(f"  target p99 200 microseconds: {'met' if p99 <= 200 else 'MISSED'}")
+    p99, count = np.percentile(push[50:], 99), np.array(switches)
+    calm = np.array(push[50:])[count[50:] == count[30:-20]]
+    print(f"  the system took the processor away {count[-1] - count[50]} times; p99 of the {len(calm):,} candles without that in the last twenty: {np.percentile(calm, 99):.0f}")
+    print(f"  target p99 200 microseconds (all, wall): {'met' if p99 <= 200 else 'MISSED'}")
 
 
 if __name__ == "__main__":
