@@ -265,7 +265,7 @@ class Run:
         parameters = _as_parameters({} if params is None else params)
         mode = str(parameters.get("mode", "dry"))
         if mode == "live": _confirm(name, ask or input)
-        if _opened and _opened.evidence.sealed_at is None: _opened._close("terminated", ErrorRecord(type="Reopened", message="the run was opened again in the same session"))
+        if _opened and _opened.evidence.sealed_at is None: _opened._close("terminated", ErrorRecord(type="Reopened", message="the run was opened again in the same kernel"))
         folder = Path(os.environ[FOLDER]) if os.environ.get(FOLDER) else None
         made = read_evidence(folder) if folder else None
         resume = (made.resumed_from or "") if made else resume
