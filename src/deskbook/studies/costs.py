@@ -32,6 +32,7 @@ def pip_size(
 COST_KINDS = ("none", "median_spread_plus_half_slip", "quoted")
 FALLBACK_SPREAD_BP = 1.0 # a plausible spread of a liquid perpetual; a study that uses it says so
 
+# %% ../../../nbs/studies/00_costs.ipynb #9e947ec1
 @dataclass(frozen=True)
 class CostModel:
     "How a round trip is charged. Build it with `cost_model`, which checks it."
@@ -70,6 +71,7 @@ def has_quotes(
     known = candles.select((pl.col("bid_open").is_finite() & pl.col("ask_open").is_finite()).fill_null(False).mean()).item()
     return bool(known >= 0.5)
 
+# %% ../../../nbs/studies/00_costs.ipynb #9dbd0a7f
 def median_spread(
     candles: pl.DataFrame, # candles of one instrument
 ) -> float | None: # price units, 0 or more; None without quotes

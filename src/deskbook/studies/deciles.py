@@ -32,6 +32,7 @@ def _bin_sorted(score, keep, order, bins, out): # 0-based bin per row, -1 where 
         for q in range(k, max(m, k + 1)): out[order[q]] = min(b, bins - 1) if keep[order[q]] else -1
         start, k = start + count, max(m, k + 1)
 
+# %% ../../../nbs/studies/02_deciles.ipynb #e0737e20
 def decile_bins(
     score: Array, # (n,) any floats; NaN goes to no bin
     bins: int = 10, # 2 to 100
@@ -62,6 +63,7 @@ def _tally(score, value, bins_of, bins, count, total, square, positive, low, hig
         low[b], high[b] = min(low[b], score[i]), max(high[b], score[i])
     return mean
 
+# %% ../../../nbs/studies/02_deciles.ipynb #662005f1
 def _table(score: Array, value: Array, order: Array, bins: int) -> dict[str, Array]:
     "Columns of a decile table."
     keep, of = ~(np.isnan(value) | np.isnan(score)), np.empty(len(score), np.int64)
@@ -76,6 +78,7 @@ def _table(score: Array, value: Array, order: Array, bins: int) -> dict[str, Arr
     return {"decile": k + 1, "count": n, "score_low": low[k], "score_high": high[k], "mean_bp": mean + total[k] / n,
         "lift_bp": total[k] / n, "sd_bp": sd, "positive_frac": positive[k] / n}
 
+# %% ../../../nbs/studies/02_deciles.ipynb #320bbb3e
 def decile_table(
     score: Array, # (n,) e.g. hazard
     value_bp: Array, # (n,) returns, bp; NaN rows are left out
@@ -88,6 +91,7 @@ def decile_table(
     return pl.DataFrame(_table(score, value, np.argsort(score, kind="stable"), bins)).with_columns(pl.col("sd_bp").fill_nan(None))
 
 # %% ../../../nbs/studies/02_deciles.ipynb #f03e772f
+# long: one instrument after another, sorted once each
 def decile_tables(
     fr: ForwardReturns, # its `gates` hold the score
     score: str = "hazard", # a column of `fr.gates`
@@ -124,6 +128,7 @@ class Monotonicity:
     n: int # rows used
     block: int # rows per block
 
+# %% ../../../nbs/studies/02_deciles.ipynb #75ea44ef
 def monotonicity(
     score: Array, # (n,) in time order
     value_bp: Array, # (n,) returns, bp; NaN rows are left out
@@ -145,6 +150,7 @@ def monotonicity(
     hits = sum(abs(a @ b[block_shuffle(n, block, rng)]) / scale >= abs(rho) - 1e-12 for _ in range(permutations))
     return Monotonicity(rho, float((1 + hits) / (1 + permutations)), n, block)
 
+# %% ../../../nbs/studies/02_deciles.ipynb #4f7b9e33
 def block_shuffle(
     n: int, # rows
     block: int, # rows per block, the last one shorter

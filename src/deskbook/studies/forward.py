@@ -23,6 +23,7 @@ DROP_REASONS = ("", "closure", "data_end", "stale_entry", "stale_exit") # what t
 _CLOSURE, _DATA_END, _STALE_ENTRY, _STALE_EXIT = 1, 2, 3, 4
 
 # %% ../../../nbs/studies/01_forward.ipynb #dc877b08
+# long: the result's fields and their units are the contract
 @dataclass(frozen=True, eq=False)
 class ForwardReturns:
     "Forward returns of every gate; arrays have the shape (gates, horizons)."
@@ -92,6 +93,7 @@ def _session(opens, closes, s, x): # last session that opened by x, starting fro
     while s + 1 < len(opens) and opens[s + 1] <= x: s += 1
     return s
 
+# %% ../../../nbs/studies/01_forward.ipynb #56f1cdba
 @numba.njit(cache=True, nogil=True)
 def _exits(asof, t, entry, h_ms, stale_ms, opens, closes, exit_, drop, gap): # exit bar, drop code and gap flag per gate
     # long: the drop rules stand here once, in their order
@@ -114,6 +116,7 @@ def _exits(asof, t, entry, h_ms, stale_ms, opens, closes, exit_, drop, gap): # e
                 e_s, x_s = _session(opens, closes, e_s, t[e]), _session(opens, closes, x_s, t[j])
                 drop[i], exit_[i], gap[i] = 0, j, x_s != e_s
 
+# %% ../../../nbs/studies/01_forward.ipynb #f09874aa
 @numba.njit(cache=True, nogil=True)
 def _returns(entry, exit_, drop, sell, buy, mid, charge_price, charge_frac, long_bp, short_bp, mid_bp):
     for i in range(len(entry)):
@@ -126,6 +129,7 @@ def _returns(entry, exit_, drop, sell, buy, mid, charge_price, charge_frac, long
         short_bp[i] = 1e4 * (1 - buy[x] / sell[e] - charge)
         mid_bp[i] = 1e4 * (mid[x] / mid[e] - 1)
 
+# %% ../../../nbs/studies/01_forward.ipynb #58705d04
 @numba.njit(cache=True, nogil=True)
 def _extreme(entry, exit_, drop, price, sell, buy, mid, charge_price, charge_frac, sign, queue, out): # sign +1: highest, -1: lowest
     # long: one monotonic queue over bars entry..exit-1
@@ -159,6 +163,7 @@ def _epoch_ms(times: pl.Series) -> Array:
     "Times as a writable integer array; a copy, so that kernels compile for one kind of array."
     return np.array(times.cast(pl.Datetime("ms", "UTC")).to_physical().to_numpy())
 
+# %% ../../../nbs/studies/01_forward.ipynb #1db7094e
 def _prices(candles: pl.DataFrame, quoted: bool) -> _Prices:
     "The executable prices of one instrument's bars."
     t = _epoch_ms(candles["time"])
@@ -171,6 +176,7 @@ def _prices(candles: pl.DataFrame, quoted: bool) -> _Prices:
     for x in (high, low): np.copyto(x, sell, where=~np.isfinite(x))
     return _Prices(t, sell, buy, mid, high, low)
 
+# %% ../../../nbs/studies/01_forward.ipynb #e66befb7
 def _bar_columns(get) -> tuple[Array, ...]:
     bar = np.array(get("open"))
     return bar, bar, bar, np.array(get("high")), np.array(get("low"))
@@ -204,6 +210,7 @@ def check_horizons(
         raise BadInput(f"horizons {list(horizons_min)} are not whole minutes above 0 in rising order.", "Write them like 5,15,30,60,240.")
     return hs
 
+# %% ../../../nbs/studies/01_forward.ipynb #f03e4627
 def _slices(frame: pl.DataFrame, what: str) -> dict[str, slice]:
     "Rows of each instrument."
     runs = frame["instrument"].cast(pl.String).rle().struct.unnest()
@@ -211,6 +218,7 @@ def _slices(frame: pl.DataFrame, what: str) -> dict[str, slice]:
     if len(set(names)) < len(names): raise DataError(f"the {what} are not sorted by instrument and time.", "Sort them first.")
     return {n: slice(a, b) for n, a, b in zip(names, [0, *ends], ends)}
 
+# %% ../../../nbs/studies/01_forward.ipynb #bcda30b8
 def sorted_gates(
     gates: pl.DataFrame, # instrument, time, asof and any other columns
 ) -> pl.DataFrame:
@@ -220,6 +228,7 @@ def sorted_gates(
     if any(gates[c].null_count() for c in ("instrument", "time", "asof")): raise BadInput("some gates have no instrument, time or asof.")
     return gates if _in_order(gates) else gates.sort("instrument", "time", maintain_order=True)
 
+# %% ../../../nbs/studies/01_forward.ipynb #bbdd50aa
 def _in_order(gates: pl.DataFrame) -> bool:
     names, time = gates["instrument"].cast(pl.String).rle().struct.unnest(), gates["time"].to_physical().to_numpy()
     ends = np.cumsum(names["len"].to_numpy()).tolist()
@@ -266,6 +275,7 @@ def _empty(n: int, n_h: int, excursions: bool) -> dict[str, Array]:
     return out | {"drop": np.empty((n, n_h), np.uint8, order="F"), "gap": np.empty((n, n_h), np.bool_, order="F"),
         "entry_ms": np.empty(n, np.int64), "entry_price": np.empty(n)}
 
+# %% ../../../nbs/studies/01_forward.ipynb #bf34047d
 def _one_instrument(asof, p: _Prices, cost: InstrumentCost, hours, horizons, max_stale, excursions, out) -> None:
     "Fill the rows of one instrument."
     entry, exit_, queue = np.empty(len(asof), np.int32), np.empty(len(asof), np.int32), np.empty(len(p.t), np.int32)

@@ -23,6 +23,7 @@ from .forward import check_horizons
 
 Array = np.ndarray
 
+# %% ../../../nbs/studies/10_legacy.ipynb #44f5570a
 @dataclass(frozen=True)
 class LegacyConfig:
     "Parameters of the archived study; the defaults are its own."
@@ -41,6 +42,7 @@ class LegacySamples:
     price_start: Array
     price_end: Array
 
+# %% ../../../nbs/studies/10_legacy.ipynb #a33fe0f2
 def carried_close(
     candles: pl.DataFrame, # candles of one instrument, in time order
     times_ms: Array, # int64 epoch ms
@@ -53,6 +55,7 @@ def carried_close(
 # %% ../../../nbs/studies/10_legacy.ipynb #2783b021
 _FORWARD = "forward_pct_"
 
+# %% ../../../nbs/studies/10_legacy.ipynb #01972a23
 def read_embedded(
     path: "str | Path", # JSONL with price_close and roc_forward_pct in each row
 ) -> pl.DataFrame: # instrument, time, price_close, forward_pct_<minutes>...; percent
@@ -71,6 +74,7 @@ def read_embedded(
     frame = pl.DataFrame(rows, infer_schema_length=None) if rows else pl.DataFrame(schema={"instrument": pl.String, "time": pl.Int64, "price_close": pl.Float64})
     return frame.with_columns(pl.col("time").cast(pl.Datetime("ms", "UTC")))
 
+# %% ../../../nbs/studies/10_legacy.ipynb #e45f8142
 def with_embedded(
     gates: pl.DataFrame, # gate frame
     embedded: "pl.DataFrame | str | Path", # from `read_embedded`, or its file
@@ -113,6 +117,7 @@ def t_statistic(
     sd = float(np.std(x, ddof=1)) if len(x) > 1 and np.ptp(x) > 0 else 0.0
     return float(np.mean(x)) / (sd / math.sqrt(len(x))) if sd > 0 else None
 
+# %% ../../../nbs/studies/10_legacy.ipynb #67383bad
 def holm(
     p_values: Sequence[float | None], # p-values of one family; None has no test
 ) -> list[float | None]: # in the same order
@@ -136,6 +141,7 @@ def leaky_deciles(
     means = [(k + 1, b - a, float(np.mean(r[a:b]))) for k, (a, b) in enumerate(pairwise(cuts)) if b > a]
     return [{"decile": k, "count": c, "avg_return_pct": m, "lift_vs_overall": m - overall} for k, c, m in means]
 
+# %% ../../../nbs/studies/10_legacy.ipynb #0719373c
 def hazard_buckets(
     hazard: Array, # (n,)
     return_pct: Array, # (n,) percent
@@ -144,6 +150,7 @@ def hazard_buckets(
     upper = np.floor(np.asarray(hazard) / 0.2 + 1e-12).astype(int) + 1
     return {f"< {0.2 * u:.2f}": {"count": int((upper == u).sum()), "avg_return_pct": float(np.mean(return_pct[upper == u]))} for u in np.unique(upper)}
 
+# %% ../../../nbs/studies/10_legacy.ipynb #6a9d4101
 def auroc_admit(
     admit: Array, # (n,) booleans
     return_pct: Array, # (n,) net, percent
@@ -159,6 +166,7 @@ COST_KEYS = (*GROSS_KEYS, "avg_cost_pct", "auroc_admit", "hazard_deciles", "over
 
 def _mean(x: Array) -> float | None: return float(np.mean(x)) if len(x) else None
 
+# %% ../../../nbs/studies/10_legacy.ipynb #a7095bcd
 def legacy_cell(
     s: LegacySamples, # at least one
     cost: InstrumentCost, # kind "none" gives the nine keys
@@ -173,6 +181,7 @@ def legacy_cell(
     return cell | {"avg_cost_pct": _mean(s.cost_pct), "auroc_admit": auroc_admit(s.gates["admit"].to_numpy(), r), "hazard_deciles": leaky_deciles(hazard, r),
         "overall_avg_return_pct": cell["avg_return_pct"], "t_stat": t, "p_value": None if t is None else normal_p(t), "median_spread": cost.median_spread}
 
+# %% ../../../nbs/studies/10_legacy.ipynb #5cd65374
 def _largest(s: LegacySamples, with_cost: bool, n: int = 5) -> list[dict[str, Any]]:
     "The samples with the largest absolute return, largest first."
     out = []
@@ -202,6 +211,7 @@ def legacy_study(
     if model.kind != "none": head |= {"cost_model": model.kind, "commission_pips": model.commission_pips, "slippage_multiplier": model.slippage_multiplier}
     return head | {"instruments": cells}
 
+# %% ../../../nbs/studies/10_legacy.ipynb #060a794f
 def _instrument(name: str, gates: pl.DataFrame, candles: pl.DataFrame | None, model: CostModel, horizons: tuple[int, ...]) -> dict[str, Any]:
     "The cells of one instrument, or a note saying why there are none."
     if gates.is_empty(): return {"note": "no gates in the window"}

@@ -30,17 +30,15 @@ __all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'SKY', 'PURPLE', 'GREY', 'REGIME_CO
 # %% ../../../nbs/studies/50_plots.ipynb #d8fbccac
 def _canvas(rows: int, cols: int, width: float, height: float, what: str, source: str, **kwargs) -> tuple[Figure, np.ndarray]:
     "A figure with a grid of axes, a title and the source."
-    import matplotlib
     import matplotlib.pyplot as plt
     with plt.rc_context(_STYLE):
         fig, axes = plt.subplots(rows, cols, figsize=(width, height), squeeze=False, layout="constrained", **kwargs)
-        plt.close(fig) # the caller shows it; pyplot must not show it again
+        plt.close(fig) # pyplot forgets it: a notebook shows what a cell returns, once
         fig.suptitle(f"{what}\n", x=0.01, ha="left", fontsize=11, fontweight="bold", color="#222")
         fig.text(0.01, 1 - 0.30 / height, source or "source of the candles unknown", ha="left", va="top", fontsize=8, color="#666")
-        live = matplotlib.is_interactive() # a notebook's backend sets this with the first figure, and leaving the context would undo it
-    matplotlib.interactive(live)
     return fig, axes
 
+# %% ../../../nbs/studies/50_plots.ipynb #cecd748d
 def _grid_shape(n: int, most: int = 4) -> tuple[int, int]: # rows, columns
     cols = min(n, most) if n != 5 else 3
     return math.ceil(n / cols), cols
@@ -49,6 +47,7 @@ def _panel_title(ax: Any, text: str) -> None: ax.set_title(text, fontsize=8.5, f
 
 def _utc(times: pl.Series) -> np.ndarray: return times.cast(pl.Datetime("ms", "UTC")).dt.replace_time_zone(None).to_numpy()
 
+# %% ../../../nbs/studies/50_plots.ipynb #74cabd7c
 def _dates(ax: Any) -> None:
     "A short time axis."
     import matplotlib.dates as md
@@ -77,6 +76,7 @@ def plot_forward_curves(
     fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="upper right", ncols=3, fontsize=8, frameon=False)
     return fig
 
+# %% ../../../nbs/studies/50_plots.ipynb #d497afb1
 def _curve(ax: Any, cells: pl.DataFrame, name: str, alpha: float) -> None:
     # long: one panel, two sides and the mid
     horizons = cells["horizon_min"].unique().sort().to_list()
@@ -95,7 +95,7 @@ def _curve(ax: Any, cells: pl.DataFrame, name: str, alpha: float) -> None:
     ax.axhline(0, color="black", lw=0.8)
     ax.grid(axis="y")
     ax.set_xticks(range(len(horizons)), [str(h) for h in horizons])
-    _panel_title(ax, f"{name}, up to {int(cells['count'].to_numpy().max())} samples")
+    _panel_title(ax, f"{name}, n ≤ {int(cells['count'].to_numpy().max())}")
 
 # %% ../../../nbs/studies/50_plots.ipynb #331ae6d6
 def plot_deciles(
@@ -122,6 +122,7 @@ def plot_deciles(
         ax.tick_params(labelbottom=True)
     return fig
 
+# %% ../../../nbs/studies/50_plots.ipynb #cdc2cb5b
 def _bars(ax: Any, t: pl.DataFrame, name: str) -> None:
     mean, n = t["mean_bp"].to_numpy(), t["count"].to_numpy()
     ax.bar(t["decile"].to_numpy(), mean, color=np.where(mean >= 0, BLUE, ORANGE), width=0.75)
@@ -130,7 +131,7 @@ def _bars(ax: Any, t: pl.DataFrame, name: str) -> None:
     ax.axhline(0, color="black", lw=0.8)
     ax.grid(axis="y")
     ax.set(xlim=(0.4, 10.6), xticks=range(1, 11))
-    _panel_title(ax, f"{name}, {n.sum()} samples, mean {overall:+.1f}")
+    _panel_title(ax, f"{name}, mean {overall:+.1f} bp")
 
 # %% ../../../nbs/studies/50_plots.ipynb #5d016319
 def plot_strips(
@@ -151,6 +152,7 @@ def plot_strips(
     regime.set_xlabel("time (UTC)")
     return fig
 
+# %% ../../../nbs/studies/50_plots.ipynb #5abc1190
 def _price_line(ax: Any, c: pl.DataFrame) -> None:
     t, y = _utc(c["time"]), c["close"].to_numpy().copy()
     far = np.flatnonzero(np.diff(t) > np.timedelta64(30, "m")) + 1
@@ -161,6 +163,7 @@ def _price_line(ax: Any, c: pl.DataFrame) -> None:
     ax.grid(axis="y")
     ax.text(1, 1.02, f"gaps of 5 minutes or more: {len(spans)}", transform=ax.transAxes, ha="right", fontsize=7.5, color="#8a5a00")
 
+# %% ../../../nbs/studies/50_plots.ipynb #c66c5755
 def _hazard_strip(ax: Any, g: pl.DataFrame) -> None:
     t = _utc(g["time"])
     ax.plot(t, g["hazard"].to_numpy(), ".", color=GREY, ms=2.5, label="hazard")
@@ -171,6 +174,7 @@ def _hazard_strip(ax: Any, g: pl.DataFrame) -> None:
     ax.grid(axis="y")
     ax.legend(loc="upper right", ncols=3, fontsize=7, bbox_to_anchor=(1, 1.22), borderaxespad=0, frameon=False)
 
+# %% ../../../nbs/studies/50_plots.ipynb #4af11e6d
 def _regime_strip(ax: Any, g: pl.DataFrame) -> None:
     t, labels = _utc(g["time"]), g["regime"].cast(pl.String).fill_null("insufficient")
     step = np.median(np.diff(t)) if len(t) > 1 else np.timedelta64(16, "m")
@@ -199,6 +203,7 @@ def plot_coverage(
     _dates(ax)
     return fig
 
+# %% ../../../nbs/studies/50_plots.ipynb #428f331f
 def _lane(ax: Any, i: int, name: str, candles: pl.DataFrame) -> None:
     "One instrument: sessions, candles, gaps; matplotlib counts days since 1970."
     report, day = gap_report(candles), 86_400_000
@@ -231,6 +236,7 @@ def plot_roster(
         for x, verdict, reasons in ((0.13, d.seed_verdict, d.seed_reasons), (0.57, d.sound_verdict, d.sound_reasons)): _verdict(ax, x, i + 0.45, verdict, reasons)
     return fig
 
+# %% ../../../nbs/studies/50_plots.ipynb #25e1d54c
 def _verdict(ax: Any, x: float, y: float, verdict: str, reasons: Sequence[str]) -> None:
     import textwrap
     ax.text(x, y, verdict, fontsize=7.5, fontweight="bold", va="center", color="white", bbox={"boxstyle": "round,pad=0.3", "fc": VERDICT_COLOURS.get(verdict, GREY), "ec": "none"})
