@@ -27,6 +27,11 @@ def _lake(url: str) -> Any:
     from deskbook.stores.lake import Lake
     return Lake(url or None)
 
+# %% auto #0
+__all__ = ['app', 'name_parts', 'parse_map', 'import_file', 'import_command', 'window', 'fetch_command', 'simulate_command',
+           'list_command', 'check_command', 'check_lake']
+
+# %% ../../../nbs/app/10_cli_candles.ipynb #92f51778
 def _table(columns: list[str], rows: list[list[Any]], title: str = "") -> None:
     "A table for people on stdout."
     from rich.console import Console
@@ -39,10 +44,6 @@ def _warn(text: str) -> None: print(f"deskbook: {text}", file=sys.stderr)
 
 def _writes(w: LakeWrite) -> dict[str, int]:
     return {"added": w.added, "changed": w.changed, "same": w.same, "quarantined": w.quarantined}
-
-# %% auto #0
-__all__ = ['app', 'name_parts', 'parse_map', 'import_file', 'import_command', 'window', 'fetch_command', 'simulate_command',
-           'list_command', 'check_command', 'check_lake']
 
 # %% ../../../nbs/app/10_cli_candles.ipynb #2d23dfbc
 @contextmanager
@@ -101,8 +102,10 @@ def import_file(
         **_writes(wrote), "quarantined": got.quarantine.height, "reasons": got.clean.reasons, "unreadable_lines": got.bad["line"].to_list()[:20],
         "blanked": got.clean.blanked, "crossed": int(got.candles["crossed"].sum()), "first": iso(int(t[0])), "last": iso(int(t[-1]))}
 
+# %% ../../../nbs/app/10_cli_candles.ipynb #c1fd900b
 @app.command("import", epilog=_EXITS)
 def import_command(
+    # long: every option with its help, then what is printed
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="CSV, Parquet, JSON or JSON Lines; each may be gzipped.")],
     venue: Annotated[str, typer.Option(help="Where the candles were traded, e.g. oanda. Default: the file name, or 'file'.")] = "",
     instrument: Annotated[str, typer.Option(help="Name of the instrument. Default: the file, or its name.")] = "",
@@ -142,6 +145,7 @@ def window(
     if a >= b: raise BadInput(f"The window from {iso(a)} to {iso(b)} is empty.", "start must lie before end; end is exclusive.")
     return a, b
 
+# %% ../../../nbs/app/10_cli_candles.ipynb #ffe8f530
 @app.command("fetch", epilog=_EXITS)
 def fetch_command(
     targets: Annotated[list[str], typer.Argument(metavar="EXCHANGE:SYMBOL...", help="E.g. bybit:BTCUSDT. Any exchange that ccxt knows; no key is needed.")],
@@ -207,6 +211,7 @@ def list_command(lake: _LakeUrl = "", as_json: _Json = False) -> None:
     if not rows: return _warn(f"the lake {store.url} is empty. Fill it with `deskbook candles fetch bybit:BTCUSDT --days 8` or `deskbook candles simulate`.")
     _table(list(rows[0]), [list(r.values()) for r in rows], title=store.url)
 
+# %% ../../../nbs/app/10_cli_candles.ipynb #38a08cf0
 @app.command("check", epilog=_EXITS)
 def check_command(
     instruments: Annotated[list[str] | None, typer.Argument(metavar="[INSTRUMENT...]", help="Default: all the lake holds.")] = None,

@@ -41,8 +41,10 @@ def _week_minutes(text: str) -> int:
 # %% ../../../nbs/market/10_calendar.ipynb #3d32eb68
 Times = pl.Series | np.ndarray | list[int] # datetimes (polars, any unit) or epoch ms
 
+# %% ../../../nbs/market/10_calendar.ipynb #785170b0
 @dataclass(frozen=True)
 class TradingCalendar:
+    # long: its fields, their checks, and one line per question
     "The hours of one market. Hashable; ask it about arrays, not about single times."
     name: str = "24/7"
     week_open: str = ""            # e.g. "Sun 17:00" local; "" with week_close "": never closes
@@ -76,6 +78,7 @@ class TradingCalendar:
         "Open minutes in [start, end)."
         return int(open_between(self, [to_ms(start)], [to_ms(end)])[0] // MINUTE_MS)
 
+# %% ../../../nbs/market/10_calendar.ipynb #3a5edcc3
 def _break_minutes(text: str) -> tuple[int, int]:
     "Start and end of `17:00-18:00` in minutes after midnight; the end may lie on the next day."
     a, sep, b = text.partition("-")
@@ -101,6 +104,7 @@ def _cut(intervals: list[tuple[int, int]], holes: list[tuple[int, int]]) -> list
         if a < b: out.append((a, b))
     return out
 
+# %% ../../../nbs/market/10_calendar.ipynb #6738ec65
 @lru_cache(maxsize=64)
 def _intervals(cal: TradingCalendar, first_year: int, last_year: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Opens, closes, and open milliseconds before each open, over whole years and a month on each side."
@@ -139,6 +143,7 @@ def _locate(cal: TradingCalendar, t: np.ndarray) -> tuple[np.ndarray, np.ndarray
     opens, closes, before = _intervals(cal, years[0], years[1])
     return opens, closes, before, np.searchsorted(opens, t, side="right") - 1
 
+# %% ../../../nbs/market/10_calendar.ipynb #bec8d645
 def open_ms(
     cal: TradingCalendar,
     times: Times,
@@ -179,6 +184,7 @@ def crosses_closure(
     x, y = np.broadcast_arrays(as_ms(a), as_ms(b))
     return open_between(cal, x, y) < y - x
 
+# %% ../../../nbs/market/10_calendar.ipynb #e55a1e27
 def next_close(
     cal: TradingCalendar,
     times: Times,

@@ -142,6 +142,7 @@ class CleanCandles:
         why = ", ".join(f"{n} {r}" for r, n in self.reasons.items())
         return f"{self.candles.height} candles, {self.quarantine.height} rows in quarantine" + (f" ({why})" if why else "")
 
+# %% ../../../nbs/market/00_candles.ipynb #f6d9fbd1
 def clean_candles(
     raw: pl.DataFrame, # see `conform`; any order, any number of instruments
 ) -> CleanCandles:
@@ -159,6 +160,7 @@ def clean_candles(
         good = good.filter(~twice)
     return CleanCandles(good.drop("reason"), bad, lost)
 
+# %% ../../../nbs/market/00_candles.ipynb #a2158226
 def _in_order(df: pl.DataFrame) -> bool:
     "Sorted by instrument, then time."
     i, t = df["instrument"], df["time"]

@@ -61,6 +61,7 @@ class GapReport:
         return (f"{self.instrument}: {self.rows} bars, {self.missing} missing in {self.gaps} gaps (longest {self.longest}), coverage {self.coverage_frac:.2%}, "
             f"{self.closures} closures, {self.outside} outside sessions, {self.duplicates} duplicates, {self.crossed_frac:.1%} crossed")
 
+# %% ../../../nbs/market/11_quality.ipynb #d0b2576b
 _LONG_CLOSURE_MS = 12 * 3_600_000
 
 def gap_report(

@@ -72,6 +72,7 @@ def row_from_object(
     return {"instrument": obj.get("instrument") or instrument, "time": moment_ms(_first(obj, _TIME_KEYS)), **p,
         "volume": number(_first(obj, _VOLUME_KEYS)), **quotes, "complete": _FLAGS.get(str(obj.get("complete")).lower())}
 
+# %% ../../../nbs/market/01_readers.ipynb #d6fae41c
 def _middle(sides: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
     "Mid prices from bid and ask; with one side only, that side."
     if not sides: return dict.fromkeys(PRICE_COLUMNS)
@@ -157,6 +158,7 @@ def _unwrap(doc: Any) -> tuple[list[Any], str | None]:
         if isinstance(body.get(k), list): return body[k], name
     return [body], name
 
+# %% ../../../nbs/market/01_readers.ipynb #ce0533b2
 def read_json_candles(
     doc: Any, # parsed JSON: OANDA's or Bybit's answer, a list, or one candle
     instrument: str | None = None, # overrides what the document names
@@ -215,6 +217,7 @@ def _usual_text(text: pl.Series) -> pl.Series:
     without = t.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="ms", strict=False).dt.replace_time_zone("UTC")
     return text.to_frame().select(pl.coalesce(with_offset, without)).to_series()
 
+# %% ../../../nbs/market/01_readers.ipynb #47f739fa
 def _zoned(s: pl.Series) -> pl.Series:
     "Temporal values as UTC milliseconds."
     if isinstance(s.dtype, pl.Date): s = s.cast(pl.Datetime("ms"))
@@ -276,6 +279,7 @@ def read_file(
     if mapping and kind in ("json", "jsonl", "ndjson"): raise BadInput(f"{path.name} is JSON, which needs no column mapping.")
     return readers[kind](_bytes(path), instrument, mapping, path.name)
 
+# %% ../../../nbs/market/01_readers.ipynb #451d1170
 def _bytes(path: Path) -> bytes:
     "Content, unpacked."
     import gzip
@@ -311,6 +315,7 @@ def _csv(data: bytes, instrument: str | None, mapping: Mapping[str, str] | None,
     table = pl.read_csv(good.encode(), has_header=False, separator=sep, new_columns=head, infer_schema=False) if good else pl.DataFrame(schema=dict.fromkeys(head, pl.String()))
     return Reading(read_table(table.with_columns(pl.all().str.strip_chars()), instrument, mapping, name).clean, bad, name)
 
+# %% ../../../nbs/market/01_readers.ipynb #1e2552b4
 def _json(data: bytes, instrument: str | None, mapping: Mapping[str, str] | None, name: str) -> Reading:
     "A JSON document, or JSON Lines under a wrong name."
     try: return read_json_candles(json.loads(data), instrument, name)

@@ -43,6 +43,7 @@ SIMULATED: dict[str, SimulatedInstrument] = {
     "SOLUSDT-PERP": _FX(101.700, 4.40, 2, 1, "CRYPTO", 0.80, (0.5, 0.5, 0.7), 7000)}
 SIMULATED_UNIVERSE = tuple(SIMULATED)
 
+# %% ../../../nbs/market/20_simulated.ipynb #7d3b8651
 @dataclass(frozen=True)
 class PlantedEdge:
     "A known drift: the mean forward mid return over `horizon_min` minutes is `edge_bp`."
@@ -135,6 +136,7 @@ def _draw(seed: int, stream: str, days: range) -> tuple[np.ndarray, np.ndarray]:
     z = np.stack([_rng(seed, stream, d).standard_normal((2, 1440)) for d in days])
     return z[:, 0], _ar1(z[:, 1], 90.0)
 
+# %% ../../../nbs/market/20_simulated.ipynb #1bbea3a9
 def _make_block(seed: int, name: str, days: range) -> _Block:
     "Everything about `days` except the level they start from."
     spec, k = SIMULATED[name], slice(days.start - _FIRST, days.stop - _FIRST)
@@ -253,6 +255,7 @@ def _stream(name: str, a: int, b: int, seed: int, edge: PlantedEdge | None) -> I
         whole = days.start * DAY_MS >= a and days.stop * DAY_MS <= b
         yield bars if whole else bars.filter(pl.col("time").dt.epoch("ms").is_between(a, b, closed="left"))
 
+# %% ../../../nbs/market/20_simulated.ipynb #d95d12fe
 def _checked(instruments: Sequence[str], seed: int, edge: PlantedEdge | None) -> list[str]:
     "Canonical, known, sorted names."
     names = sorted({normalise_instrument(i) for i in ([instruments] if isinstance(instruments, str) else instruments)})

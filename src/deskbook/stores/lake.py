@@ -45,6 +45,7 @@ class Partition:
 
     def __getitem__(self, key: str) -> str: return self.keys[DATASETS[self.dataset].index(key)]
 
+# %% ../../../nbs/stores/00_lake.ipynb #fcdcecac
 def parse_partition(
     path: str, # relative to the lake
 ) -> Partition | None: # None: not a file of the lake
@@ -67,7 +68,9 @@ def venue_name(
 _LOCKS: dict[str, threading.Lock] = {}
 _LOCK_TIMEOUT_S = 120.0
 
+# %% ../../../nbs/stores/00_lake.ipynb #6ea6a77f
 class Storage:
+    # long: six small operations on one file system belong together
     "Files below one folder or fsspec URL: list, read, replace, remove, lock."
     def __init__(self, url: str): # e.g. "desk/lake", "file:///desk/lake", "s3://bucket/lake", "memory://lake"
         from fsspec.core import url_to_fs
@@ -166,6 +169,7 @@ class LakeWrite:
     def __str__(self) -> str:
         return f"{self.added} added, {self.changed} changed, {self.same} already there, {self.quarantined} in quarantine"
 
+# %% ../../../nbs/stores/00_lake.ipynb #88ee979a
 def _compare(old: pl.DataFrame | None, merged: pl.DataFrame, n_new: int, key: Sequence[str]) -> LakeWrite:
     "Counts of one partition."
     if old is None: return LakeWrite(added=merged.height, written=1)
@@ -177,6 +181,7 @@ def _compare(old: pl.DataFrame | None, merged: pl.DataFrame, n_new: int, key: Se
     changed = both.select(differs.sum()).item() if both.height else 0
     return LakeWrite(added=added, changed=changed, same=max(n_new - added - changed, 0), written=1)
 
+# %% ../../../nbs/stores/00_lake.ipynb #15525452
 def put(
     storage: Storage,
     part: Partition,
@@ -374,6 +379,7 @@ def _between(a: int | None, b: int | None) -> str:
     "The window in words."
     return " ".join(filter(None, (f"from {iso(a)}" if a is not None else "", f"to {iso(b)}" if b is not None else ""))) or "at any time"
 
+# %% ../../../nbs/stores/00_lake.ipynb #4e9ddf20
 def _check_held(dataset: str, names: list[str] | None, kept: Sequence[Partition], every: Sequence[Partition], want: Mapping[str, Any]) -> None:
     "Refuse what is not there, and what is there twice."
     have = sorted({p["instrument"] for p in kept})
@@ -401,6 +407,7 @@ def _footer(storage: Storage, p: Partition) -> dict[str, Any] | None:
     except (ArrowException, KeyError, ValueError, OSError) as e:
         raise DataError(f"{p.path} is not a file of the lake ({str(e).splitlines()[0]}).", "Restore it from a copy, or remove it and import again.") from None
 
+# %% ../../../nbs/stores/00_lake.ipynb #1dc6670c
 def inventory(
     storage: Storage,
     parts: Sequence[Partition], # of the dataset candles
@@ -438,6 +445,7 @@ def sql(
     finally: con.close()
     return df.with_columns(pl.col(c).dt.convert_time_zone("UTC").cast(CANDLE_TIME) for c, t in df.schema.items() if isinstance(t, pl.Datetime) and t.time_zone)
 
+# %% ../../../nbs/stores/00_lake.ipynb #dfd16fe1
 def _view(con: Any, storage: Storage, name: str, parts: Sequence[Partition]) -> None:
     "One dataset as a table. An empty dataset of candles is a table without rows."
     if not parts:

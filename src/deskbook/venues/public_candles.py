@@ -79,6 +79,7 @@ def _kinds(e: BaseException) -> set[str]:
     "Class names of an error, its parents included."
     return {c.__name__ for c in type(e).__mro__}
 
+# %% ../../../nbs/venues/00_public_candles.ipynb #6817ad1c
 def _status(e: BaseException | None) -> int: # 0: no HTTP answer
     "HTTP status behind an error. ccxt reads a 429 whose body is JSON as a plain refusal; the answer underneath tells."
     while e is not None:
@@ -96,6 +97,7 @@ def _told_s(exchange: Any) -> float | None:
     try: return float(headers["retry-after"])
     except (KeyError, TypeError, ValueError): return None
 
+# %% ../../../nbs/venues/00_public_candles.ipynb #3f8cdb4d
 def call(
     exchange: Any, # a ccxt exchange
     what: Callable[[], Any], # the call to make
@@ -113,6 +115,7 @@ def call(
             if on_wait: on_wait(type(e).__name__, pause)
             patience.sleep(pause)
 
+# %% ../../../nbs/venues/00_public_candles.ipynb #2bcfea90
 def _gave_up(name: str, e: BaseException, kinds: set[str], tries: int) -> Exception:
     "The error to raise when a call cannot be made."
     first = (str(e).splitlines() or [type(e).__name__])[0][:200]
@@ -145,6 +148,7 @@ def pages(
         if last < since: return
         since = last + step
 
+# %% ../../../nbs/venues/00_public_candles.ipynb #35f4fec7
 def page_frame(
     rows: Sequence[Sequence[float]], # [ms, open, high, low, close, volume]
     instrument: str, # canonical
@@ -194,6 +198,7 @@ class Fetched:
 
 Progress = Callable[[int, int], None] # (bars of the window done, bars of the window)
 
+# %% ../../../nbs/venues/00_public_candles.ipynb #183cc6e1
 def fetch_candles(
     # long: one pass from target to lake, read from top to bottom
     target: str, # e.g. "bybit:BTCUSDT"
@@ -232,6 +237,7 @@ def fetch_candles(
         seen, ended = seen + (y - x) // step, ended or (iso(upto) if upto < y else "")
     return Fetched(venue, str(market["symbol"]), instrument, timeframe, n, out, source, first, last, ended)
 
+# %% ../../../nbs/venues/00_public_candles.ipynb #4a0634df
 def _stored(lake: Lake, venue: str, instrument: str, timeframe: str, a: int, b: int) -> np.ndarray:
     "Open times the lake has in the window."
     if a >= b: return np.zeros(0, dtype=np.int64)
