@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any
 import numpy as np
 import polars as pl
+from threadpoolctl import threadpool_limits # type: ignore[import-untyped] # comes with scikit-learn
 from ..core.clock import Clock, iso, system_clock, to_datetime
 from ..core.errors import BadInput, NotFound, did_you_mean
 from ..core.files import plain, sha256
@@ -260,7 +261,7 @@ def run_outcome_study(
     if studied.is_empty(): raise NotFound(f"none of the {len(found)} gates of the window was admitted.", "Study population='all'.")
     config = replace(config, stride_min=config.stride_min or usual_stride_min(found))
     fr = forward_returns(studied, candles, config.horizons_min, config.costs, calendar)
-    cells, splits = _work(fr, candles, config, calendar, start, end)
+    with threadpool_limits(1, "blas"): cells, splits = _work(fr, candles, config, calendar, start, end)
     deciles = decile_tables(fr, "hazard", SIDES)
     return _assemble(fr, cells, splits, deciles, config, start, end, iso(clock()), provenance or {}, candles)
 
