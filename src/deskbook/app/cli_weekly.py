@@ -9,9 +9,10 @@ __all__ = ['PERPETUALS', 'EXCHANGES', 'FETCH_DAYS', 'SIMULATE_DAYS', 'app', 'Wee
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Annotated, Any
 import typer
-from ..core.clock import Clock, iso, system_clock, to_datetime
+from ..core.clock import DAY_MS, Clock, system_clock, to_datetime
 from ..core.errors import NotFound, SourceError
 
 PERPETUALS = ("BTCUSDT-PERP", "ETHUSDT-PERP", "SOLUSDT-PERP")
@@ -40,8 +41,8 @@ def fetch_week(
         try:
             exchange = (connect or public.connect)(name)
             for symbol in PERPETUALS:
-                public.fetch_candles(f"{name}:{symbol}", clock() - FETCH_DAYS*86_400_000, lake=lake, exchange=exchange, clock=clock,
-                    patience=public.Patience(attempts=2, cap_s=2), progress=lambda done, total, s=symbol: progress(f"{name} {s}", done, total))
+                public.fetch_candles(f"{name}:{symbol}", clock() - FETCH_DAYS*DAY_MS, lake=lake, exchange=exchange, clock=clock,
+                    patience=public.Patience(attempts=2, cap_s=2), progress=partial(progress, f"{name} {symbol}"))
         except (SourceError, NotFound) as e: why.append(f"{name}: {e.what}")
         else: return WeekSource(public.venue_name(name), f"Candles: {', '.join(PERPETUALS)} from {name}, {FETCH_DAYS} days.")
     raise SourceError(f"no exchange could be reached ({'; '.join(why)}).", "Check the network, or study the simulated market with --offline.")

@@ -9,7 +9,7 @@ __all__ = ['SIMULATED', 'CANONICAL', 'WeeklyParameters', 'choose_venue', 'StudyW
 # %% ../../../nbs/studies/60_weekly.ipynb #1a59043b
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,9 @@ class WeeklyParameters:
         week: "StudyWeek | None" = None, # the window; None: open
     ) -> StudyConfig:
         "The sound study of these parameters."
-        window = dict(start=week.start, end=week.end, instruments=week.instruments) if week else {}
-        return StudyConfig(horizons_min=self.horizons_min, cost_model=self.cost_model, fallback_spread_bp=self.fallback_spread_bp,
-            n_bootstrap=self.n_bootstrap, seed=self.seed, **window)
+        config = StudyConfig(horizons_min=self.horizons_min, cost_model=self.cost_model, fallback_spread_bp=self.fallback_spread_bp,
+            n_bootstrap=self.n_bootstrap, seed=self.seed)
+        return replace(config, start=week.start, end=week.end, instruments=week.instruments) if week else config
 
 # %% ../../../nbs/studies/60_weekly.ipynb #a0cc5ec0
 SIMULATED = "simulated" # the venue under which the simulated market is kept
@@ -97,7 +97,7 @@ def choose_week(
     if unknown := sorted(set(instruments) - set(held)):
         raise NotFound(f"the lake holds no {', '.join(unknown)}; it holds {', '.join(held)}.", "Run `deskbook candles list`.")
     wanted = inventory.filter(pl.col("instrument").is_in(list(instruments) or held))
-    until = to_datetime(end) if end else _last_midnight(wanted["first"].min(), wanted["last"].max())
+    until = to_datetime(end) if end else _last_midnight(min(wanted["first"]), max(wanted["last"]))
     since = to_datetime(start) if start else until - timedelta(days=7)
     if since >= until: raise BadInput(f"the week starts at {since:%Y-%m-%d %H:%M} and ends at {until:%Y-%m-%d %H:%M}.", "Give a start before the end.")
     inside = set(wanted.filter((pl.col("first") < until) & (pl.col("last") >= since))["instrument"])
