@@ -164,27 +164,26 @@ def _epoch_ms(times: pl.Series) -> Array:
     return np.array(times.cast(pl.Datetime("ms", "UTC")).to_physical().to_numpy())
 
 # %% ../../../nbs/studies/01_forward.ipynb #1db7094e
-def _prices(candles: pl.DataFrame, quoted: bool) -> _Prices:
+def _prices(candles: pl.DataFrame, quoted: bool, extremes: bool = True) -> _Prices:
     "The executable prices of one instrument's bars."
     t = _epoch_ms(candles["time"])
     if len(t) > 1 and not (np.diff(t) > 0).all():
         raise DataError(f"the candles of {candles['instrument'][0]} are not in time order or hold one time twice.", "Pass them through clean_candles.")
     def get(name: str) -> Array: return candles[name].cast(pl.Float64).to_numpy() # a null becomes NaN
-    sell, buy, mid, high, low = _quoted_columns(get) if quoted else _bar_columns(get)
+    sell, buy, mid = _quoted_opens(get) if quoted else (np.array(get("open")),) * 3
+    high, low = (_best_sale(get, x, quoted) if extremes else sell for x in ("high", "low"))
     usable = (sell > 0) & (buy > 0) & np.isfinite(mid)
     if not usable.all(): t, sell, buy, mid, high, low = (c[usable] for c in (t, sell, buy, mid, high, low))
-    for x in (high, low): np.copyto(x, sell, where=~np.isfinite(x))
+    if extremes: high, low = (np.where(np.isfinite(x), x, sell) for x in (high, low))
     return _Prices(t, sell, buy, mid, high, low)
 
 # %% ../../../nbs/studies/01_forward.ipynb #e66befb7
-def _bar_columns(get) -> tuple[Array, ...]:
-    bar = np.array(get("open"))
-    return bar, bar, bar, np.array(get("high")), np.array(get("low"))
-
-def _quoted_columns(get) -> tuple[Array, ...]:
+def _quoted_opens(get) -> tuple[Array, Array, Array]: # sell, buy, mid
     bid, ask = get("bid_open"), get("ask_open")
-    high, low = (np.fmin(get(f"bid_{x}"), get(f"ask_{x}")) for x in ("high", "low"))
-    return np.minimum(bid, ask), np.maximum(bid, ask), (bid + ask) / 2, high, low
+    return np.minimum(bid, ask), np.maximum(bid, ask), (bid + ask) / 2
+
+def _best_sale(get, extreme: str, quoted: bool) -> Array: # extreme: "high" or "low" of the bar
+    return np.fmin(get(f"bid_{extreme}"), get(f"ask_{extreme}")) if quoted else get(extreme)
 
 # %% ../../../nbs/studies/01_forward.ipynb #48126e8f
 def _sessions(cal: TradingCalendar, start_ms: int, end_ms: int) -> tuple[Array, Array]:
@@ -259,7 +258,7 @@ def forward_returns(
 
     def work(i: str) -> None:
         block = {k: v[rows[i]] for k, v in out.items()}
-        _one_instrument(_epoch_ms(gates["asof"][rows[i]]), _prices(parts[i], costs[i].kind == "quoted"), costs[i], hours[i], horizons, max_stale, excursions, block)
+        _one_instrument(_epoch_ms(gates["asof"][rows[i]]), _prices(parts[i], costs[i].kind == "quoted", excursions), costs[i], hours[i], horizons, max_stale, excursions, block)
 
     if threads and len(rows) > 1:
         with ThreadPoolExecutor(threads) as pool: list(pool.map(work, rows))
