@@ -2,6 +2,7 @@
 import json
 from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
+from multiprocessing import get_context
 
 import pytest
 
@@ -163,7 +164,7 @@ def _write(args):
 
 def test_two_writers_lose_no_week(tmp_path):
     book = tmp_path / "r.jsonl"
-    with ProcessPoolExecutor(2) as pool:
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         list(pool.map(_write, [(book, i) for i in range(6)]))
     assert len(read_ledger(book).weeks) == 6
 
