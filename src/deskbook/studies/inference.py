@@ -16,11 +16,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 import numba as nb
 import numpy as np
-from arch.bootstrap import StationaryBootstrap, optimal_block_length
-from scipy import stats
-from statsmodels.regression.linear_model import OLS
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 from ..core.errors import BadInput
 
 # %% ../../../nbs/studies/20_inference.ipynb #266c04f2
@@ -47,6 +42,7 @@ def hac_se(
     "Standard error of the mean by Newey & West (1987): statsmodels `OLS(...).fit(cov_type='HAC')`, Bartlett kernel, small-sample factor on."
     values = np.asarray(values, float)
     if len(values) < 3: return math.nan
+    from statsmodels.regression.linear_model import OLS
     fit = OLS(values, np.ones(len(values))).fit(cov_type="HAC", cov_kwds={"maxlags": lag, "use_correction": True})
     return float(np.sqrt(fit.cov_params()[0, 0]))
 
@@ -117,6 +113,7 @@ def block_length(
 def _politis_white(values: np.ndarray) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        from arch.bootstrap import optimal_block_length
         length = float(optimal_block_length(np.asarray(values, float))["stationary"].iloc[0])
     return length if math.isfinite(length) else 1.0
 
@@ -129,6 +126,7 @@ def replicate_weights(
 ) -> np.ndarray: # (n_replicates, n_buckets) float64, each row sums to n_buckets
     "How often each stationary-bootstrap replicate draws each bucket (indices from arch's `StationaryBootstrap`)."
     if n_buckets < 1 or n_replicates < 2: raise BadInput(f"{n_replicates} replicates of {n_buckets} buckets.", "A bootstrap needs 2 and 1 at least.")
+    from arch.bootstrap import StationaryBootstrap
     draw = StationaryBootstrap(block, np.arange(n_buckets), seed=seed)
     index = np.array([draw.update_indices() for _ in range(n_replicates)])
     index += np.arange(n_replicates)[:, None]*n_buckets
@@ -173,6 +171,7 @@ def mean_tests(
     level: float = 0.95, # of the interval
 ) -> MeanTest: # of arrays
     "Test mean > 0 in every cell, on no more facts than it holds. Without spread or a second window: p is nan."
+    from scipy import stats
     n, mean, sd, n_windows, se_hac, se_boot = np.broadcast_arrays(*(np.asarray(x, float) for x in (n, mean, sd, n_windows, se_hac, se_boot)))
     with np.errstate(invalid="ignore", divide="ignore"):
         testable = (sd > 1e-12*np.maximum(1.0, np.abs(mean))) & (n_windows >= 2)
@@ -198,8 +197,6 @@ def mean_test(
     return mean_tests(one[0], one[1], one[2], one[3], one[4], one[5], level).at(0)
 
 # %% ../../../nbs/studies/20_inference.ipynb #8206795c
-_POWER = TTestPower()
-
 def detectable_mean(
     se: float, # standard error of the mean
     n_eff: float, # effective sample size
@@ -208,8 +205,9 @@ def detectable_mean(
     power: float = 0.8, # chance to see it
 ) -> float: # unit of `se`; nan when it cannot be had
     "The smallest true mean that this test would find with the given power."
+    from statsmodels.stats.power import TTestPower
     if not (math.isfinite(se) and se > 0 and n_eff > 2): return math.nan
-    return float(np.squeeze(_POWER.solve_power(nobs=n_eff, alpha=alpha/max(1, family), power=power, alternative="larger")))*se*math.sqrt(n_eff)
+    return float(np.squeeze(TTestPower().solve_power(nobs=n_eff, alpha=alpha/max(1, family), power=power, alternative="larger")))*se*math.sqrt(n_eff)
 
 # %% ../../../nbs/studies/20_inference.ipynb #b63ffb4a
 def adjust(
@@ -220,6 +218,7 @@ def adjust(
     p = np.asarray(p, float)
     out, tested = np.full(p.shape, math.nan), np.isfinite(p)
     if not tested.any(): return out
+    from statsmodels.stats.multitest import multipletests
     gc.freeze()  # multipletests collects garbage for Holm: a quarter of a second in a process full of libraries
     try: out[tested] = multipletests(p[tested], method=method)[1]
     finally: gc.unfreeze()
@@ -276,5 +275,6 @@ def replicate_interval(
     good = replicates[np.isfinite(replicates)]
     if not math.isfinite(estimate) or len(good) < len(replicates)/2 or not math.isfinite(test.se): return math.nan, math.nan
     wider = max(1.0, test.se/test.se_boot) if test.se_boot > 0 else 1.0
+    from scipy import stats
     half = float(stats.t.isf((1 - level)/2, test.n_eff - 1))*float(good.std(ddof=1))*wider
     return max(bounds[0], estimate - half), min(bounds[1], estimate + half)

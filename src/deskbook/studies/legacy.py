@@ -20,6 +20,7 @@ from ..core.clock import MINUTE_MS, Clock, system_clock, to_datetime, to_ms
 from ..core.errors import BadInput, DataError, NotFound
 from .costs import CostModel, InstrumentCost, cost_model, resolve_cost
 from .forward import check_horizons
+from .inference import adjust
 
 Array = np.ndarray
 
@@ -121,13 +122,9 @@ def t_statistic(
 def holm(
     p_values: Sequence[float | None], # p-values of one family; None has no test
 ) -> list[float | None]: # in the same order
-    "Holm's step-down correction (1979), by statsmodels."
-    from statsmodels.stats.multitest import multipletests
-    known = [i for i, p in enumerate(p_values) if p is not None]
-    out: list[float | None] = [None] * len(p_values)
-    if known:
-        for i, p in zip(known, multipletests([p_values[i] for i in known], method="holm")[1]): out[i] = float(p)
-    return out
+    "Holm's step-down correction (1979) of one instrument's horizons."
+    adjusted = adjust(np.array([math.nan if p is None else p for p in p_values]), "holm")
+    return [None if math.isnan(p) else float(p) for p in adjusted]
 
 # %% ../../../nbs/studies/10_legacy.ipynb #8c8c0dca
 def leaky_deciles(

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any
 import numpy as np
 import polars as pl
-from threadpoolctl import threadpool_limits # type: ignore[import-untyped] # comes with scikit-learn
+from threadpoolctl import threadpool_limits
 from ..core.clock import Clock, iso, system_clock, to_datetime
 from ..core.errors import BadInput, NotFound, did_you_mean
 from ..core.files import plain, sha256

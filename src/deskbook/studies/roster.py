@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 from filelock import FileLock
-from scipy import stats
 from ..core.clock import Clock, iso, iso_week, system_clock, to_datetime, to_ms
 from ..core.errors import BadInput, DataError
 from ..core.files import atomic_write, plain, strict_json
@@ -210,6 +209,7 @@ def _pool(name: str, h: int, side: str, rows: list[Mapping[str, Any]]) -> Pooled
     weight = [1/p["se_bp"]**2 for p in parts]
     mean, se, n = sum(w*p["mean_bp"] for w, p in zip(weight, parts))/sum(weight), sum(weight)**-0.5, sum(p["n_eff"] for p in parts)
     df = max(1.0, n - len(parts))
+    from scipy import stats
     return PooledCell(name, h, side, len(parts), n, mean, mean - float(stats.t.isf(0.025, df))*se, float(stats.t.sf(mean/se, df)), _pooled_auroc(rows, side))
 
 # %% ../../../nbs/studies/40_roster.ipynb #9a33a31c
