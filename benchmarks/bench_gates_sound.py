@@ -5,6 +5,7 @@
 Wall time is what counts; CPU time is printed next to it, because on a shared machine the wall also shows the neighbours.
 """
 import argparse
+import gc
 import os
 import resource
 
@@ -65,6 +66,8 @@ def latency(quick):
     engine = GateEngine("EUR_USD", EVERY)
     engine.push_many(candles[:warm])
     push, cpu, text, switches = [], [], [], []
+    gc.collect()
+    gc.freeze()  # a worker does this once it is warm: the collector then does not walk through every loaded library
     for row in rows[warm:warm + (800 if quick else 3_000)]:
         t, c = perf_counter(), thread_time_ns()
         payload = engine.push(row)

@@ -73,6 +73,8 @@ def markdown_html(
     return str(mistune.create_markdown(renderer=Renderer(escape=True), plugins=["table", "strikethrough"])(text))
 
 # %% ../../../nbs/ops/30_report.ipynb #23144a55
+_UNQUOTED = re.compile(r'<td>(?:&quot;|")([^<]*?)(?:&quot;|")</td>') # frames print text in quotes; a report does not
+
 def output_html(
     output: Mapping[str, Any], # one output of a code cell, nbformat 4
 ) -> str:
@@ -85,7 +87,7 @@ def output_html(
         if raw := _text(data.get(mime)):
             inline = base64.b64encode(raw.encode()).decode() if mime.endswith("xml") else re.sub(r"[^A-Za-z0-9+/=]", "", raw)
             return f'<img alt="figure" src="data:{mime};base64,{inline}">'
-    if "text/html" in data: return f'<div class="wide">{sieve(_text(data["text/html"]))}</div>'
+    if "text/html" in data: return f'<div class="wide">{_UNQUOTED.sub(r"<td>\1</td>", sieve(_text(data["text/html"])))}</div>'
     if "text/markdown" in data: return markdown_html(_text(data["text/markdown"]))
     return _pre(_text(data.get("text/plain"))) if data.get("text/plain") else ""
 
