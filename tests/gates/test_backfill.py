@@ -64,8 +64,16 @@ def test_flush_removes_what_another_stride_left(lake):
     plain = run_backfill(plan_backfill(lake, ["EUR_USD"], "2025-11-04", "2025-11-05", SMALL))
     assert plain.results[0].removed == 0
     flushed = run_backfill(plan_backfill(lake, ["EUR_USD"], "2025-11-04", "2025-11-05", SMALL, flush=True)).results[0]
-    assert flushed.removed == 360 and flushed.gates == 90
+    assert (flushed.gates, flushed.added, flushed.removed) == (90, 0, 270), "a gate of both grids is replaced, not removed"
     assert gates_of(lake, start="2025-11-04").height == 90 and gates_of(lake, end="2025-11-04").height > 300
+
+
+def test_killed_before_the_flush_the_lake_has_too_many_gates_never_too_few(lake, monkeypatch):
+    run_backfill(plan_backfill(lake, ["EUR_USD"], "2025-11-04", "2025-11-05", dataclasses.replace(SMALL, stride=60)))
+    monkeypatch.setattr(Lake, "delete_gates", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run_backfill(plan_backfill(lake, ["EUR_USD"], "2025-11-04", "2025-11-05", SMALL, flush=True))
+    assert gates_of(lake, start="2025-11-04").height > 90
 
 
 def test_compat_is_stored_beside_sound(lake):

@@ -47,7 +47,7 @@ class BackfillJob:
     end_ms: int # exclusive
     warmup_ms: int # how far before `start_ms` candles are read
     settings: GateSettings
-    flush: bool = False # remove the stored gates of the window first
+    flush: bool = False # remove the stored gates of the window that the new ones do not replace
     months: int = 3 # candles are read in pieces of so many months
     dry: bool = False # build and count, store nothing
 
@@ -64,7 +64,7 @@ class BackfillResult:
     warmup_gates: int = 0 # of these, judged while their threshold still warmed up
     added: int = 0 # gates new in the lake
     changed: int = 0 # gates that replaced another of the same time
-    removed: int = 0 # gates removed by `flush`
+    removed: int = 0 # stale gates removed by `flush`
     refused: str = "" # why nothing was built; "" when it was
     seconds: float = 0.0 # wall time
 
@@ -142,8 +142,8 @@ def backfill_instrument(
 
 def _store(lake: Lake, job: BackfillJob, gates: pl.DataFrame, result: BackfillResult) -> BackfillResult:
     where: dict[str, Any] = {"engine_mode": job.settings.mode, "venue": job.venue}
-    removed = lake.delete_gates([job.instrument], job.start_ms, job.end_ms, **where) if job.flush else 0
     wrote = lake.write_gates(gates, **where)
+    removed = lake.delete_gates([job.instrument], job.start_ms, job.end_ms, **where, keep=gates) if job.flush else 0
     return replace(result, added=wrote.added, changed=wrote.changed, removed=removed)
 
 # %% ../../../nbs/gates/50_backfill.ipynb #6c13bc86
@@ -184,7 +184,7 @@ def plan_backfill(
     end: "datetime | str | int | None" = None, # exclusive; None: to the last candle
     settings: GateSettings | None = None, # None: the defaults
     venue: str | None = None, # None: every venue that has the instrument
-    flush: bool = False, # remove the stored gates of the window first
+    flush: bool = False, # remove the stored gates of the window that the new ones do not replace
     warmup: int | None = None, # days of candles before `start`; None: `warmup_days(settings)`
     dry: bool = False, # build and count, store nothing
 ) -> list[BackfillJob]: # one per instrument and venue, in order of name

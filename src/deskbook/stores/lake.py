@@ -280,11 +280,13 @@ class Lake:
     def delete_gates(self,
         instruments: str | Sequence[str] | None = None, start: Any = None, end: Any = None, # end exclusive; None: open
         engine_mode: str = "sound", venue: str | None = None,
+        keep: pl.DataFrame | None = None, # gates that stay, e.g. those just written; None: none
     ) -> int: # rows removed
-        "Remove gates of a window, before they are built anew."
+        "Remove gates of a window. To replace some, write the new ones first and `keep` them: a kill in between then leaves too many, never too few."
         a, b = _window(start, end)
         parts = select_partitions(self.partitions("gates"), a, b, instrument=_names(instruments), venue=venue, engine_mode=venue_name(engine_mode))
-        return sum(_delete(self.storage, p, a, b) for p in parts)
+        stay = {} if keep is None else {str(k[0]): part["time"] for k, part in keep.partition_by("instrument", as_dict=True).items()}
+        return sum(_delete(self.storage, p, a, b, stay.get(p["instrument"])) for p in parts)
 
     def candles(self,
         instruments: str | Sequence[str] | None = None, # None: all
@@ -344,12 +346,12 @@ def _write(storage: Storage, dataset: str, frame: pl.DataFrame, keys: Callable[[
     for (i, m), rows in pieces.items(): out += put(storage, Partition(dataset, keys(normalise_instrument(str(i)), str(m))), rows.drop("__month"), key)
     return out
 
-def _delete(storage: Storage, part: Partition, a: int | None, b: int | None) -> int:
-    "Remove the rows of a window from one partition."
+def _delete(storage: Storage, part: Partition, a: int | None, b: int | None, stay: pl.Series | None = None) -> int:
+    "Remove the rows of a window from one partition, except those of the times that stay."
     with storage.lock(part.path):
         if (data := storage.read(part.path)) is None: return 0
         old = from_parquet(data, part.path)
-        kept = old.filter(~_inside(a, b))
+        kept = old.filter(~_inside(a, b) if stay is None else ~_inside(a, b) | pl.col("time").is_in(stay.cast(CANDLE_TIME).implode()))
         if kept.is_empty(): storage.remove(part.path)
         elif kept.height < old.height: storage.write(part.path, to_parquet(kept, _notes(kept)))
     return old.height - kept.height
