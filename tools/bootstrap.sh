@@ -122,5 +122,7 @@ say "installing $(grep -c '^[a-zA-Z0-9]' "$LOCK") locked packages into ${VENV#"$
 install_with_uv || { say "trying uv with the system's certificates"; UV_SYSTEM_CERTS=1 install_with_uv; } || { say "uv could not; trying pip"; install_with_pip; } || die "the packages could not be installed." \
   "The first set-up needs a package index. Behind a mirror set PIP_INDEX_URL (and UV_DEFAULT_INDEX) and run make again." \
   "Nothing outside this folder was changed."
+say "compiling the numerical kernels"
+"$VENV/bin/python" tools/warm_up.py >/dev/null 2>&1 || say "the kernels will compile when they are first used"
 wanted >"$STAMP"
 say "ready in ${SECONDS} s"

@@ -13,13 +13,15 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+import numpy as np
 import polars as pl
-from ..core.clock import to_datetime
+from ..core.clock import to_datetime, to_ms
 from ..core.errors import BadInput, DeskbookError, NotFound, did_you_mean
 from ..core.files import read_json, sha256, write_json
 from ..gates.backfill import plan_backfill, window_gates
 from ..gates.payload import empty_gates
 from ..gates.settings import GateSettings
+from ..market.calendar import calendar_for
 from ..stores.lake import Lake
 from .outcomes import StudyConfig
 
@@ -97,7 +99,7 @@ def choose_week(
     if unknown := sorted(set(instruments) - set(held)):
         raise NotFound(f"the lake holds no {', '.join(unknown)}; it holds {', '.join(held)}.", "Run `deskbook candles list`.")
     wanted = inventory.filter(pl.col("instrument").is_in(list(instruments) or held))
-    until = to_datetime(end) if end else _last_midnight(min(wanted["first"]), max(wanted["last"]))
+    until = to_datetime(end) if end else _full_days(wanted)
     since = to_datetime(start) if start else until - timedelta(days=7)
     if since >= until: raise BadInput(f"the week starts at {since:%Y-%m-%d %H:%M} and ends at {until:%Y-%m-%d %H:%M}.", "Give a start before the end.")
     inside = set(wanted.filter((pl.col("first") < until) & (pl.col("last") >= since))["instrument"])
@@ -105,11 +107,14 @@ def choose_week(
         raise NotFound(f"no instrument has candles between {since:%Y-%m-%d %H:%M} and {until:%Y-%m-%d %H:%M} UTC.", "Run `deskbook candles list`.")
     return StudyWeek(since, until, tuple(sorted(inside)), tuple(sorted(set(wanted["instrument"]) - inside)))
 
-def _last_midnight(first: datetime, last: datetime) -> datetime:
-    "The last UTC midnight up to one bar after `last`; where that leaves nothing, one minute after `last`."
-    after = to_datetime(last) + timedelta(minutes=1)
+# %% ../../../nbs/studies/60_weekly.ipynb #ca4bc11a
+def _full_days(wanted: pl.DataFrame) -> datetime:
+    "The last UTC midnight before which nothing is missing; where that leaves nothing, one minute after the last candle."
+    after, first = to_datetime(max(wanted["last"])) + timedelta(minutes=1), to_datetime(min(wanted["first"]))
     midnight = after.replace(hour=0, minute=0, second=0, microsecond=0)
-    return midnight if midnight > to_datetime(first) else after
+    a, b = (np.array([to_ms(t)]) for t in (after, midnight + timedelta(days=1)))
+    if not any(calendar_for(name).open_between(a, b).any() for name in wanted["instrument"].unique()): midnight += timedelta(days=1)
+    return midnight if midnight > first else after
 
 # %% ../../../nbs/studies/60_weekly.ipynb #06243fab
 def week_candles(
