@@ -58,6 +58,8 @@ def test_import_sets_bad_rows_aside_and_says_so(capsys, lake, tmp_path):
     assert (d["added"], d["quarantined"], d["reasons"], d["unreadable_lines"], d["source"]) == (1, 2, {"high_below_body": 1}, [3], "oanda file")
     assert "2 rows in quarantine" in out.err
     assert sorted(Lake(lake).quarantine()["reason"]) == ["high_below_body", "line 3: 2 fields instead of 5"]
+    answer(capsys, "simulate", "EUR_USD", "--start", "2025-11-03", "--end", "2025-11-04", "--lake", lake)
+    assert {c["venue"]: c["quarantined"] for c in answer(capsys, "check", "--lake", lake)["checked"]} == {"oanda": 1, "simulated": 0}
     assert answer(capsys, "check", "--lake", lake)["checked"][0]["quarantined"] >= 1
 
 

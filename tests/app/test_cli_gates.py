@@ -1,6 +1,7 @@
 """`deskbook gates`: data on stdout, progress on stderr, exit codes, JSON that any parser reads."""
 import json
 
+import polars as pl
 import pytest
 
 from deskbook.app.cli import main
@@ -48,6 +49,17 @@ def test_show_prints_the_newest_gates(lake, capsys):
     assert code == 0 and [r["instrument"] for r in rows] == ["EUR_USD"] * 3 and rows[0]["ts_ms"] < rows[2]["ts_ms"]
     code, out, _ = run(capsys, "gates", "show", "--last", 2, "--lake", lake.url)
     assert code == 0 and len(out.strip().splitlines()) == 5 and "BTCUSDT-PERP" in out
+
+
+def test_hourly_gates_do_not_mix_with_minute_gates(lake, capsys):
+    hours = simulate_candles(["EUR_USD"], "2025-10-27", "2025-11-05").group_by_dynamic("time", every="1h", group_by="instrument").agg(
+        pl.col("open").first(), pl.col("high").max(), pl.col("low").min(), pl.col("close").last(), pl.col("volume").sum())
+    lake.write_candles(hours, "simulated", "H1")
+    for timeframe in ("M1", "H1", "M1"):
+        assert run(capsys, "gates", "backfill", "--lake", lake.url, "-i", "EUR_USD", "--flush", "--set", f"timeframe={timeframe}", "--set", "stride=8")[0] == 0
+    assert lake.gates().height > 300 and 10 < lake.gates(timeframe="H1").height < 30
+    rows = json.loads(run(capsys, "gates", "show", "--timeframe", "H1", "--lake", lake.url, "--json")[1])
+    assert all(r["ts_ms"] % 3_600_000 == 0 for r in rows)
 
 
 @pytest.mark.parametrize("words, code, text", [

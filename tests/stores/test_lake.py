@@ -146,6 +146,20 @@ def test_gates_of_other_versions_merge_and_a_window_can_be_flushed(lake):
     assert lake.gates(engine_mode="compat").height == 5
 
 
+def test_gates_of_two_timeframes_stay_apart(lake):
+    def made(minutes, hazard):
+        times = pl.from_epoch(pl.Series([T0, T0 + 3_600_000]), "ms").dt.replace_time_zone("UTC")
+        return pl.DataFrame({"instrument": ["EUR_USD"] * 2, "time": times, "hazard": [hazard] * 2}).with_columns(asof=pl.col("time") + pl.duration(minutes=minutes))
+    lake.write_gates(made(1, 0.1), "sound", "oanda")
+    with pytest.raises(DataError, match="2 gates are not made from M1 candles"):
+        lake.write_gates(made(60, 0.6), "sound", "oanda")
+    lake.write_gates(made(60, 0.6), "sound", "oanda", timeframe="H1")
+    assert lake.gates()["hazard"].to_list() == [0.1] * 2 and lake.gates(timeframe="H1")["hazard"].to_list() == [0.6] * 2
+    assert lake.delete_gates(timeframe="H1") == 2 and lake.gates().height == 2
+    with pytest.raises(BadInput, match="not a timeframe"):
+        lake.gates(timeframe="M7")
+
+
 def test_a_cut_partition_is_named(tmp_path):
     lake = Lake(tmp_path)
     lake.write_candles(candles([10, 11]), "oanda")

@@ -6,7 +6,11 @@
 __all__ = ['PARTS', 'app', 'main']
 
 # %% ../../../nbs/app/00_cli.ipynb #2cc72735
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 import typer
@@ -47,16 +51,29 @@ def main(
     args: list[str] | None = None, # the words after `deskbook`; None: those of the process
 ) -> int: # exit code
     "Run the command line. A defect in deskbook itself shows its traceback; a known error does not need one."
-    try: return int(app(args=args, prog_name="deskbook", standalone_mode=False) or 0)
+    try:
+        with _no_lost_interrupt(): code = int(app(args=args, prog_name="deskbook", standalone_mode=False) or 0)
     except DeskbookError as e: return _say(str(e), e.exit_code)
-    except (KeyboardInterrupt, typer.Abort): return _say("interrupted; what was finished is kept.", 130)
+    except (KeyboardInterrupt, typer.Abort): code = 130
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     except Exception as e:
         if not hasattr(e, "format_message"): raise
         return _say(e.format_message(), getattr(e, "exit_code", 2))
+    return _say("interrupted; what was stored stays. Run the same command again to go on.", 130) if code == 130 else code
 
 def _say(text: str, code: int) -> int:
-    print(f"deskbook: {text}", file=sys.stderr)
+    if text: print(f"deskbook: {text}", file=sys.stderr)
     return code
+
+@contextmanager
+def _no_lost_interrupt() -> Iterator[None]:
+    "Ask again for a Ctrl-C that Python could only report as ignored."
+    usual = sys.unraisablehook
+    def again() -> None: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    def hook(lost: Any) -> None: # asked in a moment, when the cleaning is over
+        threading.Timer(0.05, again).start() if issubclass(lost.exc_type, KeyboardInterrupt) else usual(lost)
+    sys.unraisablehook = hook
+    try: yield
+    finally: sys.unraisablehook = usual

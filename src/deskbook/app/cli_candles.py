@@ -56,15 +56,6 @@ def _progress(title: str) -> Iterator[Any]:
         task = p.add_task(title, total=None)
         yield lambda done, total: p.update(task, completed=done, total=total)
 
-# %% ../../../nbs/app/10_cli_candles.ipynb #6e2dabea
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    "Turn Ctrl-C into a sentence."
-    try: yield
-    except KeyboardInterrupt:
-        _warn("interrupted; what was stored stays. Run the same command again to go on.")
-        raise typer.Exit(130) from None
-
 # %% ../../../nbs/app/10_cli_candles.ipynb #29d9ebca
 def name_parts(
     path: Path,
@@ -120,7 +111,7 @@ def import_command(
     store, mapping = _lake(lake), parse_map(map_ or [])
     done: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
-    with _interruptible(), _progress("import") as update:
+    with _progress("import") as update:
         for n, f in enumerate(files, 1):
             try: done.append(import_file(f, store, venue, instrument, timeframe, mapping))
             except DeskbookError as e: failed.append({"file": str(f), "error": str(e), "exit_code": e.exit_code})
@@ -162,7 +153,7 @@ def fetch_command(
     for t in targets: parse_target(t)
     (a, b), store, out = window(days, start, end, system_clock()), _lake(lake), []
     for t in targets:
-        with _interruptible(), _progress(t) as update:
+        with _progress(t) as update:
             f = fetch_candles(t, a, b, store, timeframe, progress=update, on_wait=lambda why, s: _warn(f"{why}; waiting {s:.0f} s"))
         out.append({"target": t, "venue": f.venue, "instrument": f.instrument, "timeframe": f.timeframe, "source": f.source, **_writes(f.write),
             "first": f.first, "last": f.last, "ended": f.ended})
@@ -189,7 +180,7 @@ def simulate_command(
     from deskbook.market.simulated import SIMULATED_UNIVERSE, PlantedEdge, simulate_candles
     (a, b), store, out = window(days, start, end, system_clock() // DAY_MS * DAY_MS), _lake(lake), []
     source = f"simulated market, seed {seed}" + (f", planted {edge_bp:g} bp over {horizon_min} min" if edge_bp else "")
-    with _interruptible(), _progress("simulate") as update:
+    with _progress("simulate") as update:
         for n, name in enumerate(names := list(instruments or SIMULATED_UNIVERSE), 1):
             df = simulate_candles([name], a, b, seed, PlantedEdge(edge_bp, horizon_min) if edge_bp else None)
             if df.height: out.append({"venue": "simulated", "instrument": df["instrument"][0], "source": source, **_writes(store.write_candles(df, "simulated", "M1", source)),
@@ -251,11 +242,11 @@ def check_lake(
     names = {normalise_instrument(i) for i in instruments} if instruments else {r["instrument"] for r in held}
     if absent := sorted(names - {r["instrument"] for r in held}): store.candles(absent, venue=venue.lower() or None, timeframe=timeframe)
     if not held: raise NotFound(f"The lake {store.url} holds no {timeframe} candles to check.", "Fill it with `deskbook candles import`, `fetch` or `simulate`.")
-    bad = dict(store.quarantine().group_by("instrument").len().iter_rows())
     out = []
     for r in (r for r in held if r["instrument"] in names):
         report = gap_report(store.candles(r["instrument"], start or None, end or None, r["venue"], timeframe), calendar_for(r["instrument"], calendar), timeframe)
         longest = report.spans.sort("missing", "start", descending=[True, False]).head(spans).iter_rows(named=True)
-        out.append({"venue": r["venue"], "source": r["source"], **report.figures(), "quarantined": bad.get(r["instrument"], 0),
+        out.append({"venue": r["venue"], "source": r["source"], **report.figures(),
+            "quarantined": store.quarantine(r["venue"], r["instrument"], timeframe).height,
             "spans": [{"start": iso(s["start"]), "end": iso(s["end"]), "missing": s["missing"]} for s in longest]})
     return out

@@ -16,7 +16,7 @@ from ..gates.payload import flat_row
 from ..gates.settings import settings_from
 from ..stores.lake import Lake
 
-app = typer.Typer(no_args_is_help=True, help="Build gates from candles, and look at them.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Build gates from candles, and look at them.")
 
 _Lake = Annotated[str | None, typer.Option("--lake", help="folder or fsspec URL [default: the lake below DESKBOOK_HOME]")]
 _Json = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
@@ -95,6 +95,7 @@ _SHOWN = ("instrument", "asof", "price_close", "regime", "regime_confidence", "h
 def show(
     instrument: Annotated[list[str] | None, typer.Argument(help="e.g. EUR_USD [default: all]")] = None,
     start: _Start = None, end: _End = None, venue: _Venue = None, mode: _Mode = "sound",
+    timeframe: Annotated[str, typer.Option("--timeframe", help="of the candles the gates were made from")] = "M1",
     last: Annotated[int, typer.Option("--last", help="newest gates per instrument")] = 10,
     lake: _Lake = None, json: _Json = False,
 ) -> None:
@@ -103,7 +104,7 @@ def show(
     Example: deskbook gates show EUR_USD --last 5 --json
     """
     if last < 1: raise BadInput(f"--last {last} shows nothing.", "Use 1 or more.")
-    try: gates = Lake(lake).gates(instrument or None, start, end, engine_mode=mode, venue=venue)
+    try: gates = Lake(lake).gates(instrument or None, start, end, engine_mode=mode, venue=venue, timeframe=timeframe)
     except NotFound as e: raise NotFound(e.what, "Build them with `deskbook gates backfill`.") from None
     gates = gates.sort("instrument", "time").group_by("instrument", maintain_order=True).tail(last)
     if json: typer.echo(strict_json([flat_row(row) for row in gates.iter_rows(named=True)]))

@@ -44,7 +44,7 @@ def start(
     else:
         print(f"{state_of(e)[0]}  {e.title or e.runbook}: {e.reason}")
         print(report if report.is_file() else result.folder)
-        if e.status != "done": print(f"Continue with: deskbook run {e.runbook} --resume {e.run_id}", file=sys.stderr)
+        if e.status != "done" and result.exit_code != 2: print(f"Continue with: deskbook run {e.runbook} --resume {e.run_id}", file=sys.stderr)
     return result.exit_code
 
 run = typer.Typer(add_completion=False)

@@ -21,7 +21,7 @@ from ..studies.costs import cost_model as cost_of
 from ..studies.outcomes import OutcomeStudy, StudyConfig, run_outcome_study
 from ..studies.roster import RosterDecision, decide_roster, read_ledger, record_roster
 
-app = typer.Typer(no_args_is_help=True, help="Study what followed the gates, and decide the roster.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Study what followed the gates, and decide the roster.")
 
 _Lake = Annotated[str | None, typer.Option("--lake", help="folder or fsspec URL [default: the lake below DESKBOOK_HOME]")]
 _Json = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]

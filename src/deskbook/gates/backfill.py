@@ -22,7 +22,7 @@ from ..core.clock import DAY_MS, MINUTE_MS, iso, to_datetime, to_ms
 from ..core.errors import BadInput, DataError, DeskbookError, NotFound, did_you_mean
 from .engine import GateEngine, build_gates
 from .payload import empty_gates
-from .settings import GateSettings
+from .settings import HAZARD_WARMUP, GateSettings
 from ..market.candles import normalise_instrument
 from ..stores.lake import Lake
 
@@ -133,7 +133,7 @@ def backfill_instrument(
     result = BackfillResult(job.instrument, job.venue)
     try:
         made = window_gates(job, lake)
-        warm = made.gates["quality"].list.contains("hazard_threshold:warmup").sum()
+        warm = made.gates["quality"].list.contains(f"hazard_threshold:{HAZARD_WARMUP}").sum()
         result = replace(result, candles=made.candles, warmup_candles=made.warmup_candles, gates=made.gates.height,
             admitted=int(made.gates["admit"].sum()), warmup_gates=int(warm))
         if not job.dry: result = _store(lake, job, made.gates, result)
@@ -141,7 +141,7 @@ def backfill_instrument(
     return replace(result, seconds=perf_counter() - began)
 
 def _store(lake: Lake, job: BackfillJob, gates: pl.DataFrame, result: BackfillResult) -> BackfillResult:
-    where: dict[str, Any] = {"engine_mode": job.settings.mode, "venue": job.venue}
+    where: dict[str, Any] = {"engine_mode": job.settings.mode, "venue": job.venue, "timeframe": job.settings.timeframe}
     wrote = lake.write_gates(gates, **where)
     removed = lake.delete_gates([job.instrument], job.start_ms, job.end_ms, **where, keep=gates) if job.flush else 0
     return replace(result, added=wrote.added, changed=wrote.changed, removed=removed)

@@ -28,7 +28,7 @@ __all__ = ['DATASETS', 'FILE', 'Partition', 'parse_partition', 'venue_name', 'St
            'from_parquet', 'LakeWrite', 'put', 'select_partitions', 'Lake', 'inventory', 'sql']
 
 # %% ../../../nbs/stores/00_lake.ipynb #4a19861f
-DATASETS = {"candles": ("venue", "instrument", "timeframe", "month"), "gates": ("engine_mode", "venue", "instrument", "month"),
+DATASETS = {"candles": ("venue", "instrument", "timeframe", "month"), "gates": ("engine_mode", "venue", "instrument", "timeframe", "month"),
     "quarantine": ("venue", "instrument", "timeframe", "month")}
 FILE = "data.parquet"
 
@@ -270,21 +270,24 @@ class Lake:
     def write_gates(self,
         frame: pl.DataFrame, # at least `instrument` and `time`; one row per instrument and time
         engine_mode: str, # "sound" or "compat"
-        venue: str,
+        venue: str, timeframe: str = "M1", # of the candles they were made from
     ) -> LakeWrite:
-        "Merge gates into the lake."
+        "Merge gates into the lake. Raises `DataError` for gates of another timeframe: `asof` less `time` tells it."
         if missing := {"instrument", "time"} - set(frame.columns): raise DataError(f"Gates lack the column(s) {', '.join(sorted(missing))}.")
-        v, mode = venue_name(venue), venue_name(engine_mode)
-        return _write(self.storage, "gates", frame.with_columns(pl.col("time").cast(CANDLE_TIME)), lambda i, m: (mode, v, i, m))
+        v, mode, step = venue_name(venue), venue_name(engine_mode), timeframe_ms(timeframe)
+        frame = frame.with_columns(pl.col("time").cast(CANDLE_TIME))
+        if "asof" in frame.columns and (n := frame.filter((pl.col("asof").cast(CANDLE_TIME) - pl.col("time")).dt.total_milliseconds() != step).height):
+            raise DataError(f"{n} gates are not made from {timeframe} candles.", "Name their timeframe.")
+        return _write(self.storage, "gates", frame, lambda i, m: (mode, v, i, timeframe, m))
 
     def delete_gates(self,
         instruments: str | Sequence[str] | None = None, start: Any = None, end: Any = None, # end exclusive; None: open
-        engine_mode: str = "sound", venue: str | None = None,
+        engine_mode: str = "sound", venue: str | None = None, timeframe: str = "M1",
         keep: pl.DataFrame | None = None, # gates that stay, e.g. those just written; None: none
     ) -> int: # rows removed
         "Remove gates of a window. To replace some, write the new ones first and `keep` them: a kill in between then leaves too many, never too few."
         a, b = _window(start, end)
-        parts = select_partitions(self.partitions("gates"), a, b, instrument=_names(instruments), venue=venue, engine_mode=venue_name(engine_mode))
+        parts = select_partitions(self.partitions("gates"), a, b, instrument=_names(instruments), venue=venue, engine_mode=venue_name(engine_mode), timeframe=timeframe)
         stay = {} if keep is None else {str(k[0]): part["time"] for k, part in keep.partition_by("instrument", as_dict=True).items()}
         return sum(_delete(self.storage, p, a, b, stay.get(p["instrument"])) for p in parts)
 
@@ -300,14 +303,17 @@ class Lake:
 
     def gates(self,
         instruments: str | Sequence[str] | None = None, start: Any = None, end: Any = None, # by `time`; end exclusive
-        engine_mode: str = "sound", venue: str | None = None,
+        engine_mode: str = "sound", venue: str | None = None, timeframe: str = "M1",
     ) -> pl.DataFrame: # gate frame
         "Read gates. Raises as `candles` does."
-        return self._read("gates", instruments, start, end, None, venue=venue, engine_mode=engine_mode)
+        timeframe_ms(timeframe)
+        return self._read("gates", instruments, start, end, None, venue=venue, engine_mode=engine_mode, timeframe=timeframe)
 
-    def quarantine(self, venue: str | None = None) -> pl.DataFrame: # may be empty
+    def quarantine(self,
+        venue: str | None = None, instruments: str | Sequence[str] | None = None, timeframe: str | None = None, # None: any
+    ) -> pl.DataFrame: # may be empty
         "Every refused row, with its reason and source."
-        parts = select_partitions(self.partitions("quarantine"), None, None, venue=venue)
+        parts = select_partitions(self.partitions("quarantine"), None, None, venue=venue, instrument=_names(instruments), timeframe=timeframe)
         return _collect(self.storage, parts, None, None, None) if parts else pl.DataFrame(schema={**QUARANTINE_SCHEMA, "source": pl.String()})
 
     def _read(self, dataset: str, instruments: Any, start: Any, end: Any, columns: list[str] | None, **want: Any) -> pl.DataFrame:
@@ -323,8 +329,8 @@ class Lake:
     def _held(self, dataset: str, names: list[str] | None) -> str:
         "What there is, for the error."
         if dataset != "candles": return "Build them with `deskbook gates backfill`."
-        rows = [r for r in self.inventory().iter_rows(named=True) if names is None or r["instrument"] in names]
-        return "It holds " + "; ".join(f"{r['instrument']} ({r['venue']}) {iso(r['first'])} to {iso(r['last'])}" for r in rows[:8]) + "."
+        rows = inventory(self.storage, select_partitions(self.partitions("candles"), None, None, instrument=names)).iter_rows(named=True)
+        return "It holds " + "; ".join(f"{r['instrument']} ({r['venue']}) {iso(r['first'])} to {iso(r['last'])}" for r in list(rows)[:8]) + "."
 
     def inventory(self) -> pl.DataFrame: # venue, instrument, timeframe, rows, first, last, source
         "What the lake holds, from the footers of its files."
