@@ -63,6 +63,7 @@ def main(
         return _say(e.format_message(), getattr(e, "exit_code", 2))
     return _say("interrupted; what was stored stays. Run the same command again to go on.", 130) if code == 130 else code
 
+# %% ../../../nbs/app/00_cli.ipynb #5d01c7aa
 def _say(text: str, code: int) -> int:
     if text: print(f"deskbook: {text}", file=sys.stderr)
     return code
