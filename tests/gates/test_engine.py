@@ -101,7 +101,38 @@ def test_thresholds_come_from_earlier_gates_only(whole):
     for i in range(SMALL.warmup_samples, whole.height, 17):
         past = np.sort(hazard[max(0, i - SMALL.max_samples):i])
         assert whole["hazard_threshold"][i] == past[int(0.95 * (len(past) - 1))]
-    assert "hazard_threshold:warmup" in whole["quality"][0] and "hazard_threshold:warmup" not in whole["quality"][-1]
+    flag = "hazard_threshold:hazard_warmup"
+    assert flag in whole["quality"][0] and flag not in whole["quality"][-1]
+    assert frame_payloads(whole[:1])[0].structure_quality["hazard_threshold"] == "hazard_warmup"
+
+
+@pytest.mark.parametrize("mode", ["sound", "compat"])
+def test_a_spread_column_comes_before_the_quotes(eur, mode):
+    """As the codec reads it: the column, else the quotes, else the range; a stream reads the same."""
+    wide = eur.with_columns(spread=pl.when(pl.int_range(pl.len()) % 6 == 0).then(None).when(pl.int_range(pl.len()) % 6 == 1).then(0.0).otherwise(0.009))
+    s = GateSettings(mode=mode, stride=5)
+    gates = build_gates(wide, s)
+    assert set(gates["spread_split"]) == {0.009} and gates.height > 90
+    assert (build_gates(eur, s)["spread_split"] < 0.009).all()
+    if mode == "compat": return
+    engine = GateEngine("EUR_USD", s)
+    made = [p for row in wide[:600].iter_rows(named=True) if (p := engine.push(row))]
+    assert [p.model_dump() for p in made] == [p.model_dump() for p in frame_payloads(build_gates(wide[:600], s))]
+
+
+@pytest.mark.parametrize("mode", ["sound", "compat"])
+@pytest.mark.parametrize("column", ["volume", "ask_close", "spread"])
+def test_an_infinite_volume_or_quote_is_an_unknown_one(eur, column, mode):
+    hit = pl.int_range(pl.len()) % 50 == 7
+    s, tape = GateSettings(mode=mode, stride=5), eur.with_columns(spread=pl.lit(None, pl.Float64))
+    spoilt, unknown = (build_gates(tape.with_columns(pl.when(hit).then(x).otherwise(pl.col(column)).alias(column)), s) for x in (math.inf, None))
+    assert spoilt.equals(unknown)
+
+
+def test_a_long_compat_window_needs_no_context(eur):
+    gates = build_gates(eur, GateSettings(mode="compat", window=300, stride=50))
+    assert gates.height == (eur.height - 300) // 50 + 1 and {len(b) for b in gates["bits"]} == {300}
+    with pytest.raises(BadInput, match="context=240"): GateSettings(window=300)
 
 
 def test_two_instruments_do_not_touch_each_other(eur, whole):

@@ -39,9 +39,9 @@ def effective_spread(
     "The spread the codec sees in each candle."
     known = [pl.col("spread").cast(pl.Float64)] if "spread" in candles.columns else []
     if {"bid_close", "ask_close"} <= set(candles.columns): known.append((pl.col("ask_close") - pl.col("bid_close")).abs().cast(pl.Float64))
-    first = pl.coalesce([k.fill_nan(None) for k in known]) if known else pl.lit(0.0)
+    first = pl.coalesce([pl.when(k.is_finite()).then(k) for k in known]) if known else pl.lit(0.0)
     spread_range = (pl.col("high") - pl.col("low")).clip(lower_bound=0.0)
-    return candles.select(pl.when(first > 0).then(first).otherwise(spread_range).alias("s"))["s"].to_numpy()
+    return candles.select(pl.when(first > 0).then(first).otherwise(spread_range).alias("s"))["s"].to_numpy(writable=True)
 
 # %% ../../../nbs/gates/10_codec.ipynb #df1ac4de
 def codec_input(

@@ -21,7 +21,8 @@ from ..core.errors import BadInput, DataError
 from .hazard import (Calibration, SignatureMemory, admission_reasons, admit_all, calibrate, calibrator_for, calibrator_from,
     count_repetitions, direction_of)
 from .payload import CODEC_META, GATE_SCHEMA, REGIME_FEATURES, STRUCTURE_METRICS, GatePayload, empty_gates, signature_of
-from .settings import REGIMES, GateSettings, settings_dict, settings_from
+from .codec import effective_spread
+from .settings import HAZARD_WARMUP, REGIMES, GateSettings, settings_dict, settings_from
 from .sorted_memory import in_order
 from .sound_kernel import LABELS, OUT, REASONS, KernelGates, KernelMemory, advance
 from .sound_regime import CandleArrays
@@ -30,7 +31,7 @@ from ..market.calendar import TradingCalendar, calendar_for
 
 # %% ../../../nbs/gates/40_engine.ipynb #a15aee93
 _FIX = "Pass the candles through `clean_candles` first."
-_SOURCE_COLUMNS = ("time", "open", "high", "low", "close", "volume", "bid_close", "ask_close")
+_SOURCE_COLUMNS = ("time", "open", "high", "low", "close", "volume", "bid_close", "ask_close", "spread")
 
 def missing_candles(
     calendar: TradingCalendar, # when the market is open
@@ -54,14 +55,12 @@ def candle_arrays(
 ) -> CandleArrays:
     "Candles as plain arrays, checked. Raises `DataError` naming the first candle that breaks a rule."
     if "complete" in candles.columns: candles = candles.filter(pl.col("complete").fill_null(True))
-    for name in ("volume", "bid_close", "ask_close"):
-        if name not in candles.columns: candles = candles.with_columns(pl.lit(None, pl.Float64).alias(name))
+    if "volume" not in candles.columns: candles = candles.with_columns(pl.lit(None, pl.Float64).alias("volume"))
     time = candles["time"].dt.epoch("ms").to_numpy().astype(np.int64)
-    o, h, l, c, volume, bid, ask = (candles[name].cast(pl.Float64).to_numpy(writable=True) for name in _SOURCE_COLUMNS[1:])
+    o, h, l, c, volume = (candles[name].cast(pl.Float64).to_numpy(writable=True) for name in _SOURCE_COLUMNS[1:6])
     _check_order(time, last_ms, instrument)
     _check_prices(time, o, h, l, c, instrument)
-    spread = abs(ask - bid)
-    return CandleArrays(time, o, h, l, c, np.where(volume > 0, volume, 0.0), np.where(spread > 0, spread, h - l),
+    return CandleArrays(time, o, h, l, c, np.where((volume > 0) & (volume < math.inf), volume, 0.0), effective_spread(candles),
         missing_candles(calendar, time, last_ms, candle_ms))
 
 # %% ../../../nbs/gates/40_engine.ipynb #6a9fe951
@@ -93,7 +92,7 @@ def _quality(reasons: tuple[int, ...], warmup: bool) -> list[str]:
     if found["domain_wall_slope"] == _FLAT: found["domain_wall_slope"] = 0 # the slope exists, only its t does not
     if found["reynolds_ratio"] == _SHORT and not found["temporal_half_life"]: found["temporal_half_life"] = _SHORT
     words = [f"{name}:{REASONS[r]}" for name, r in found.items() if r]
-    return [*words, "hazard_threshold:warmup"] if warmup else words
+    return [*words, f"hazard_threshold:{HAZARD_WARMUP}"] if warmup else words
 
 def _qualities(whole: np.ndarray, warmup: np.ndarray) -> pl.Series:
     "`_quality` of many gates."
@@ -163,10 +162,10 @@ def _ms(value: Any) -> int: # the usual types first, they come once a candle
 def _one_candle(engine: GateEngine, candle: Mapping[str, Any]) -> CandleArrays:
     "One row as arrays of length one, checked."
     ms = _ms(candle["time"])
-    o, h, l, c, volume, bid, ask = (_number(candle, name) for name in _SOURCE_COLUMNS[1:])
+    o, h, l, c, volume, bid, ask, spread = (_number(candle, name) for name in _SOURCE_COLUMNS[1:])
     last = engine.last_ms
-    time, spread = np.array([ms], np.int64), abs(ask - bid)
-    v = np.array([[o], [h], [l], [c], [volume if volume > 0 else 0.0], [spread if spread > 0 else h - l]])
+    time, spread = np.array([ms], np.int64), spread if math.isfinite(spread) else abs(ask - bid)
+    v = np.array([[o], [h], [l], [c], [volume if 0 < volume < math.inf else 0.0], [spread if 0 < spread < math.inf else h - l]])
     if (last is not None and ms <= last) or not (0 < l <= o <= h and l <= c <= h < math.inf):
         _check_order(time, last, engine.instrument)
         _check_prices(time, v[0], v[1], v[2], v[3], engine.instrument)

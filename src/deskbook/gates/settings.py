@@ -49,7 +49,7 @@ class GateSettings:
     warmup_samples: int = 64 # sound: below this many past hazards the cap is the threshold
     fallback_multiplier: float = 1.5 # hazard above this multiple of the threshold asks for a person, at least 1
     fallback_mads: float = 4.0 # sound: the same for this many robust standard deviations above the threshold
-    context: int = 240 # sound: candles for trailing medians and for stability metrics, at least `window`
+    context: int = 240 # sound: candles for trailing medians and for stability metrics, at least `window` in that mode
     trend_min: float = 1.5 # sound: trend strength that makes a trend label, above 0
     vol_low_quantile: float = 0.25 # sound: volatility ratio below this trailing quantile is quiet
     vol_high_quantile: float = 0.90 # sound: above this one is wild
@@ -103,7 +103,7 @@ def check_settings(
     for name, (lo, hi) in _RANGES.items(): _check_number(settings, name, lo, hi)
     if settings.mode not in MODES: _refuse("mode", settings.mode, f"one of {', '.join(MODES)}.{did_you_mean(str(settings.mode), MODES)}")
     timeframe_ms(settings.timeframe)
-    if settings.context < settings.window: _refuse("context", settings.context, f"at least the window ({settings.window})")
+    if settings.mode == "sound" and settings.context < settings.window: _refuse("context", settings.context, f"at least the window ({settings.window})")
     if settings.vol_low_quantile >= settings.vol_high_quantile: _refuse("vol_low_quantile", settings.vol_low_quantile, "below vol_high_quantile")
     if not isinstance(settings.admit_regimes, tuple) or not settings.admit_regimes: _refuse("admit_regimes", settings.admit_regimes, "a tuple with at least one label")
     for label in settings.admit_regimes:
