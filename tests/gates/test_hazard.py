@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from deskbook.core.errors import BadInput, DataError
 from deskbook.gates.hazard import (Calibration, HazardCalibrator, Judgement, ReferenceCalibrator, SignatureMemory, admission_reasons, admit_all, calibrate, calibrator_for,
-    calibrator_from, count_repetitions, direction_of, sorted_mad)
+    calibrator_from, calibrator_summary, count_repetitions, direction_of, sorted_mad)
 from deskbook.gates.payload import read_gates_jsonl
 from deskbook.gates.settings import GateSettings
 from deskbook.gates.structure import signature_of
@@ -202,3 +202,7 @@ def test_batch_admission(rows, minimum):
 
 def test_directions():
     assert Counter(map(direction_of, ("trend_bull", "trend_bear", "mean_revert", "chaotic", "neutral", "insufficient"))) == {"FLAT": 4, "BUY": 1, "SELL": 1}
+
+
+def test_the_summary_says_what_the_calibrator_does():
+    assert calibrator_summary(GateSettings(mode="compat", hazard_percentile=0.8, max_samples=9, hazard_max=0.3)) == {"percentile": 0.8, "buffer": 9, "cap": 0.3, "rule": "reference"}

@@ -1,5 +1,6 @@
 """The archived weekly study: golden cells, the price rule, layout and strict JSON."""
 import json
+import math
 
 import numpy as np
 import polars as pl
@@ -194,6 +195,17 @@ def test_a_constant_tape_has_no_test_and_holm_ignores_it():
     flat = market().with_columns(close=pl.lit(1.1))
     cells = legacy_study(gates_of(flat), flat, LegacyConfig((5, 15)))["instruments"]["EUR_USD"]
     assert all(c["t_stat"] is None and c["p_value_holm"] is None for c in cells.values())
+
+
+def test_the_order_of_candles_and_holes_in_gates_do_not_matter():
+    c = market()
+    g = gates_of(c).with_columns(pl.when(pl.int_range(pl.len()) % 5 == 0).then(None).otherwise(pl.col(x)).alias(x) for x in ("hazard", "admit"))
+    want = legacy_study(g, c, LegacyConfig((5, 60)), clock=fixed_clock("2025-11-10"))
+    broken = pl.concat([c, c[300:310].with_columns(pl.col("time") + pl.duration(seconds=30), close=pl.Series([0.0, -1.0, math.nan, math.inf, None] * 2))])
+    assert legacy_study(g, broken.sample(fraction=1, shuffle=True, seed=2), LegacyConfig((5, 60)), clock=fixed_clock("2025-11-10")) == want
+    cell = want["instruments"]["EUR_USD"]["5"]
+    strict_json(cell)
+    assert cell["count"] == len(g) and cell["avg_hazard"] == pytest.approx(g["hazard"].mean()) and sum(b["count"] for b in cell["hazard_buckets"].values()) == g["hazard"].count()
 
 
 def test_empty_instruments_get_a_note():

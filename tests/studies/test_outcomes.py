@@ -145,12 +145,24 @@ def test_the_future_of_the_last_exit_does_not_matter(gates, candles, evidence):
     assert strict_json(got) == strict_json(evidence)
 
 
+def test_old_keys_mean_what_they_meant(gates, candles):
+    """Zero is no gain: it counts with the losses, as in the archive. A bucket ends where its label says."""
+    still = candles.with_columns(pl.when(pl.col("time").dt.hour() % 2 == 0).then(1.1).otherwise(pl.col("open")).alias("open"))
+    tied = gates.with_columns(hazard=pl.when(pl.int_range(pl.len()) % 2 == 0).then(0.6).otherwise(0.59))
+    study = run_outcome_study(tied, still, replace(CONFIG, cost_model="none", splits=()))
+    r = study.forward.long_bp[study.forward.rows["EUR_USD"], 0]
+    r, cell = r[np.isfinite(r)] / 100, study.to_evidence()["instruments"]["EUR_USD"]["5"]
+    assert (r == 0).sum() > 50 and cell["avg_negative_return_pct"] == pytest.approx(r[r <= 0].mean()) and cell["avg_positive_return_pct"] == pytest.approx(r[r > 0].mean())
+    assert set(cell["hazard_buckets"]) == {"< 0.60", "< 0.80"}
+
+
 def test_population_and_instruments(gates, candles):
     some = gates.with_columns(admit=pl.int_range(pl.len()) % 3 > 0)
     admitted = run_outcome_study(some, candles, replace(CONFIG, population="admitted", splits=("admit",)))
     assert admitted.gates["admit"].all() and set(admitted.splits["level"]) == {"admitted"}
     asked = run_outcome_study(some, candles, replace(CONFIG, instruments=("EUR_USD", "GBP_USD"))).to_evidence()
     assert asked["instruments"]["GBP_USD"] == {"note": "no gates in the window."} and "60" in asked["instruments"]["EUR_USD"]
+    assert "USD_JPY" not in asked["instruments"], "nobody asked for it, and it has gates"
     with pytest.raises(NotFound, match="none of the"):
         run_outcome_study(some.with_columns(admit=False), candles, replace(CONFIG, population="admitted"))
 
@@ -195,7 +207,8 @@ def test_all_dropped_and_constant(gates, candles):
 def test_gates_without_regime_tags_or_extras(candles, gates):
     bare = gates.select("instrument", "time", "asof", "hazard", "admit")
     done = run_outcome_study(bare, candles, CONFIG).to_evidence()
-    assert "by_regime" not in done["instruments"]["EUR_USD"]["60"] and done["run_mode"] is None
+    cell = done["instruments"]["EUR_USD"]["60"]
+    assert cell["by_regime"] == cell["by_tag"] == {} and cell["by_admit"] and done["run_mode"] is done["engine_mode"] is None
     holes = gates.with_columns(hazard=pl.when(pl.int_range(pl.len()) % 7 == 0).then(None).otherwise(pl.col("hazard")))
     assert run_outcome_study(holes, candles, replace(CONFIG, splits=())).to_evidence()["instruments"]["EUR_USD"]["60"]["auroc_direction"] is not None
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAD_TO_SD', 'Calibrator', 'Judgement', 'clamp_percentile', 'quantile_index', 'ReferenceCalibrator', 'sorted_mad',
-           'HazardCalibrator', 'calibrator_for', 'calibrator_from', 'Calibration', 'calibrate', 'SignatureMemory',
-           'count_repetitions', 'admission_reasons', 'admit_all', 'direction_of']
+           'HazardCalibrator', 'calibrator_for', 'calibrator_summary', 'calibrator_from', 'Calibration', 'calibrate',
+           'SignatureMemory', 'count_repetitions', 'admission_reasons', 'admit_all', 'direction_of']
 
 # %% ../../../nbs/gates/30_hazard.ipynb #43aad626
 import math
@@ -177,6 +177,14 @@ def calibrator_for(
     s = settings
     if s.mode == "compat": return ReferenceCalibrator(s.hazard_percentile, s.max_samples, s.cap, s.fallback_multiplier)
     return HazardCalibrator(s.hazard_percentile, s.max_samples, s.cap, s.warmup_samples, s.fallback_multiplier, s.fallback_mads)
+
+# %% ../../../nbs/gates/30_hazard.ipynb #653a02e5
+def calibrator_summary(
+    settings: GateSettings, # any
+) -> dict[str, Any]: # percentile, buffer (samples remembered), cap, rule
+    "What a reader of evidence must know of the calibrator."
+    made = calibrator_for(settings)
+    return {"percentile": made.percentile, "buffer": made.max_samples, "cap": made.cap, "rule": made.kind}
 
 # %% ../../../nbs/gates/30_hazard.ipynb #8109d376
 def calibrator_from(

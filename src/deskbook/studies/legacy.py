@@ -144,7 +144,9 @@ def hazard_buckets(
     return_pct: Array, # (n,) percent
 ) -> dict[str, dict[str, Any]]: # {"< 0.60": {count, avg_return_pct}}
     "Returns by bucket of hazard."
-    upper = np.floor(np.asarray(hazard) / 0.2 + 1e-12).astype(int) + 1
+    known = np.isfinite(hazard)
+    hazard, return_pct = np.asarray(hazard)[known], np.asarray(return_pct)[known]
+    upper = np.floor(hazard / 0.2 + 1e-12).astype(int) + 1
     return {f"< {0.2 * u:.2f}": {"count": int((upper == u).sum()), "avg_return_pct": float(np.mean(return_pct[upper == u]))} for u in np.unique(upper)}
 
 # %% ../../../nbs/studies/10_legacy.ipynb #6a9d4101
@@ -169,13 +171,13 @@ def legacy_cell(
     cost: InstrumentCost, # kind "none" gives the nine keys
 ) -> dict[str, Any]: # JSON types; p_value_holm is still missing
     "One cell of the evidence."
-    r, hazard = s.return_pct, s.gates["hazard"].to_numpy()
+    r, hazard = s.return_pct, s.gates["hazard"].cast(pl.Float64).to_numpy()
     cell: dict[str, Any] = {"count": len(r), "avg_return_pct": _mean(r), "median_return_pct": float(np.median(r)), "positive_pct": float(np.mean(r > 0)),
-        "avg_positive_return_pct": _mean(r[r > 0]), "avg_negative_return_pct": _mean(r[r <= 0]), "avg_hazard": _mean(hazard),
+        "avg_positive_return_pct": _mean(r[r > 0]), "avg_negative_return_pct": _mean(r[r <= 0]), "avg_hazard": _mean(hazard[np.isfinite(hazard)]),
         "hazard_buckets": hazard_buckets(hazard, r), "samples": _largest(s, cost.kind != "none")}
     if cost.kind == "none": return cell
     t = t_statistic(r)
-    return cell | {"avg_cost_pct": _mean(s.cost_pct), "auroc_admit": auroc_admit(s.gates["admit"].to_numpy(), r), "hazard_deciles": leaky_deciles(hazard, r),
+    return cell | {"avg_cost_pct": _mean(s.cost_pct), "auroc_admit": auroc_admit(s.gates["admit"].fill_null(False).to_numpy(), r), "hazard_deciles": leaky_deciles(hazard, r),
         "overall_avg_return_pct": cell["avg_return_pct"], "t_stat": t, "p_value": None if t is None else normal_p(t), "median_spread": cost.median_spread}
 
 # %% ../../../nbs/studies/10_legacy.ipynb #5cd65374
@@ -212,7 +214,7 @@ def legacy_study(
 def _instrument(name: str, gates: pl.DataFrame, candles: pl.DataFrame | None, model: CostModel, horizons: tuple[int, ...]) -> dict[str, Any]:
     "The cells of one instrument, or a note saying why there are none."
     if gates.is_empty(): return {"note": "no gates in the window"}
-    own = None if candles is None else candles.filter(pl.col("instrument") == name)
+    own = None if candles is None else candles.filter(pl.col("instrument") == name, pl.col("close").is_finite(), pl.col("close") > 0).sort("time")
     if own is not None and own.is_empty(): return {"note": "no candles for the gates"}
     cost = resolve_cost(model, name, pl.DataFrame() if own is None else own)
     samples = {h: legacy_samples(gates, h, cost, own) for h in horizons}

@@ -24,6 +24,7 @@ from .cells import BaseRate, HorizonBootstrap, base_rates, group_tests, horizon_
 from .costs import CostModel, cost_model
 from .deciles import decile_tables
 from .forward import DROP_REASONS, ForwardReturns, forward_returns
+from .legacy import hazard_buckets
 from .inference import MeanTest, adjust, auroc, detectable_mean, replicate_auroc, replicate_interval, time_buckets
 
 # %% ../../../nbs/studies/30_outcomes.ipynb #b24a162f
@@ -160,12 +161,11 @@ _SPLIT_NUMBERS = {"count": "n", "n_eff": "n_eff", "avg_return_bp": "mean", "low_
 
 # %% ../../../nbs/studies/30_outcomes.ipynb #09304cea
 def _legacy_keys(net_bp: np.ndarray, cost_bp: np.ndarray, hazard: np.ndarray, admit: np.ndarray) -> dict[str, Any]:
-    pct, up, down = net_bp/100, net_bp[net_bp > 0]/100, net_bp[net_bp < 0]/100
-    edge = np.round((np.floor(hazard/0.2) + 1)*0.2, 2)
+    pct, up, down = net_bp/100, net_bp[net_bp > 0]/100, net_bp[net_bp <= 0]/100
     return {"count": len(pct), "avg_return_pct": _mean(pct), "median_return_pct": _median(pct), "positive_pct": _mean(net_bp > 0),
         "avg_positive_return_pct": _mean(up), "avg_negative_return_pct": _mean(down), "avg_hazard": _mean(hazard[np.isfinite(hazard)]),
         "avg_cost_pct": _mean(cost_bp)/100, "overall_avg_return_pct": _mean(pct), "auroc_admit": auroc(admit.astype(float), net_bp > 0),
-        "hazard_buckets": {f"< {e:.2f}": {"count": int((edge == e).sum()), "avg_return_pct": _mean(pct[edge == e])} for e in np.unique(edge[np.isfinite(edge)])}}
+        "hazard_buckets": hazard_buckets(hazard, pct)}
 
 def _mean(x: np.ndarray) -> float: return float(np.mean(x)) if len(x) else math.nan
 def _median(x: np.ndarray) -> float: return float(np.median(x)) if len(x) else math.nan
@@ -348,8 +348,9 @@ def _cells_frame(cells: dict[str, dict[str, Any]]) -> pl.DataFrame:
 def _assemble(fr, cells, splits, deciles, config, start, end, generated_at, provenance, candles) -> OutcomeStudy:
     size = _family(cells, config)
     _add_deciles(cells, deciles)
+    for cell in (c for by_h in cells.values() for c in by_h.values() if "short" in c): cell |= {f"by_{kind}": {} for kind in config.splits}
     _add_splits(cells, splits)
-    silent = sorted((set(config.instruments) | set(candles["instrument"].unique())) - set(cells))
+    silent = sorted((set(config.instruments) or set(candles["instrument"].unique())) - set(cells))
     documents: dict[str, Any] = {**cells, **{name: {"note": "no gates in the window."} for name in silent}}
     families = {"primary": {"method": "holm", "family_size": size, "alpha": config.alpha}, "exploratory": _families(splits)}
     return OutcomeStudy(config, generated_at, start, end, fr.gates, fr, _cells_frame(cells), splits, deciles, documents, {"multiplicity": families, **provenance})
@@ -396,8 +397,9 @@ def evidence_of(
         "lookback_minutes": round((study.end - study.start).total_seconds()/60), "horizons": list(c.horizons_min), "granularity": "M1", "population": c.population, "score": c.score,
         "cost_model": model.kind, "commission_pips": model.commission_pips, "slippage_multiplier": model.slippage_multiplier, "costs": study.forward.costs_used(),
         "stride_min": c.stride_min, "bootstrap": {"method": "stationary", "replicates": c.n_bootstrap, "seed": c.seed, "level": c.level},
-        "gates": len(study.gates), "gates_sha256": gates_digest(study.gates), "run_mode": "+".join(sorted(study.gates["engine_mode"].drop_nulls().unique())) if "engine_mode" in study.gates.columns else None,
-        "calibrator": None, "dropped": {r: int(n) for r, n in lost.group_by("reason").agg(pl.col("count").sum()).sort("reason").iter_rows()}}
+        "gates": len(study.gates), "gates_sha256": gates_digest(study.gates), "run_mode": None, "calibrator": None,
+        "engine_mode": "+".join(sorted(study.gates["engine_mode"].drop_nulls().unique())) if "engine_mode" in study.gates.columns else None,
+        "dropped": {r: int(n) for r, n in lost.group_by("reason").agg(pl.col("count").sum()).sort("reason").iter_rows()}}
     return plain({**head, **study.provenance, "instruments": _short(study.documents)})
 
 def gates_digest(

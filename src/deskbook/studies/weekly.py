@@ -19,6 +19,7 @@ from ..core.clock import to_datetime, to_ms
 from ..core.errors import BadInput, DeskbookError, NotFound, did_you_mean
 from ..core.files import read_json, sha256, write_json
 from ..gates.backfill import plan_backfill, window_gates
+from ..gates.hazard import calibrator_summary
 from ..gates.payload import empty_gates
 from ..gates.settings import GateSettings
 from ..market.calendar import calendar_for
@@ -58,6 +59,13 @@ class WeeklyParameters:
         config = StudyConfig(horizons_min=self.horizons_min, cost_model=self.cost_model, fallback_spread_bp=self.fallback_spread_bp,
             n_bootstrap=self.n_bootstrap, seed=self.seed)
         return replace(config, start=week.start, end=week.end, instruments=week.instruments) if week else config
+
+    def provenance(self,
+        source: str, # as `source_of` says it
+        venue: str, # of the lake
+    ) -> dict[str, Any]: # for the evidence
+        "Where the gates come from: rebuilt for this study alone (isolation), and which calibrator judged them."
+        return {"source": source, "venue": venue, "run_mode": "isolation", "calibrator": calibrator_summary(self.gate_settings)}
 
 # %% ../../../nbs/studies/60_weekly.ipynb #a0cc5ec0
 SIMULATED = "simulated" # the venue under which the simulated market is kept
