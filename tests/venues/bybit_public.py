@@ -13,8 +13,8 @@ def bar(k, close=None):
     return [str(T0 + k * MINUTE), str(o), str(max(o, c) + 3), str(min(o, c) - 3), str(c), "12.5", "1337500"]
 
 
-def instrument(category):
-    base = {"symbol": "BTCUSDT", "baseCoin": "BTC", "quoteCoin": "USDT", "status": "Trading", "priceFilter": {"tickSize": "0.10", "minPrice": "0.10", "maxPrice": "1999999.80"}}
+def instrument(category, coin="BTC"):
+    base = {"symbol": f"{coin}USDT", "baseCoin": coin, "quoteCoin": "USDT", "status": "Trading", "priceFilter": {"tickSize": "0.10", "minPrice": "0.10", "maxPrice": "1999999.80"}}
     if category == "spot":
         return base | {"innovation": "0", "marginTrading": "both", "lotSizeFilter": {"basePrecision": "0.000001", "quotePrecision": "0.0000001", "minOrderQty": "0.000048",
             "maxOrderQty": "71.7", "minOrderAmt": "1", "maxOrderAmt": "4000000"}}
@@ -26,7 +26,8 @@ def instrument(category):
 class BybitPublic:
     """`faults[n]` is what happens to the n-th kline call (0-based): drop, half, html, limit, limit_body, geo, empty, again, gone."""
 
-    def __init__(self, bars=2500, faults=None):
+    def __init__(self, bars=2500, faults=None, coins=("BTC",)):
+        self.coins = coins
         self.bars, self.faults, self.calls, self.lock, self.previous = [bar(k) for k in range(bars)], dict(faults or {}), [], threading.Lock(), []
         self.now = T0 + (bars - 1) * MINUTE + 30_000  # the last bar is still forming
         world = self
@@ -74,7 +75,7 @@ class BybitPublic:
         if path == "/v5/market/time":
             return self.result(h, {"timeSecond": str(self.now // 1000), "timeNano": str(self.now * 1_000_000)})
         if path == "/v5/market/instruments-info":
-            return self.result(h, {"category": q["category"], "list": [instrument(q["category"])], "nextPageCursor": ""})
+            return self.result(h, {"category": q["category"], "list": [instrument(q["category"], c) for c in self.coins], "nextPageCursor": ""})
         if path != "/v5/market/kline":
             return self.send(h, {"retCode": 10001, "retMsg": f"no such path {path}", "result": {}})
         with self.lock:

@@ -38,11 +38,13 @@ def fetch_week(
     from deskbook.venues import public_candles as public
     why = []
     for name in exchanges:
+        since = clock() - FETCH_DAYS*DAY_MS
         try:
             exchange = (connect or public.connect)(name)
             for symbol in PERPETUALS:
-                public.fetch_candles(f"{name}:{symbol}", clock() - FETCH_DAYS*DAY_MS, lake=lake, exchange=exchange, clock=clock,
+                public.fetch_candles(f"{name}:{symbol}", since, lake=lake, exchange=exchange, clock=clock,
                     patience=public.Patience(attempts=2, cap_s=2), progress=partial(progress, f"{name} {symbol}"))
+                lake.candles(symbol, since, venue=public.venue_name(name)) # an exchange that answers without candles is none
         except (SourceError, NotFound) as e: why.append(f"{name}: {e.what}")
         else: return WeekSource(public.venue_name(name), f"Candles: {', '.join(PERPETUALS)} from {name}, {FETCH_DAYS} days.")
     raise SourceError(f"no exchange could be reached ({'; '.join(why)}).", "Check the network, or study the simulated market with --offline.")
