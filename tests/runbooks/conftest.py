@@ -44,9 +44,9 @@ def small_lake(tmp_path) -> str:
 def run(tmp_path) -> Callable[..., RunResult]:
     """run(runbook, lake, **parameters): a real kernel, reports in the test's own folder; mode live is confirmed."""
 
-    def go(runbook: str, lake: str, **parameters: Any) -> RunResult:
+    def go(runbook: str, lake: str, resume: str = "", **parameters: Any) -> RunResult:
         settings = Settings(home=tmp_path / "home", reports=tmp_path / "reports", lake=lake)
         confirm = live_phrase(Path(runbook).stem) if parameters.get("mode") == "live" else ""
-        return run_runbook(ROOT / "runbooks" / f"{runbook}.ipynb", parameters, settings=settings, confirm=confirm, timeout_s=240)
+        return run_runbook(ROOT / "runbooks" / f"{runbook}.ipynb", parameters, settings=settings, confirm=confirm, resume=resume, timeout_s=240)
 
     return go

@@ -4,6 +4,7 @@ import pytest
 from deskbook.gates.engine import build_gates
 from deskbook.gates.payload import read_gates_jsonl
 from deskbook.gates.settings import GateSettings
+from deskbook.market.simulated import simulate_candles
 from deskbook.stores.lake import Lake
 
 HISTORY = "backfills/gate_history"
@@ -39,6 +40,20 @@ def test_flush_removes_what_the_new_gates_do_not_replace(run, small_lake):
     run(HISTORY, small_lake, start="2025-11-05", end="2025-11-06", mode="live", stride=32, existing="flush")
     left = lake.gates(["EUR_USD"], venue="simulated")
     assert left.filter(left["time"].dt.day() == 4).height + 45 == left.height < kept
+
+
+def test_a_resumed_run_keeps_its_window_and_does_not_rebuild(run, small_lake, tmp_path):
+    lake, wall = Lake(small_lake), tmp_path / "wall"
+    wall.write_text("a file where the export wants a folder")
+    given = {"mode": "live", "export": str(wall / "gates.jsonl")}
+    broken = run(HISTORY, small_lake, **given)
+    assert broken.exit_code == 1 and broken.evidence.error.step == "export"
+    lake.write_candles(simulate_candles(["EUR_USD", "USD_JPY"], "2025-11-06", "2025-11-08", seed=7), "simulated", source="simulated market")
+    wall.unlink()
+    whole = run(HISTORY, small_lake, resume=broken.evidence.run_id, **given)
+    assert (whole.exit_code, whole.evidence.window) == (0, broken.evidence.window), "the lake has two days more; the run has not"
+    assert [(s.name, bool(s.reused_from)) for s in whole.evidence.steps] == [("plan", True), ("rebuild gates", True), ("export", False)]
+    assert read_gates_jsonl(wall / "gates.jsonl").gates.height == whole.evidence.numbers["gates"] == lake.gates().height
 
 
 def test_an_empty_lake_says_what_to_do(run, tmp_path):
