@@ -204,5 +204,19 @@ def test_directions():
     assert Counter(map(direction_of, ("trend_bull", "trend_bear", "mean_revert", "chaotic", "neutral", "insufficient"))) == {"FLAT": 4, "BUY": 1, "SELL": 1}
 
 
+def test_a_percentile_beyond_the_range_is_cut_in_compat_and_refused_in_sound():
+    hazards = np.random.default_rng(0).uniform(0.4, 0.6, 300)
+    for given_, used in ((1.0, 0.99), (0.0, 0.05)):
+        got = calibrate(hazards, calibrator_for(GateSettings(mode="compat", hazard_percentile=given_)))
+        assert got.threshold.tolist() == calibrate(hazards, ReferenceCalibrator(used)).threshold.tolist()
+        with pytest.raises(BadInput, match="hazard_percentile"): GateSettings(hazard_percentile=given_)
+
+
+def test_a_memory_that_can_never_be_warm_is_refused():
+    "Else the cap stays the threshold for ever and the hazard refuses nothing."
+    with pytest.raises(BadInput, match="never ends"): GateSettings(max_samples=63)
+    assert not calibrate(np.full(65, 0.5), calibrator_for(GateSettings(max_samples=64))).warmup[-1]
+
+
 def test_the_summary_says_what_the_calibrator_does():
     assert calibrator_summary(GateSettings(mode="compat", hazard_percentile=0.8, max_samples=9, hazard_max=0.3)) == {"percentile": 0.8, "buffer": 9, "cap": 0.3, "rule": "reference"}

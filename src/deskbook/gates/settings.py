@@ -39,14 +39,14 @@ class GateSettings:
     window: int = 64 # candles per gate, 8 to 1440
     stride: int = 16 # candles between two gates, at least 1
     atr_period: int = 14 # candles, of the exponential true range, at least 1
-    hazard_percentile: float = 0.95 # quantile of past hazards above which a gate is refused, 0.05 to 0.99
+    hazard_percentile: float = 0.95 # quantile of past hazards above which a gate is refused, 0.05 to 0.99; compat takes 0 to 1 and cuts to that range
     signature_minutes: int = 720 # how long a signature counts as a repetition, at least 1
     admit_regimes: tuple[str, ...] = REGIMES # labels that may be admitted, at least one
     min_confidence: float = 0.0 # of the regime label, 0 to 1
     lambda_scale: float = 1.0 # lambda = hazard x this, cut to [0, 1]; at least 0
     hazard_max: float | None = None # cap of the adaptive threshold, above 0 up to 1; None: 1.0
     max_samples: int = 2048 # past hazards remembered per instrument, at least 1
-    warmup_samples: int = 64 # sound: below this many past hazards the cap is the threshold
+    warmup_samples: int = 64 # sound: below this many past hazards the cap is the threshold; at most `max_samples`
     fallback_multiplier: float = 1.5 # hazard above this multiple of the threshold asks for a person, at least 1
     fallback_mads: float = 4.0 # sound: the same for this many robust standard deviations above the threshold
     context: int = 240 # sound: candles for trailing medians and for stability metrics, at least `window` in that mode
@@ -100,10 +100,13 @@ def check_settings(
     for name in _WHOLE:
         value = getattr(settings, name)
         if isinstance(value, bool) or not isinstance(value, int): _refuse(name, value, "a whole number")
-    for name, (lo, hi) in _RANGES.items(): _check_number(settings, name, lo, hi)
+    for name, (lo, hi) in _RANGES.items():
+        if name == "hazard_percentile" and settings.mode == "compat": lo, hi = 0, 1
+        _check_number(settings, name, lo, hi)
     if settings.mode not in MODES: _refuse("mode", settings.mode, f"one of {', '.join(MODES)}.{did_you_mean(str(settings.mode), MODES)}")
     timeframe_ms(settings.timeframe)
     if settings.mode == "sound" and settings.context < settings.window: _refuse("context", settings.context, f"at least the window ({settings.window})")
+    if settings.mode == "sound" and settings.warmup_samples > settings.max_samples: _refuse("warmup_samples", settings.warmup_samples, f"at most max_samples ({settings.max_samples}), or the warm-up never ends")
     if settings.vol_low_quantile >= settings.vol_high_quantile: _refuse("vol_low_quantile", settings.vol_low_quantile, "below vol_high_quantile")
     if not isinstance(settings.admit_regimes, tuple) or not settings.admit_regimes: _refuse("admit_regimes", settings.admit_regimes, "a tuple with at least one label")
     for label in settings.admit_regimes:
