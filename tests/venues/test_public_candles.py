@@ -126,9 +126,10 @@ def test_refused_by_country(lake):
 def test_offline_is_said_quickly(lake):
     with BybitPublic(10) as server:
         url = server.url
-    ex = connect("bybit", url, timeout_s=2)
+    ex, waits = connect("bybit", url, timeout_s=2), []
     with pytest.raises(SourceError, match=r"bybit cannot be reached.*simulate"):
-        fetch_candles("bybit:BTCUSDT", T0, T0 + MINUTE, lake, exchange=ex, patience=patience(attempts=2))
+        fetch_candles("bybit:BTCUSDT", T0, T0 + MINUTE, lake, exchange=ex, patience=patience(waits, attempts=6))
+    assert len(waits) == 2, "the first word of an exchange is not waited for as long as a page in the middle"
 
 
 def test_unknown_symbols_exchanges_and_windows(lake):

@@ -154,7 +154,7 @@ def fetch_command(
     (a, b), store, out = window(days, start, end, system_clock()), _lake(lake), []
     for t in targets:
         with _progress(t) as update:
-            f = fetch_candles(t, a, b, store, timeframe, progress=update, on_wait=lambda why, s: _warn(f"{why}; waiting {s:.0f} s"))
+            f = fetch_candles(t, a, b, store, timeframe, progress=update, on_wait=lambda why, s: _warn(f"{why}; waiting {s:.1f} s"))
         out.append({"target": t, "venue": f.venue, "instrument": f.instrument, "timeframe": f.timeframe, "source": f.source, **_writes(f.write),
             "first": f.first, "last": f.last, "ended": f.ended})
         if f.ended: _warn(f"{f.instrument}: {f.venue} has no candles from {f.ended} to the end of the window.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 import numpy as np
 import polars as pl
@@ -219,7 +219,7 @@ def fetch_candles(
     if a >= b: raise BadInput(f"The window from {iso(a)} to {iso(b)} is empty.", "start must lie before end.")
     ex = exchange if exchange is not None else connect(name)
     def ask(f: Callable[[], Any]) -> Any: return call(ex, f, patience, on_wait)
-    market = find_market(ask(ex.load_markets), symbol)
+    market = find_market(call(ex, ex.load_markets, replace(patience, attempts=min(patience.attempts, 3)), on_wait), symbol) # who is offline hears it soon
     server = int(ask(ex.fetch_time)) if ex.has.get("fetchTime") else clock()
     b = min(b, server // step * step)
     instrument, venue, size = normalise_instrument(market["symbol"]), venue_name(name), PAGE_ROWS.get(name, 500)
