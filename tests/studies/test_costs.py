@@ -43,8 +43,18 @@ def test_a_stray_quote_is_no_quote():
     assert not has_quotes(pl.DataFrame({"close": [1.0]})) and not has_quotes(quotes(1e-4, 0))
 
 
-def test_crossed_quotes_never_make_a_negative_spread():
-    assert median_spread(quotes(-1e-4)) == 0.0
+def test_a_feed_that_swaps_bid_and_ask_is_not_free():
+    swapped, right = quotes(-1e-4), quotes(1e-4)
+    assert median_spread(swapped) == pytest.approx(1e-4)
+    a, b = (resolve_cost("median_spread_plus_half_slip", "EUR_USD", c).charge_price for c in (swapped, right))
+    assert a == pytest.approx(b) and a > 1.4e-4
+
+
+def test_quotes_at_the_opens_alone_give_no_median_spread():
+    opens = quotes(1e-4).with_columns(bid_close=pl.lit(None, pl.Float64))
+    assert median_spread(opens) is None and resolve_cost("quoted", "EUR_USD", opens).kind == "quoted"
+    with pytest.raises(DataError, match="spread of EUR_USD"): resolve_cost("median_spread_plus_half_slip", "EUR_USD", opens)
+    assert resolve_cost(cost_model("median_spread_plus_half_slip", fallback_spread_bp=2.0), "EUR_USD", opens).source == "fallback_spread_bp"
 
 
 def test_every_model_says_what_it_used():

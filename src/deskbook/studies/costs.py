@@ -75,10 +75,10 @@ def has_quotes(
 def median_spread(
     candles: pl.DataFrame, # candles of one instrument
 ) -> float | None: # price units, 0 or more; None without quotes
-    "Median of ask less bid at the closes."
+    "Median distance of bid and ask at the closes."
     if not has_quotes(candles): return None
-    spread = candles.select((pl.col("ask_close") - pl.col("bid_close")).alias("s")).filter(pl.col("s").is_finite())["s"].median()
-    return None if spread is None else max(0.0, float(spread)) # type: ignore[arg-type]
+    spread = candles.select((pl.col("ask_close") - pl.col("bid_close")).abs().alias("s")).filter(pl.col("s").is_finite())["s"].median()
+    return None if spread is None else float(spread) # type: ignore[arg-type]
 
 # %% ../../../nbs/studies/00_costs.ipynb #ab6747a2
 @dataclass(frozen=True)
@@ -117,9 +117,8 @@ def resolve_cost(
     if m.kind == "quoted" and quotes:
         return InstrumentCost(instrument, "quoted", "quoted", "quotes", median_spread(candles), commission, m.commission_bp)
     kind, slip = COST_KINDS[1], 1 + m.slippage_multiplier
-    if instrument in m.spreads or quotes:
-        spread = float(m.spreads[instrument]) if instrument in m.spreads else median_spread(candles)
-        assert spread is not None
+    spread = float(m.spreads[instrument]) if instrument in m.spreads else median_spread(candles)
+    if spread is not None:
         return InstrumentCost(instrument, kind, m.kind, "configured" if instrument in m.spreads else "quotes", spread, spread * slip + commission, m.commission_bp)
     if m.fallback_spread_bp is not None:
         return InstrumentCost(instrument, kind, m.kind, "fallback_spread_bp", None, commission, m.fallback_spread_bp * slip + m.commission_bp)
