@@ -279,3 +279,11 @@ def test_real_candles_give_a_whole_study(shared_data, monkeypatch):
     done = run_outcome_study(build_gates(candles), candles, StudyConfig(n_bootstrap=200))
     cell = done.to_evidence()["instruments"]["EUR_USD"]["60"]
     assert "imulated" not in text and cell["count"] > 100 and cell["n_eff"] < cell["count"] / 3 and 0 < cell["avg_cost_bp"] < 10
+
+
+def test_what_the_weekly_study_knows_of_its_gates_is_in_the_evidence(gates, candles):
+    from deskbook.studies.weekly import WeeklyParameters
+    known = WeeklyParameters(stride=8).provenance("simulated market", "simulated")
+    got = run_outcome_study(gates, candles, replace(CONFIG, splits=()), provenance=known).to_evidence()
+    assert (got["run_mode"], got["engine_mode"], got["source"], got["venue"]) == ("isolation", "sound", "simulated market", "simulated")
+    assert got["calibrator"] == {"percentile": 0.95, "buffer": 2048, "cap": 1.0, "rule": "prior"}
