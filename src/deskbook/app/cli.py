@@ -6,6 +6,7 @@
 __all__ = ['PARTS', 'app', 'main']
 
 # %% ../../../nbs/app/00_cli.ipynb #2cc72735
+import os
 import signal
 import sys
 import threading
@@ -53,17 +54,24 @@ def main(
     "Run the command line. A defect in deskbook itself shows its traceback; a known error does not need one."
     try:
         with _no_lost_interrupt(): code = int(app(args=args, prog_name="deskbook", standalone_mode=False) or 0)
+        sys.stdout.flush()
     except DeskbookError as e: return _say(str(e), e.exit_code)
     except (KeyboardInterrupt, typer.Abort): code = 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+    except (OSError, SystemExit) as e: return _refused_by_system(e)
     except Exception as e:
         if not hasattr(e, "format_message"): raise
         return _say(e.format_message(), getattr(e, "exit_code", 2))
     return _say("interrupted; what was stored stays. Run the same command again to go on.", 130) if code == 130 else code
 
 # %% ../../../nbs/app/00_cli.ipynb #5d01c7aa
+def _refused_by_system(e: OSError | SystemExit) -> int: # typer answers a broken pipe with SystemExit
+    "A reader that went away is no error; a file or folder that cannot be used is one line. Anything else is raised again."
+    if isinstance(e, BrokenPipeError) or isinstance(e.__context__, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # what is still buffered has nowhere to go
+        return 0
+    if isinstance(e, OSError) and e.filename: return _say(f"{e.filename}: {e.strerror}.", 1)
+    raise e
+
 def _say(text: str, code: int) -> int:
     if text: print(f"deskbook: {text}", file=sys.stderr)
     return code
