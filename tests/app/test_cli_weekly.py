@@ -60,6 +60,7 @@ def test_eight_days_of_three_perpetuals(lake):
         first = len(server.calls)
         assert source == fetch(), "asked again, the same week"
     assert source.venue == "bybit" and all(name in source.said for name in weekly.PERPETUALS)
+    assert source.commission_bp == 11.0 and "11 bp a round trip" in source.said
     held = lake.inventory()
     assert held["instrument"].to_list() == sorted(weekly.PERPETUALS) and held["rows"].to_list() == [8 * 1440 - 1] * 3
     assert held["first"].dt.epoch("ms").min() >= server.now - 8 * DAY_MS and held["last"].dt.epoch("ms").max() + 2 * MINUTE > server.now
@@ -97,7 +98,7 @@ def test_offline_asks_nobody(started, monkeypatch, capsys):
     monkeypatch.setattr(public, "connect", lambda name: pytest.fail(f"{name} was asked"))
     assert main(["weekly", "--offline"]) == 0
     assert capsys.readouterr().out == "Candles: SIMULATED MARKET, no real prices (asked for).\n"
-    assert started == [(("weekly_signal_study", {"venue": "simulated", "mode": "live"}, False), {"confirm": "live weekly_signal_study"})]
+    assert started == [(("weekly_signal_study", {"venue": "simulated", "commission_bp": 0.0, "mode": "live"}, False), {"confirm": "live weekly_signal_study"})]
     assert len(Lake().inventory()) == 7
 
 
@@ -124,3 +125,11 @@ def test_all_down_is_a_simulated_week_that_says_so_everywhere(monkeypatch, capsy
     canonical = json.loads((reports / "evidence" / "outcome_weekly_costs.json").read_text())
     assert (canonical["source"], canonical["venue"]) == ("simulated market", "simulated")
     assert len(Lake().gates(venue="simulated")["instrument"].unique()) == 7
+
+
+def test_outside_the_project_nothing_is_fetched(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(weekly, "fetch_week", lambda *a, **k: pytest.fail("fetched"))
+    assert main(["weekly"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and "no runbook 'weekly_signal_study'" in err and "folder of the project" in err

@@ -24,6 +24,7 @@ from ..gates.payload import empty_gates
 from ..gates.settings import GateSettings
 from ..market.calendar import calendar_for
 from ..stores.lake import Lake
+from .costs import cost_model
 from .outcomes import StudyConfig
 
 # %% ../../../nbs/studies/60_weekly.ipynb #3eafd623
@@ -39,6 +40,7 @@ class WeeklyParameters:
     horizons_min: tuple[int, ...] = (5, 15, 30, 60, 240) # minutes, rising
     cost_model: str = "quoted" # one of studies.costs.COST_KINDS
     fallback_spread_bp: float = 2.0 # spread where the candles have no quotes, bp
+    commission_bp: float = 0.0 # fees of a round trip, bp
     n_bootstrap: int = 2000 # replicates
     seed: int = 0
     mode: str = "dry" # "live" also replaces the canonical evidence and the roster
@@ -56,8 +58,8 @@ class WeeklyParameters:
         week: "StudyWeek | None" = None, # the window; None: open
     ) -> StudyConfig:
         "The sound study of these parameters."
-        config = StudyConfig(horizons_min=self.horizons_min, cost_model=self.cost_model, fallback_spread_bp=self.fallback_spread_bp,
-            n_bootstrap=self.n_bootstrap, seed=self.seed)
+        costs = cost_model(self.cost_model, fallback_spread_bp=self.fallback_spread_bp, commission_bp=self.commission_bp)
+        config = StudyConfig(horizons_min=self.horizons_min, cost_model=costs, n_bootstrap=self.n_bootstrap, seed=self.seed)
         return replace(config, start=week.start, end=week.end, instruments=week.instruments) if week else config
 
     def provenance(self,
