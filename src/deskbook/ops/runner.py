@@ -40,7 +40,7 @@ def find_runbook(
     found = [p for p in books if p.stem == Path(name).stem]
     if len(found) == 1: return found[0]
     if found: raise BadInput(f"{len(found)} runbooks are called {name!r}.", "Give the path.")
-    raise NotFound(f"there is no runbook {name!r}.{did_you_mean(Path(name).stem, [p.stem for p in books])}", f"There are: {', '.join(p.stem for p in books) or 'none'}.")
+    raise NotFound(f"there is no runbook {name!r}.{did_you_mean(Path(name).stem, [p.stem for p in books])}", f"There are: {', '.join(p.stem for p in books)}." if books else "Go into the folder of the project, where runbooks/ is, or give the path of a notebook.")
 
 # %% ../../../nbs/ops/20_runner.ipynb #c8087fb6
 class Tail:
