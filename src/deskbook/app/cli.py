@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 from ..core.errors import DeskbookError
 
+# %% ../../../nbs/app/00_cli.ipynb #bb7abbed
 PARTS = {  # command: module that holds it as a typer app of the same name
     "candles": "deskbook.app.cli_candles",
     "gates": "deskbook.app.cli_gates",
@@ -41,6 +42,7 @@ class _Parts(TyperGroup):
         command.name = cmd_name
         return command
 
+# %% ../../../nbs/app/00_cli.ipynb #43676015
 app = typer.Typer(cls=_Parts, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Run a trading desk from notebooks: candles, gates, studies, runbooks.")
 
@@ -76,6 +78,7 @@ def _say(text: str, code: int) -> int:
     if text: print(f"deskbook: {text}", file=sys.stderr)
     return code
 
+# %% ../../../nbs/app/00_cli.ipynb #e7849ab5
 @contextmanager
 def _no_lost_interrupt() -> Iterator[None]:
     "Ask again for a Ctrl-C that Python could only report as ignored."

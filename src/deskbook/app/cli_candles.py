@@ -14,6 +14,12 @@ import typer
 from ..core.clock import DAY_MS, iso, system_clock, to_ms
 from ..core.errors import BadInput, DeskbookError
 from ..core.files import strict_json
+
+# %% auto #0
+__all__ = ['app', 'name_parts', 'parse_map', 'import_file', 'import_command', 'window', 'fetch_command', 'simulate_command',
+           'list_command', 'check_command', 'check_lake']
+
+# %% ../../../nbs/app/10_cli_candles.ipynb #f74aee7b
 if TYPE_CHECKING: from deskbook.stores.lake import LakeWrite
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Candles: bring them into the lake, list them, check them.")
@@ -26,10 +32,6 @@ _EXITS = "Exit codes: 0 done, 1 data or source failed, 2 bad input, 5 lake locke
 def _lake(url: str) -> Any:
     from deskbook.stores.lake import Lake
     return Lake(url or None)
-
-# %% auto #0
-__all__ = ['app', 'name_parts', 'parse_map', 'import_file', 'import_command', 'window', 'fetch_command', 'simulate_command',
-           'list_command', 'check_command', 'check_lake']
 
 # %% ../../../nbs/app/10_cli_candles.ipynb #92f51778
 def _table(columns: list[str], rows: list[list[Any]], title: str = "") -> None:
@@ -65,6 +67,7 @@ def name_parts(
     m = re.fullmatch(rf"([A-Za-z0-9]+)_([A-Za-z0-9\-]+(?:_[A-Z]{{3}})?)_({'|'.join(TIMEFRAME_MS)})(?:_\w+)?", path.name.split(".")[0])
     return (m[1].lower(), m[2], m[3]) if m else ("", "", "")
 
+# %% ../../../nbs/app/10_cli_candles.ipynb #78e353c6
 def parse_map(
     pairs: list[str], # each "candle_column=column_of_the_file"
 ) -> dict[str, str]:

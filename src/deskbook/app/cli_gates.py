@@ -20,6 +20,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Build gates 
 
 _Lake = Annotated[str | None, typer.Option("--lake", help="folder or fsspec URL [default: the lake below DESKBOOK_HOME]")]
 _Json = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+
+# %% ../../../nbs/app/20_cli_gates.ipynb #fed06a59
 _Mode = Annotated[str, typer.Option("--mode", help="sound or compat")]
 _Venue = Annotated[str | None, typer.Option("--venue", help="only this venue, e.g. oanda")]
 _Start = Annotated[str | None, typer.Option("--start", help="UTC, e.g. 2025-11-03 or 2025-11-03T12:00Z")]
@@ -70,6 +72,7 @@ def _assignments(pairs: list[str]) -> dict[str, Any]:
         out[name.strip()] = _value(text.strip())
     return out
 
+# %% ../../../nbs/app/20_cli_gates.ipynb #03b13094
 def _value(text: str) -> Any:
     for kind in (int, float):
         try: return kind(text)
@@ -84,6 +87,7 @@ def _result_row(r: BackfillResult) -> dict[str, Any]:
     return {"instrument": r.instrument, "venue": r.venue, "candles": r.candles, "gates": r.gates, "admitted": r.admitted, "warmup": r.warmup_gates,
         "added": r.added, "changed": r.changed, "removed": r.removed, "refused": r.refused}
 
+# %% ../../../nbs/app/20_cli_gates.ipynb #f842ba0f
 def _complain(report: BackfillReport) -> None:
     "No gate at all is an error; some refused instruments were already named."
     if not report.gates: raise DataError("no gates were built.", "; ".join(f"{k}: {v}" for k, v in report.refused.items()))
@@ -91,6 +95,7 @@ def _complain(report: BackfillReport) -> None:
 # %% ../../../nbs/app/20_cli_gates.ipynb #d4ce5200
 _SHOWN = ("instrument", "asof", "price_close", "regime", "regime_confidence", "hazard", "hazard_threshold", "admit", "repetitions", "reasons", "semantic_tags")
 
+# %% ../../../nbs/app/20_cli_gates.ipynb #737755e2
 @app.command()
 def show(
     instrument: Annotated[list[str] | None, typer.Argument(help="e.g. EUR_USD [default: all]")] = None,
@@ -110,5 +115,6 @@ def show(
     if json: typer.echo(strict_json([flat_row(row) for row in gates.iter_rows(named=True)]))
     else: typer.echo(table_text([_gate_row(row) for row in gates.select(*_SHOWN).iter_rows(named=True)]))
 
+# %% ../../../nbs/app/20_cli_gates.ipynb #9e037e4e
 def _gate_row(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"asof": f"{row['asof']:%Y-%m-%d %H:%M}", "reasons": "|".join(row["reasons"] or []), "semantic_tags": " ".join(row["semantic_tags"] or [])}

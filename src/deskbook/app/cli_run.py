@@ -19,6 +19,7 @@ _EXITS = ("Exit codes: 0 passed, 1 checks or code failed, 2 bad parameters (noth
           "5 lock held, 6 inconclusive, 143 terminated.")
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON value to stdout.")]
 
+# %% ../../../nbs/app/40_cli_run.ipynb #f1d5b151
 def _ask(question: str) -> str: # what a person typed
     print(question, end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip()
@@ -47,6 +48,7 @@ def start(
         if e.status != "done" and result.exit_code != 2: print(f"Continue with: deskbook run {e.runbook} --resume {e.run_id}", file=sys.stderr)
     return result.exit_code
 
+# %% ../../../nbs/app/40_cli_run.ipynb #4073386c
 run = typer.Typer(add_completion=False)
 
 # %% ../../../nbs/app/40_cli_run.ipynb #ca0dd2e9

@@ -17,6 +17,8 @@ from ..core.files import read_json, strict_json, write_json
 from ..gates.payload import read_gates_jsonl
 from ..market.candles import normalise_instrument
 from ..stores.lake import Lake
+
+# %% ../../../nbs/app/30_cli_study.ipynb #d47536b1
 from ..studies.costs import cost_model as cost_of
 from ..studies.outcomes import OutcomeStudy, StudyConfig, run_outcome_study
 from ..studies.roster import RosterDecision, decide_roster, read_ledger, record_roster
@@ -47,6 +49,7 @@ def _gates(lake: Lake, path: Path | None, config: StudyConfig, mode: str, venue:
     if found.gates.is_empty(): raise DataError(f"{path} holds no readable gate.", "Check the lines named above." if found.bad_lines else "Is it the right file?")
     return found.gates
 
+# %% ../../../nbs/app/30_cli_study.ipynb #dbf2b034
 def _prices(lake: Lake, gates: pl.DataFrame, config: StudyConfig, venue: str | None) -> pl.DataFrame:
     "Candles of the window and one horizon more."
     names = sorted(set(config.instruments) or set(gates["instrument"].unique()))
@@ -66,6 +69,7 @@ def _inputs(lake: Lake, path: Path | None, config: StudyConfig, mode: str, venue
         typer.echo("no prices in the lake; using the forward returns stored in the gates file.", err=True)
         return with_embedded(gates, path), pl.DataFrame()
 
+# %% ../../../nbs/app/30_cli_study.ipynb #7a9fe841
 def _spreads(words: list[str] | None) -> dict[str, float]:
     "`EUR_USD=0.00016` words as spreads in price units."
     try: return {normalise_instrument(name): float(value) for name, value in (w.split("=") for w in words or [])}
@@ -134,5 +138,6 @@ def roster(
     decisions = record_roster(ledger, document) if ledger and not dry else decide_roster(document, read_ledger(ledger) if ledger else None)
     typer.echo(strict_json([d.to_dict() for d in decisions]) if json else "\n".join(_lines(d) for d in decisions))
 
+# %% ../../../nbs/app/30_cli_study.ipynb #445b317c
 def _lines(d: RosterDecision) -> str:
     return f"{d.instrument}  {d.week}\n  seed   {d.seed_verdict:9s} {' '.join(d.seed_reasons)}\n  sound  {d.sound_verdict:9s} {' '.join(d.sound_reasons)}"

@@ -19,6 +19,8 @@ from ..core.errors import NotFound, SourceError
 PERPETUALS = ("BTCUSDT-PERP", "ETHUSDT-PERP", "SOLUSDT-PERP")
 EXCHANGES = ("bybit", "bingx", "okx") # asked in this order; none of them wants a key for candles
 TAKER_FEE_BP = {"bybit": 5.5, "bingx": 5.0, "okx": 5.0} # of a trade, bp, the published fee of a new account; a round trip pays it twice
+
+# %% ../../../nbs/app/50_cli_weekly.ipynb #038c219a
 FETCH_DAYS = 8 # a week, and a day before it that warms up the gates' thresholds
 SIMULATE_DAYS = 43 # a week, and as many days before it as make its thresholds fully warm
 
@@ -71,6 +73,7 @@ def simulate_week(
 # %% ../../../nbs/app/50_cli_weekly.ipynb #9434c1f6
 app = typer.Typer(add_completion=False)
 
+# %% ../../../nbs/app/50_cli_weekly.ipynb #0b98b009
 @app.command()
 def weekly(
     offline: Annotated[bool, typer.Option("--offline", help="Do not look for an exchange; use the simulated market.")] = False,
@@ -100,6 +103,7 @@ def _either(lake: Any) -> WeekSource:
         try: return fetch_week(lake, progress=lambda what, done, total: status.update(f"{what}: {done:,} of {total:,} candles"))
         except SourceError as e: return _offline(lake, e.what.partition(" (")[0])
 
+# %% ../../../nbs/app/50_cli_weekly.ipynb #1298b775
 def _open_newest() -> None:
     "Open the report for a person who sits in front of a screen; elsewhere its path has been printed."
     import os, sys, webbrowser

@@ -21,6 +21,7 @@ def system_clock() -> int: # epoch ms
     "The wall clock."
     return _time.time_ns() // 1_000_000
 
+# %% ../../../nbs/core/01_clock.ipynb #6ad9c115
 def fixed_clock(
     at: "datetime | str | int", # the moment it always shows
 ) -> Clock:
@@ -43,6 +44,7 @@ def to_datetime(
     dt = dt.replace(tzinfo=UTC) if dt.tzinfo is None else dt.astimezone(UTC)
     return dt.replace(microsecond=dt.microsecond // 1000 * 1000)
 
+# %% ../../../nbs/core/01_clock.ipynb #3cb4d225
 def to_ms(
     value: "datetime | str | int", # as for `to_datetime`
 ) -> int: # epoch ms

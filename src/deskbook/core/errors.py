@@ -31,6 +31,7 @@ class NotFound(DeskbookError):
 class SourceError(DeskbookError):
     "An outside source is unreachable or refused; what was already stored stays."
 
+# %% ../../../nbs/core/00_errors.ipynb #d113eb3f
 class Refused(DeskbookError):
     "A guard does not allow this now."
     exit_code = 4

@@ -31,6 +31,7 @@ def plain(
     if isinstance(value, float): return value if math.isfinite(value) else None
     raise DataError(f"{type(value).__name__} {value!r} has no JSON form.", "Convert it before it goes into evidence.")
 
+# %% ../../../nbs/core/02_files.ipynb #604c0ef3
 def strict_json(
     value: Any, # as for `plain`
     indent: int | None = 2, # None: one line
@@ -57,6 +58,7 @@ def atomic_write(
     finally: tmp.unlink(missing_ok=True)
     return path
 
+# %% ../../../nbs/core/02_files.ipynb #42d99140
 def write_json(
     path: str | Path, # where the file shall stand
     value: Any, # as for `plain`

@@ -11,6 +11,7 @@ from platformdirs import user_data_path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+# %% ../../../nbs/core/03_settings.ipynb #907945ab
 class Settings(BaseSettings):
     "Settings from the environment (`DESKBOOK_HOME`, `DESKBOOK_LAKE`, ...)."
     model_config = SettingsConfigDict(env_prefix="DESKBOOK_", frozen=True)

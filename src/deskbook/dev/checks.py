@@ -54,6 +54,7 @@ def check_first_cell(nb: Any) -> Iterator[tuple[str, str, str]]:
     if not title: yield "title", first, "the first cell has no H1; start it with '# Title'"
     elif not promise: yield "promise", first, "the first cell has no promise; add a line '> what the reader gets'"
 
+# %% ../../../nbs/dev/01_checks.ipynb #599cfc7c
 def check_ids(nb: Any) -> Iterator[tuple[str, str, str]]:
     "Ids are what edits and exported modules refer to."
     seen: set[str] = set()
@@ -88,6 +89,7 @@ def output_text(output: Any) -> str:
     if output.output_type == "stream": return output.text
     return "\n".join(v if isinstance(v, str) else str(v) for k, v in output.get("data", {}).items() if not k.startswith("image/") or k == "image/svg+xml")
 
+# %% ../../../nbs/dev/01_checks.ipynb #49f9e552
 def check_outputs(
     nb: Any,
     here: tuple[str, ...] = (), # further folders that no output may name, e.g. the one of this repository

@@ -28,6 +28,7 @@ def here() -> Project:
     "The repository that the command is about."
     return nbk.find_project(state["root"])
 
+# %% ../../../nbs/dev/02_nbx.ipynb #3ed470b5
 def emit(data: Any, text: str, as_json: bool) -> None:
     "Data to standard output, as one JSON document or for people."
     typer.echo(json.dumps(data, indent=2, ensure_ascii=False) if as_json else text)
@@ -175,6 +176,7 @@ def stays_out(cell: Any) -> bool:
     "A cell that runs only by hand."
     return cell.cell_type == "code" and cell.directive("eval") in ("false", "False")
 
+# %% ../../../nbs/dev/02_nbx.ipynb #5b38d054
 def run_notebook(
     path: Path, # a notebook
     save: bool = False, # write the outputs into it, also when a cell failed

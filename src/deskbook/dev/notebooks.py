@@ -25,6 +25,7 @@ class NbxError(Exception):
         self.what, self.todo = what, todo
         super().__init__(f"{what} {todo}".strip())
 
+# %% ../../../nbs/dev/00_notebooks.ipynb #18bccf58
 def close_to(
     name: str, # the name that was given
     known: Iterable[str], # the names that exist
@@ -240,6 +241,7 @@ def defined_names(
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name): found[node.target.id] = node.lineno
     return found
 
+# %% ../../../nbs/dev/00_notebooks.ipynb #31639f6a
 def names_or_none(source: str) -> dict[str, int]:
     "As `defined_names`; a cell that does not parse defines nothing."
     try: return defined_names(source)

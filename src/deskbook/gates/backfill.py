@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import polars as pl
 from ..core.clock import DAY_MS, MINUTE_MS, iso, to_datetime, to_ms
+
+# %% ../../../nbs/gates/50_backfill.ipynb #620d13b8
 from ..core.errors import BadInput, DataError, DeskbookError, NotFound, did_you_mean
 from .engine import GateEngine, build_gates
 from .payload import empty_gates
@@ -51,6 +53,7 @@ class BackfillJob:
     months: int = 3 # candles are read in pieces of so many months
     dry: bool = False # build and count, store nothing
 
+# %% ../../../nbs/gates/50_backfill.ipynb #30a58cd5
 @dataclass(frozen=True)
 class BackfillResult:
     # long: one count per line
@@ -89,6 +92,7 @@ def _read(lake: Lake, job: BackfillJob, a: int, b: int) -> pl.DataFrame | None:
     try: return lake.candles([job.instrument], a, b, venue=job.venue, timeframe=job.settings.timeframe)
     except NotFound: return None
 
+# %% ../../../nbs/gates/50_backfill.ipynb #16329a53
 def _sound(lake: Lake, job: BackfillJob) -> "WindowGates":
     "Piece by piece through one engine."
     engine, start = GateEngine(job.instrument, job.settings), to_datetime(job.start_ms)
@@ -100,6 +104,7 @@ def _sound(lake: Lake, job: BackfillJob) -> "WindowGates":
         frames.append(engine.push_many(candles).filter(pl.col("time") >= start))
     return WindowGates(pl.concat(frames), inside, engine.candles - inside)
 
+# %% ../../../nbs/gates/50_backfill.ipynb #e032c8c2
 def _compat(lake: Lake, job: BackfillJob) -> "WindowGates":
     "The compat engine wants its whole fetch at once."
     candles, start = _read(lake, job, job.start_ms - job.warmup_ms, job.end_ms), to_datetime(job.start_ms)
@@ -168,6 +173,7 @@ class BackfillReport:
         return {"start": iso(self.start_ms), "end": iso(self.end_ms), "engine_mode": self.engine_mode, "gates": self.gates,
             "refused": self.refused, "instruments": [asdict(r) for r in self.results]}
 
+# %% ../../../nbs/gates/50_backfill.ipynb #f67deac2
 def executor_for(
     workers: int = 0, # processes; 0: none, run here
 ) -> "AbstractContextManager[Executor | None]":

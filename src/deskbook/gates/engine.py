@@ -18,6 +18,8 @@ import numpy as np
 import polars as pl
 from ..core.clock import MINUTE_MS, Clock, iso, to_ms
 from ..core.errors import BadInput, DataError
+
+# %% ../../../nbs/gates/40_engine.ipynb #8f34fac3
 from .hazard import (Calibration, SignatureMemory, admission_reasons, admit_all, calibrate, calibrator_for, calibrator_from,
     count_repetitions, direction_of)
 from .payload import CODEC_META, GATE_SCHEMA, REGIME_FEATURES, STRUCTURE_METRICS, GatePayload, empty_gates, signature_of
@@ -33,6 +35,7 @@ from ..market.calendar import TradingCalendar, calendar_for
 _FIX = "Pass the candles through `clean_candles` first."
 _SOURCE_COLUMNS = ("time", "open", "high", "low", "close", "volume", "bid_close", "ask_close", "spread")
 
+# %% ../../../nbs/gates/40_engine.ipynb #805ee0be
 def missing_candles(
     calendar: TradingCalendar, # when the market is open
     time: np.ndarray, # int64 open times, ascending
@@ -74,6 +77,7 @@ def _check_order(time: np.ndarray, last_ms: int | None, instrument: str) -> None
         what = "comes twice" if a == b else f"comes after {iso(a)}"
         raise DataError(f"{instrument}: the candle of {iso(b)} {what}.", _FIX)
 
+# %% ../../../nbs/gates/40_engine.ipynb #080d2a4a
 def _check_prices(time: np.ndarray, o: np.ndarray, h: np.ndarray, l: np.ndarray, c: np.ndarray, instrument: str) -> None:
     "Finite, positive, and low <= open, close <= high."
     good = (l > 0) & (l <= o) & (l <= c) & (h >= o) & (h >= c) & (h < math.inf)
@@ -94,6 +98,7 @@ def _quality(reasons: tuple[int, ...], warmup: bool) -> list[str]:
     words = [f"{name}:{REASONS[r]}" for name, r in found.items() if r]
     return [*words, f"hazard_threshold:{HAZARD_WARMUP}"] if warmup else words
 
+# %% ../../../nbs/gates/40_engine.ipynb #ddd350b8
 def _qualities(whole: np.ndarray, warmup: np.ndarray) -> pl.Series:
     "`_quality` of many gates."
     table = np.column_stack([whole[:, list(_REASON_COLUMNS)], warmup])
@@ -107,6 +112,7 @@ _COLUMN = {name: i for i, name in enumerate(OUT)}
 _TAGGED = [_COLUMN[name] for name in ("coherence", "stability", "rupture", "entropy", "rupture")]
 EXTRAS = ("hazard_rate", "coherence_tau_z", "domain_wall_t", "reynolds_z", "vol_ratio")
 
+# %% ../../../nbs/gates/40_engine.ipynb #2b9d72c4
 class GateEngine:
     # long: the public face, one short method after another
     "The sound engine of one instrument as a stream."
@@ -159,6 +165,7 @@ def _ms(value: Any) -> int: # the usual types first, they come once a candle
     if isinstance(value, datetime) and value.tzinfo: return (value - _EPOCH) // _MS
     return value if type(value) is int else to_ms(value)
 
+# %% ../../../nbs/gates/40_engine.ipynb #66e3c14d
 def _one_candle(engine: GateEngine, candle: Mapping[str, Any]) -> CandleArrays:
     "One row as arrays of length one, checked."
     ms = _ms(candle["time"])
@@ -187,6 +194,7 @@ def _judge(engine: GateEngine, made: KernelGates) -> tuple[np.ndarray, Calibrati
 
 def _times(ms: np.ndarray) -> pl.Series: return pl.Series(ms).cast(pl.Datetime("ms")).dt.replace_time_zone("UTC")
 
+# %% ../../../nbs/gates/40_engine.ipynb #61833502
 def _gate_frame(engine: GateEngine, made: KernelGates, extras: bool) -> pl.DataFrame:
     # long: one column after another
     "Kernel rows as a gate frame."
@@ -213,6 +221,7 @@ def _gate_frame(engine: GateEngine, made: KernelGates, extras: bool) -> pl.DataF
 # %% ../../../nbs/gates/40_engine.ipynb #b5eec4af
 def _or_none(value: float) -> float | None: return None if math.isnan(value) else value
 
+# %% ../../../nbs/gates/40_engine.ipynb #5efd7f61
 def _payload(engine: GateEngine, made: KernelGates) -> GatePayload:
     # long: one field after another, in the shape of the document
     "One kernel row as a document; the same values as `_gate_frame` gives."
@@ -250,6 +259,7 @@ def build_gates(
     else: frames = [GateEngine(name, settings, hours.get(name)).push_many(part, extras) for name, part in _by_instrument(candles)]
     return pl.concat(frames) if frames else empty_gates()
 
+# %% ../../../nbs/gates/40_engine.ipynb #c0b124f8
 def _by_instrument(candles: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
     "One part per instrument, names ascending."
     for name in candles["instrument"].unique().sort(): yield name, candles.filter(pl.col("instrument") == name)
@@ -312,6 +322,7 @@ def engine_from(
         raise DataError(f"the saved engine state cannot be used: {e}.", "Delete it; the engine then warms up anew from the lake.") from None
     return engine
 
+# %% ../../../nbs/gates/40_engine.ipynb #fda261c1
 def state_bytes(engine: GateEngine) -> bytes:
     "The state as one line of JSON."
     return json.dumps(engine_state(engine), separators=(",", ":"), allow_nan=False).encode()

@@ -20,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ..core.clock import to_ms
 from ..core.errors import BadInput, DataError, NotFound
 from ..core.files import atomic_write
+
+# %% ../../../nbs/gates/31_payload.ipynb #d27446a5
 from .settings import HAZARD_FALLBACK
 from .structure import signature_of
 
@@ -33,6 +35,7 @@ STRUCTURE_METRICS = ("coherence", "stability", "entropy", "rupture", "coherence_
 REGIME_FEATURES = ("realized_vol", "atr_mean", "autocorr", "trend_strength", "volume_zscore")
 CODEC_META = ("delta_scale", "atr_scale", "volume_split", "spread_split")
 
+# %% ../../../nbs/gates/31_payload.ipynb #8fc78be4
 GATE_SCHEMA: dict[str, pl.DataType] = {
     "instrument": pl.String(), "time": _TIME, "asof": _TIME,
     **{name: pl.Float64() for name in ("price_close", "hazard", "hazard_threshold", "lambda")},

@@ -58,6 +58,7 @@ def autocorrelation(
     x = r - r.mean()
     return float(x[lag:] @ x[:-lag]) / float(x @ x)
 
+# %% ../../../nbs/gates/21_persistence.ipynb #5232bd2e
 def half_life(
     r: np.ndarray, # n log returns
     candle_s: float = 60.0, # seconds per candle

@@ -127,6 +127,7 @@ def settings_from(
     if admit is not None: given["admit_regimes"] = tuple(admit)
     return replace(base or GateSettings(), **given)
 
+# %% ../../../nbs/gates/00_settings.ipynb #ee8873e0
 def settings_dict(
     settings: GateSettings, # any
 ) -> dict[str, Any]: # JSON types

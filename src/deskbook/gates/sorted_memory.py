@@ -18,6 +18,7 @@ def place(a, n, x):
         else: hi = mid
     return lo
 
+# %% ../../../nbs/gates/19_sorted_memory.ipynb #358e9904
 @njit(cache=True)
 def insert(a, n, x):
     "Put `x` among `n` sorted values; there must be room for one more."
@@ -37,6 +38,7 @@ def exchange(a, n, old, new):
         for j in range(i, k, -1): a[j] = a[j - 1]
         a[k] = new
 
+# %% ../../../nbs/gates/19_sorted_memory.ipynb #77fdb64e
 @njit(cache=True)
 def median(a, n):
     "The median of `n` sorted values, the mean of the middle two when n is even."
@@ -63,6 +65,7 @@ def in_order(
     "What the memory holds, oldest first."
     return np.concatenate([ring[head:], ring[:head]]) if n == len(ring) else ring[:n].copy()
 
+# %% ../../../nbs/gates/19_sorted_memory.ipynb #6316c3c1
 def refill(
     rows: np.ndarray, # (2, size), changed in place
     values: np.ndarray, # at most `size`, oldest first

@@ -36,6 +36,7 @@ _R, _LOGC, _FRAC, _ATRF, _VOLUME, _SPREAD, _CLOSE = range(7) # rows of `hist`
 _TIME, _SIGN, _CODE, _MISSING = range(4) # rows of `hist_int`
 _POS, _COUNT, _VLEN, _VHEAD, _LAST_GATE, _PHASE, _LOCK = range(7) # of `marks`
 
+# %% ../../../nbs/gates/23_sound_kernel.ipynb #7dff3a2a
 class KernelMemory:
     # long: the arrays, and how they are saved and restored
     "What the next candle's gate depends on: the recent past in flat arrays."
@@ -91,6 +92,7 @@ class KernelMemory:
         self.marks[_POS] = n
         self.marks[_VLEN], self.marks[_VHEAD] = refill(self.ratios, ratios)
 
+# %% ../../../nbs/gates/23_sound_kernel.ipynb #6c987eba
 def _waves(n: int) -> np.ndarray: # (n, 2 k + 1): cosines and sines of the slow frequencies, and the fastest one
     k, i = np.arange(1, n // 8 + 1), np.arange(n)[:, None]
     angle = 2 * np.pi * ((i * k) % n) / n
@@ -108,6 +110,7 @@ def _walls(s): # turns between neighbours
     for i in range(1, len(s)): walls += s[i] != s[i - 1]
     return walls
 
+# %% ../../../nbs/gates/23_sound_kernel.ipynb #b9f35824
 @njit(cache=True)
 def _same(s, lag): # share that points the same way `lag` candles later
     n, same = len(s), 0
@@ -145,6 +148,7 @@ def _demean(r, x): # writes r - mean(r) into x, returns the sum of squares
     for i in range(n): total += x[i] * x[i]
     return total
 
+# %% ../../../nbs/gates/23_sound_kernel.ipynb #c966adfc
 @njit(cache=True)
 def _low_share(x, total, waves, sums):
     n, m = waves.shape
@@ -203,6 +207,7 @@ def _trend(logc, sd):
     slope /= n * (n * n - 1.0) / 12
     return slope * n / (sd * math.sqrt(n))
 
+# %% ../../../nbs/gates/23_sound_kernel.ipynb #abfa0dfc
 @njit(cache=True)
 def _autocorr(x, n):
     cross = square = 0.0
@@ -269,6 +274,7 @@ def _alignment(codes, before, shift): # share of equal bits; nan without a commo
         while d: d, differ = d & (d - 1), differ + 1
     return 1 - differ / (8 * (n - shift))
 
+# %% ../../../nbs/gates/23_sound_kernel.ipynb #923a1706
 @njit(cache=True)
 def _lock_in(marks, aligned):
     if math.isnan(aligned): marks[_PHASE], marks[_LOCK] = 0, -1
@@ -358,6 +364,7 @@ class KernelGates:
         self.real, self.codes, self.whole = real, codes, whole
     def __len__(self) -> int: return len(self.real)
 
+# %% ../../../nbs/gates/23_sound_kernel.ipynb #32fc9aaa
 def advance(
     memory: KernelMemory, # changed in place
     x: CandleArrays, # the next candles, later than all before

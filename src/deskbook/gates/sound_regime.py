@@ -63,6 +63,7 @@ class Moves:
     range_frac: np.ndarray # true range / before
     atr_frac: np.ndarray # mean of the last `atr_period` range_frac
 
+# %% ../../../nbs/gates/22_sound_regime.ipynb #7bc1210a
 def moves(
     x: CandleArrays, # n candles
     atr_period: int = 14, # candles
@@ -98,6 +99,7 @@ def trend_strength(
     if is_flat(r): return 0.0
     return float(t @ np.log(close) / (t @ t)) * n / (float(np.std(r)) * math.sqrt(n))
 
+# %% ../../../nbs/gates/22_sound_regime.ipynb #43061b85
 def lag_one_autocorr(
     r: np.ndarray, # n log returns
 ) -> float: # about -1..1; 0.0 on a flat window
@@ -155,6 +157,7 @@ def pinned_alignment(
     differ = np.bitwise_count(codes[:n - shift] ^ before[shift:]).sum()
     return Measure(1 - int(differ) / (8 * (n - shift)))
 
+# %% ../../../nbs/gates/22_sound_regime.ipynb #efbbbabf
 def lock_in(
     state: tuple[int, int], # publications since the start or last break, phase of the lock or -1
     alignment: float | None, # of this publication

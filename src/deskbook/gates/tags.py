@@ -21,6 +21,7 @@ from .sorted_memory import in_order, refill, remember
 # %% ../../../nbs/gates/32_tags.ipynb #b54f37ae
 TAGS = ("highly_stable", "strengthening_structure", "high_rupture_event", "chaotic_price_action", "low_hazard_environment", "improving_stability")
 
+# %% ../../../nbs/gates/32_tags.ipynb #5d36e0fe
 @dataclass(frozen=True)
 class TagThresholds:
     # long: one threshold per line
@@ -33,6 +34,7 @@ class TagThresholds:
     coherence_delta: float = 0.0 # change of coherence above this: strengthening
     lambda_slope: float = 0.0 # change of lambda below this: improving
 
+# %% ../../../nbs/gates/32_tags.ipynb #c15723e0
 def semantic_tags(
     values: Mapping[str, Any], # coherence, stability, rupture, entropy, hazard or lambda, coherence_delta, lambda_slope; absent or null: unknown
     thresholds: TagThresholds | None = None, # None: the fixed ones
@@ -63,6 +65,7 @@ def tag_values(
 # %% ../../../nbs/gates/32_tags.ipynb #b6924853
 _RANKED = 5 # coherence, stability, rupture, entropy, hazard
 
+# %% ../../../nbs/gates/32_tags.ipynb #eb9f020a
 class TagMemory:
     "Earlier gates of one instrument, as far as tags need them."
     def __init__(self,
@@ -106,6 +109,7 @@ def _tag(values, lam, rows, marks, last, quantile, warmup, delta, bits):
         head = marks[1]
         for j in range(5): marks[0], marks[1] = remember(rows[j], n, head, v[j])
 
+# %% ../../../nbs/gates/32_tags.ipynb #3811d9a9
 _TAG_SETS = [[tag for bit, tag in enumerate(TAGS) if mask >> bit & 1] for mask in range(1 << len(TAGS))]
 
 # %% ../../../nbs/gates/32_tags.ipynb #28fc0692
@@ -145,6 +149,7 @@ def tag_gates(
     parts = [_tag_one(part, settings or GateSettings(), fixed) for part in gates.partition_by("instrument", maintain_order=True)]
     return pl.concat(parts) if parts else gates.with_columns(coherence_delta=pl.lit(None, pl.Float64), lambda_slope=pl.lit(None, pl.Float64))
 
+# %% ../../../nbs/gates/32_tags.ipynb #304a9b8c
 def _tag_one(gates: pl.DataFrame, settings: GateSettings, fixed: TagThresholds | None) -> pl.DataFrame:
     "`tag_gates` for one instrument."
     ranked = gates.select("coherence", "stability", "rupture", "entropy", "hazard").to_numpy()

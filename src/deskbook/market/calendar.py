@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 import numpy as np
-import polars as pl
-from ..core.clock import MINUTE_MS, to_ms
-from ..core.errors import BadInput, DataError, did_you_mean
-from .candles import is_currency_pair, normalise_instrument
 
 # %% auto #0
 __all__ = ['WEEKDAYS', 'Times', 'DEFAULT_CALENDARS', 'DEFAULT_INSTRUMENTS', 'TradingCalendar', 'as_ms', 'open_ms', 'is_open',
            'open_between', 'crosses_closure', 'next_close', 'next_open', 'sessions', 'calendar_config', 'calendar_for']
+
+# %% ../../../nbs/market/10_calendar.ipynb #df0392a9
+import polars as pl
+from ..core.clock import MINUTE_MS, to_ms
+from ..core.errors import BadInput, DataError, did_you_mean
+from .candles import is_currency_pair, normalise_instrument
 
 # %% ../../../nbs/market/10_calendar.ipynb #b1f2447f
 WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
@@ -92,6 +94,7 @@ def _to_utc_ms(day: date, minutes: int, zone: ZoneInfo) -> int:
     local = datetime(day.year, day.month, day.day) + timedelta(minutes=minutes)
     return to_ms(local.replace(tzinfo=zone).astimezone(UTC))
 
+# %% ../../../nbs/market/10_calendar.ipynb #6c08dc04
 def _cut(intervals: list[tuple[int, int]], holes: list[tuple[int, int]]) -> list[tuple[int, int]]:
     "Sorted `intervals` without the `holes`."
     out = []
@@ -121,6 +124,7 @@ def _intervals(cal: TradingCalendar, first_year: int, last_year: int) -> tuple[n
     opens, closes = (np.array([p[i] for p in parts], dtype=np.int64) for i in (0, 1))
     return opens, closes, np.concatenate([[0], np.cumsum(closes - opens)[:-1]]).astype(np.int64)
 
+# %% ../../../nbs/market/10_calendar.ipynb #60e5f125
 def _sweep(parts: list[tuple[int, int]], holes: list[tuple[int, int]]) -> list[tuple[int, int]]:
     "`_cut` for long lists: each interval sees only the holes that can touch it."
     starts, ends = (np.array([h[i] for h in holes] or [0], dtype=np.int64) for i in (0, 1))
@@ -135,6 +139,7 @@ def as_ms(
     if isinstance(times, pl.Series) and times.dtype.is_temporal(): return times.cast(pl.Datetime("ms", "UTC"), strict=True).dt.epoch("ms").to_numpy()
     return np.atleast_1d(np.asarray(times)).astype(np.int64)
 
+# %% ../../../nbs/market/10_calendar.ipynb #15b4e51b
 def _locate(cal: TradingCalendar, t: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     "The interval table of `cal` around `t`, and for each time the last interval that has opened."
     lo, hi = (int(t.min()), int(t.max())) if t.size else (0, 0)
@@ -154,6 +159,7 @@ def open_ms(
     opens, closes, before, k = _locate(cal, t)
     return before[k] + np.minimum(t, closes[k]) - opens[k]
 
+# %% ../../../nbs/market/10_calendar.ipynb #a43a4cfa
 def is_open(
     cal: TradingCalendar,
     times: Times, # open times of candles
@@ -175,6 +181,7 @@ def open_between(
     both = open_ms(cal, np.concatenate([x, y]))
     return both[x.size:] - both[:x.size]
 
+# %% ../../../nbs/market/10_calendar.ipynb #a6864213
 def crosses_closure(
     cal: TradingCalendar,
     a: Times, # asof of the entry: epoch ms or datetimes
@@ -195,6 +202,7 @@ def next_close(
     _, closes, _, k = _locate(cal, t)
     return np.where(t < closes[k], closes[k], closes[np.minimum(k + 1, closes.size - 1)])
 
+# %% ../../../nbs/market/10_calendar.ipynb #cc37c169
 def next_open(
     cal: TradingCalendar,
     times: Times,
@@ -226,6 +234,7 @@ DEFAULT_CALENDARS: dict[str, dict[str, Any]] = {
     "cme": {"week_open": "Sun 17:00", "week_close": "Fri 16:00", "zone": "America/Chicago", "breaks": ["16:00-17:00"]}}
 DEFAULT_INSTRUMENTS = {"XAU_*": "metals", "XAG_*": "metals", "XPT_*": "metals", "XPD_*": "metals", "6[ABCEJMNS][FGHJKMNQUVXZ][0-9]*": "cme"}
 
+# %% ../../../nbs/market/10_calendar.ipynb #2c71533b
 def calendar_config(
     config: str | Path | Mapping[str, Any] | None = None, # TOML file, or a mapping with `calendars` and `instruments`
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]: # calendars by name, calendar name by instrument pattern
@@ -236,6 +245,7 @@ def calendar_config(
     calendars = {k: {**DEFAULT_CALENDARS.get(k, {}), **data.get("calendars", {}).get(k, {})} for k in DEFAULT_CALENDARS | data.get("calendars", {})}
     return calendars, {**DEFAULT_INSTRUMENTS, **data.get("instruments", {})}
 
+# %% ../../../nbs/market/10_calendar.ipynb #5d604e9b
 def _read_toml(path: str | Path) -> dict[str, Any]:
     "The configuration file."
     try: return tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -245,6 +255,7 @@ def _read_toml(path: str | Path) -> dict[str, Any]:
 # %% ../../../nbs/market/10_calendar.ipynb #2e33877c
 from fnmatch import fnmatchcase
 
+# %% ../../../nbs/market/10_calendar.ipynb #1eed84bd
 def calendar_for(
     instrument: str, # any usual spelling
     config: str | Path | Mapping[str, Any] | None = None, # see `calendar_config`
@@ -257,6 +268,7 @@ def calendar_for(
     if which not in calendars: raise BadInput(f"{name} should follow calendar {which!r}, which is not defined.{did_you_mean(which, calendars)}")
     return _build(which, calendars[which])
 
+# %% ../../../nbs/market/10_calendar.ipynb #74b16dbf
 def _build(name: str, fields: Mapping[str, Any]) -> TradingCalendar:
     "One calendar from its table."
     known = {"week_open", "week_close", "zone", "breaks", "closures"}

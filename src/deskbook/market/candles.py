@@ -14,15 +14,16 @@ PRICE_COLUMNS = ("open", "high", "low", "close")
 QUOTE_COLUMNS = tuple(f"{side}_{p}" for side in ("bid", "ask") for p in PRICE_COLUMNS)
 CANDLE_TIME = pl.Datetime("ms", "UTC")
 
-CANDLE_SCHEMA: dict[str, pl.DataType] = {
-    "instrument": pl.String(), "time": CANDLE_TIME,
-    **{c: pl.Float64() for c in (*PRICE_COLUMNS, "volume", *QUOTE_COLUMNS)},
-    "complete": pl.Boolean(), "crossed": pl.Boolean()}
-
 # %% auto #0
 __all__ = ['PRICE_COLUMNS', 'QUOTE_COLUMNS', 'CANDLE_TIME', 'CANDLE_SCHEMA', 'TIMEFRAME_MS', 'CURRENCIES', 'REQUIRED_COLUMNS',
            'REASONS', 'QUARANTINE_SCHEMA', 'timeframe_ms', 'normalise_instrument', 'is_currency_pair', 'conform',
            'CleanCandles', 'clean_candles', 'empty_candles']
+
+# %% ../../../nbs/market/00_candles.ipynb #b6461d60
+CANDLE_SCHEMA: dict[str, pl.DataType] = {
+    "instrument": pl.String(), "time": CANDLE_TIME,
+    **{c: pl.Float64() for c in (*PRICE_COLUMNS, "volume", *QUOTE_COLUMNS)},
+    "complete": pl.Boolean(), "crossed": pl.Boolean()}
 
 # %% ../../../nbs/market/00_candles.ipynb #6218f1fc
 TIMEFRAME_MS = {"M1": 60_000, "M5": 300_000, "M15": 900_000, "H1": 3_600_000, "H4": 14_400_000, "D": 86_400_000}
@@ -48,6 +49,7 @@ def _canonical(s: str) -> str:
     if m := re.fullmatch(rf"([A-Z0-9]+)(?:/([A-Z0-9]+)|[-_]({_STABLE}))", s): return m[1] + (m[2] or m[3])
     return s
 
+# %% ../../../nbs/market/00_candles.ipynb #94a785c4
 def normalise_instrument(
     name: str, # any usual spelling, e.g. "eurusd", "BTC/USDT:USDT"
 ) -> str: # e.g. "EUR_USD", "BTCUSDT-PERP"; upper case, safe as a folder name
@@ -77,6 +79,7 @@ def _time_expr(dtype: pl.DataType) -> pl.Expr:
     zone = dtype.time_zone if isinstance(dtype, pl.Datetime) else ("UTC" if isinstance(dtype, pl.String) else None)
     return t.dt.convert_time_zone("UTC") if zone else t.dt.replace_time_zone("UTC")
 
+# %% ../../../nbs/market/00_candles.ipynb #ddd69d37
 def conform(
     raw: pl.DataFrame, # at least instrument, time, open, high, low, close
 ) -> pl.DataFrame: # the columns of `CANDLE_SCHEMA`, nothing removed, nothing sorted
@@ -95,6 +98,7 @@ REASONS = {
     "not_positive": "a price is zero or negative", "high_below_body": "high lies below open or close",
     "low_above_body": "low lies above open or close", "duplicate": "a later row has the same instrument and time"}
 
+# %% ../../../nbs/market/00_candles.ipynb #1f825fcc
 def _row_reason() -> pl.Expr:
     "The reason why a row may not enter, or null."
     p = [pl.col(c) for c in PRICE_COLUMNS]
@@ -118,6 +122,7 @@ def _tidy(df: pl.DataFrame) -> pl.DataFrame:
     if any(k != v for k, v in names.items()): df = df.with_columns(pl.col("instrument").replace_strict(names, return_dtype=pl.String))
     return df.with_columns(crossed=((b["open"] > a["open"]).fill_null(False) | (b["close"] > a["close"]).fill_null(False)))
 
+# %% ../../../nbs/market/00_candles.ipynb #955f156b
 def _name_or_none(name: str | None) -> str | None:
     "The canonical name, or None where there is none."
     try: return None if name is None else normalise_instrument(name)
@@ -126,6 +131,7 @@ def _name_or_none(name: str | None) -> str | None:
 # %% ../../../nbs/market/00_candles.ipynb #f4bbbd4a
 QUARANTINE_SCHEMA: dict[str, pl.DataType] = {**CANDLE_SCHEMA, "reason": pl.String()}
 
+# %% ../../../nbs/market/00_candles.ipynb #2c532a3e
 @dataclass(frozen=True)
 class CleanCandles:
     "What came through the rules, and what did not."

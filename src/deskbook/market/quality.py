@@ -64,6 +64,7 @@ class GapReport:
 # %% ../../../nbs/market/11_quality.ipynb #d0b2576b
 _LONG_CLOSURE_MS = 12 * 3_600_000
 
+# %% ../../../nbs/market/11_quality.ipynb #6300d06a
 def gap_report(
     candles: pl.DataFrame, # candles of one instrument, any order
     calendar: TradingCalendar | None = None, # None: `calendar_for` the instrument
@@ -94,6 +95,7 @@ def gap_reports(
     parts = candles.partition_by("instrument", as_dict=True)
     return [gap_report(df, calendar_for(str(k[0]), config), timeframe) for k, df in sorted(parts.items())]
 
+# %% ../../../nbs/market/11_quality.ipynb #9b7bdf86
 def gap_table(
     reports: list[GapReport],
 ) -> pl.DataFrame: # one row per instrument

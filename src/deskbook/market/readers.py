@@ -28,6 +28,7 @@ def number(
     try: return float(value)
     except (TypeError, ValueError): return None
 
+# %% ../../../nbs/market/01_readers.ipynb #3fb2d6c1
 def epoch_ms(
     value: float, # epoch in s, ms, us or ns
 ) -> int | None: # None: too small to be an epoch
@@ -36,6 +37,7 @@ def epoch_ms(
     if size < 1e8: return None
     return int(value * 1000 if size < 1e11 else value if size < 1e14 else value // 1000 if size < 1e17 else value // 1_000_000)
 
+# %% ../../../nbs/market/01_readers.ipynb #ba3bb431
 def moment_ms(
     value: Any, # epoch number, digit string, ISO-8601
 ) -> int | None: # None: it is not a time
@@ -60,6 +62,7 @@ def _prices(obj: Mapping[str, Any]) -> dict[str, float | None]:
     "open, high, low, close from one object, under short or long names."
     return {long: number(_first(obj, (short, long))) for short, long in _LONG.items()}
 
+# %% ../../../nbs/market/01_readers.ipynb #81221748
 def row_from_object(
     obj: Mapping[str, Any], # one candle, in any of the encodings above
     instrument: str | None = None, # used where the object names none
@@ -96,6 +99,7 @@ def row_from_list(
 # %% ../../../nbs/market/01_readers.ipynb #da4ef85c
 BAD_SCHEMA = {"line": pl.Int64(), "reason": pl.String(), "text": pl.String()}
 
+# %% ../../../nbs/market/01_readers.ipynb #83460988
 @dataclass(frozen=True)
 class Reading:
     "What one input held."
@@ -115,6 +119,7 @@ class Reading:
     def __str__(self) -> str:
         return f"{self.source}: {self.clean}" + (f", {self.bad.height} unreadable lines (first: line {self.bad['line'][0]}, {self.bad['reason'][0]})" if self.bad.height else "")
 
+# %% ../../../nbs/market/01_readers.ipynb #5613ac03
 def _reading(rows: Sequence[Mapping[str, Any]], bad: Sequence[tuple[int, str, str]], source: str) -> Reading:
     "Rows through the rules of the candle frame."
     schema = {**CANDLE_SCHEMA, "time": pl.Int64()}
@@ -137,6 +142,7 @@ def read_members(
         except (ValueError, RecursionError) as e: bad.append((n, str(e), text[:200].strip()))
     return _reading(rows, bad, source)
 
+# %% ../../../nbs/market/01_readers.ipynb #eeb04252
 def _row(obj: Any, instrument: str | None) -> dict[str, Any]:
     "A raw row from an object or a list."
     if isinstance(obj, Mapping): return row_from_object(obj, instrument)
@@ -181,6 +187,7 @@ _KNOWN_NAMES: dict[str, tuple[str, ...]] = {
     "volume": ("volume", "v", "vol", "tickvolume", "tickvol", "basevolume", "qty"), "complete": ("complete", "closed", "confirm", "isclosed"),
     **{q: (q.replace("_", ""), q.replace("_", "")[:3] + q.split("_")[1][0], q[0] + q.split("_")[1][0]) for q in QUOTE_COLUMNS}}
 
+# %% ../../../nbs/market/01_readers.ipynb #02d2f8f0
 def detect_columns(
     names: Sequence[str], # the columns of a table
     mapping: Mapping[str, str] | None = None, # candle column -> column of the table; overrides detection
@@ -290,6 +297,7 @@ def _bytes(path: Path) -> bytes:
     try: return gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as e: raise DataError(f"{path.name} is not a whole gzip file ({e}).", "Copy it again.") from None
 
+# %% ../../../nbs/market/01_readers.ipynb #43a72ff4
 def _parquet(data: bytes, instrument: str | None, mapping: Mapping[str, str] | None, name: str) -> Reading:
     "A Parquet file."
     try: table = pl.read_parquet(io.BytesIO(data))

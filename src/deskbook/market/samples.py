@@ -38,6 +38,7 @@ def sample_files(
         if m := re.fullmatch(rf"[^_]+_(.+)_{timeframe}_\w+", p.stem): out.setdefault(normalise_instrument(m[1]), []).append(p)
     return {k: sorted(v, key=lambda p: (not p.name.startswith("oanda"), -p.stat().st_size)) for k, v in out.items()}
 
+# %% ../../../nbs/market/30_samples.ipynb #13a1fa47
 def read_sample(
     path: Path, # one file of the folder
     instrument: str, # canonical name
@@ -62,6 +63,7 @@ def sample_candles(
     else: df, source = _simulated_sample(instrument, files)
     return (df.head(n) if n else df), source
 
+# %% ../../../nbs/market/30_samples.ipynb #1a8b6c7c
 def _simulated_sample(instrument: str, files: dict[str, list[Path]]) -> tuple[pl.DataFrame, str]:
     "Two weeks of the simulated market under the name that was asked for."
     stand_in = {"BTC-PERP": "BTCUSDT-PERP", "BTCUSD-PERP": "BTCUSDT-PERP"}.get(instrument, instrument)

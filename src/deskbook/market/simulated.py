@@ -14,11 +14,13 @@ import numpy as np
 import polars as pl
 from ..core.clock import DAY_MS, MINUTE_MS, iso, to_ms
 from ..core.errors import BadInput, NotFound, did_you_mean
-from .calendar import calendar_for, is_open
-from .candles import CANDLE_SCHEMA, empty_candles, normalise_instrument
 
 # %% auto #0
 __all__ = ['SIMULATED', 'SIMULATED_UNIVERSE', 'SimulatedInstrument', 'PlantedEdge', 'simulate_candles']
+
+# %% ../../../nbs/market/20_simulated.ipynb #0c3bf2a8
+from .calendar import calendar_for, is_open
+from .candles import CANDLE_SCHEMA, empty_candles, normalise_instrument
 
 # %% ../../../nbs/market/20_simulated.ipynb #b2e7c00a
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class SimulatedInstrument:
     sessions: tuple[float, float, float]  # weight of Tokyo, London, New York hours
     ticks_min: float                      # usual ticks per minute (FX), or units traded per minute (crypto)
 
+# %% ../../../nbs/market/20_simulated.ipynb #ae528ade
 _FX = SimulatedInstrument
 SIMULATED: dict[str, SimulatedInstrument] = {
     "AUD_USD": _FX(0.68120, 0.60, 5, 14, "USD", 0.75, (1.0, 0.9, 0.9), 45), "EUR_USD": _FX(1.10390, 0.45, 5, 13, "USD", 0.85, (0.4, 1.2, 1.1), 60),
@@ -58,6 +61,7 @@ def _rng(seed: int, stream: str, block: int) -> np.random.Generator:
     "The generator of one stream in one block; the same whatever else is asked for."
     return np.random.Generator(np.random.PCG64([seed, zlib.crc32(stream.encode()), block & 0xFFFFFFFF]))
 
+# %% ../../../nbs/market/20_simulated.ipynb #290e89aa
 def _ar1(shocks: np.ndarray, half_life: float) -> np.ndarray:
     "A stationary AR(1) with unit variance along the last axis; `half_life` in steps."
     phi = 0.5 ** (1 / half_life)
@@ -69,6 +73,7 @@ def _ar1(shocks: np.ndarray, half_life: float) -> np.ndarray:
         reach *= 2
     return y
 
+# %% ../../../nbs/market/20_simulated.ipynb #49060427
 @lru_cache(maxsize=64)
 def _daily_stream(seed: int, stream: str) -> tuple[np.ndarray, np.ndarray]:
     "Per day since 1990: a standard normal, and a slow log-volatility with unit variance (half-life 15 days)."
@@ -90,6 +95,7 @@ def _offset_min(zone: str, day: int) -> int:
     off = noon.astimezone(ZoneInfo(zone)).utcoffset()
     return int(off.total_seconds() // 60) if off else 0
 
+# %% ../../../nbs/market/20_simulated.ipynb #b3f2f4e4
 @lru_cache(maxsize=256)
 def _profile(sessions: tuple[float, float, float], offsets: tuple[int, int, int]) -> np.ndarray:
     "Relative variance of each of the 1,440 UTC minutes of a weekday."
@@ -100,6 +106,7 @@ def _profile(sessions: tuple[float, float, float], offsets: tuple[int, int, int]
         total += w * bell * (1 + 0.8 * np.exp(-((local - a - 0.4) / 0.5) ** 2))
     return total
 
+# %% ../../../nbs/market/20_simulated.ipynb #af29d69e
 def _news(offsets: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
     "Variance multiple of a day: on some days figures come out at 8:30 in New York."
     out, size = np.ones(1440), rng.random()
@@ -195,6 +202,7 @@ def _spread_ticks(spec: SimulatedInstrument, b: _Block, days: range) -> np.ndarr
     from_rollover = np.abs((np.arange(1440)[None, :] + off - 1023 + 720) % 1440 - 720)
     return np.rint(np.maximum(s * (1 + 6 * np.exp(-from_rollover / 7.0)), 1))
 
+# %% ../../../nbs/market/20_simulated.ipynb #8233c45c
 def _activity(spec: SimulatedInstrument, b: _Block, days: range) -> np.ndarray:
     "Volume of each minute: ticks for pairs (0: the minute has none and is left out), units for crypto."
     from scipy.special import ndtri # here, because it is slow to import
@@ -234,6 +242,7 @@ def _bars(seed: int, name: str, days: range, edge: PlantedEdge | None) -> pl.Dat
 # %% ../../../nbs/market/20_simulated.ipynb #f138698b
 _DAYS_AT_ONCE = 64
 
+# %% ../../../nbs/market/20_simulated.ipynb #b6f5cdd5
 def simulate_candles(
     instruments: Sequence[str] = SIMULATED_UNIVERSE, # names in `SIMULATED_UNIVERSE`, any usual spelling
     start: datetime | str | int = "2025-11-03", # first open time, UTC
@@ -246,6 +255,7 @@ def simulate_candles(
     frames = [f for n in names for f in _stream(n, a, b, seed, edge)]
     return pl.concat(frames) if frames else empty_candles()
 
+# %% ../../../nbs/market/20_simulated.ipynb #502ad502
 def _stream(name: str, a: int, b: int, seed: int, edge: PlantedEdge | None) -> Iterator[pl.DataFrame]:
     "The window in pieces."
     first, last = a // DAY_MS, -(-b // DAY_MS)
@@ -265,6 +275,7 @@ def _checked(instruments: Sequence[str], seed: int, edge: PlantedEdge | None) ->
     if edge and (edge.horizon_min <= 0 or not edge.edge_bp > -10_000): raise BadInput(f"{edge} is no edge.", "horizon_min must be positive.")
     return names
 
+# %% ../../../nbs/market/20_simulated.ipynb #08133f5f
 def _window(start: datetime | str | int, end: datetime | str | int) -> tuple[int, int]:
     "The window in ms, inside the years the generator knows."
     a, b = to_ms(start), to_ms(end)

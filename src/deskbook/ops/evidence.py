@@ -20,6 +20,7 @@ from ..core.errors import BadInput, DataError, DeskbookError, NotFound
 from ..core.files import atomic_write, read_json, sha256, strict_json
 from ..core.settings import Settings
 
+# %% ../../../nbs/ops/01_evidence.ipynb #5fb6425b
 Status = Literal["running", "done", "failed", "died", "timed_out", "terminated"]
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 
@@ -93,6 +94,7 @@ def content_seal(
     "The seal this content deserves."
     return sha256(strict_json({k: v for k, v in content.items() if k != "seal"}, indent=None))
 
+# %% ../../../nbs/ops/01_evidence.ipynb #26f7056f
 def sealed(
     evidence: Evidence, # how it ended is already in it
     at: str, # UTC now
@@ -102,6 +104,7 @@ def sealed(
     closed = evidence.model_copy(update=dict(sealed_at=at, duration_s=round(duration_s, 3), pid=None, seal=None))
     return closed.model_copy(update=dict(seal=content_seal(closed.model_dump(mode="json"))))
 
+# %% ../../../nbs/ops/01_evidence.ipynb #117e0a24
 def seal_problem(
     content: "Evidence | Mapping[str, Any]", # evidence, as model or as JSON
 ) -> str: # "" when the seal holds
@@ -122,6 +125,7 @@ def write_evidence(
         raise DeskbookError(f"could not write {path}: {e.strerror or e}.",
                             "What stood there before is unchanged. Make room, then continue with `deskbook run --resume`.") from e
 
+# %% ../../../nbs/ops/01_evidence.ipynb #2413e5a0
 def read_evidence(
     folder: str | Path, # folder of a run, or its evidence.json
 ) -> Evidence:
@@ -158,6 +162,7 @@ def versions() -> dict[str, str]: # name -> version; what is not installed is le
         except importlib.metadata.PackageNotFoundError: pass
     return found
 
+# %% ../../../nbs/ops/01_evidence.ipynb #17e48bcc
 def git_commit(
     folder: str | Path = ".", # anywhere inside a work tree
 ) -> str | None: # 40 hex digits, or None outside a repository
@@ -178,6 +183,7 @@ def exit_code(
     if evidence.status != "done": return EXIT_CODES[evidence.status]
     return 1 if seal_problem(evidence) or evidence.verdict is None else EXIT_CODES[evidence.verdict]
 
+# %% ../../../nbs/ops/01_evidence.ipynb #00d5992d
 def lost(
     evidence: Evidence, # of any run
 ) -> bool: # True: it says running, but its process is gone
@@ -196,6 +202,7 @@ def project_root(
     here = Path(start).resolve()
     return next((p for p in (here, *here.parents) if (p/"runbooks").is_dir()), here)
 
+# %% ../../../nbs/ops/01_evidence.ipynb #6b950797
 def reports_folder(
     settings: Settings | None = None, # default: from the environment
 ) -> Path: # absolute
@@ -203,6 +210,7 @@ def reports_folder(
     folder = (settings or Settings()).reports
     return folder if folder.is_absolute() else project_root()/folder
 
+# %% ../../../nbs/ops/01_evidence.ipynb #1eab351d
 def find_run(
     reports: Path, # the reports folder
     run: str, # a run id, or a beginning of it that only one run has

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from ..core.clock import to_datetime
+
+# %% ../../../nbs/ops/00_parameters.ipynb #341507d7
 from ..core.errors import BadInput, NotFound, did_you_mean
 from .redaction import Redactor, secret_looking
 
@@ -58,6 +60,7 @@ def _read_type(node: ast.expr) -> tuple[str, bool, tuple[Any, ...]] | None: # ki
     choices = tuple(v.value for v in values if isinstance(v, ast.Constant) and type(v.value) in (str, int, float))
     return ("choice", False, choices) if len(choices) == len(values) else None
 
+# %% ../../../nbs/ops/00_parameters.ipynb #ba8c1469
 def _comments(source: str) -> dict[int, str]: # line number -> comment text
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     return {t.start[0]: t.string.lstrip("# ").rstrip() for t in tokens if t.type == tokenize.COMMENT}
@@ -133,6 +136,7 @@ def _elements(value: Any) -> list[Any]: # a list from JSON, from commas, or as i
     try: return json.loads(value)
     except json.JSONDecodeError: raise ValueError(f"{value!r} is no JSON list") from None
 
+# %% ../../../nbs/ops/00_parameters.ipynb #ca63bedb
 def check_value(
     p: Parameter, # what is declared
     value: Any, # text from the command line, or a typed value

@@ -18,6 +18,8 @@ REDACTED = "[redacted]"
 MIN_SECRET_LENGTH = 6
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|KEY|PASSW|PASSPHRASE|CREDENTIAL|AUTHORIZATION|DSN$", re.I)
 _URL_PASSWORD = re.compile(r"(?P<head>\b[a-z][a-z0-9+.-]*://[^\s:/@'\"]*:)(?P<password>[^\s/@'\"]+)(?=@)", re.I)
+
+# %% ../../../nbs/ops/02_redaction.ipynb #6f6fe2e8
 _DSN_PASSWORD = re.compile(r"(?P<head>\bpassword\s*=\s*)(?P<password>'[^']+'|[^\s'\"&;]+)", re.I)
 _WORDS = {"default", "disabled", "enabled", "required", "optional", "basic", "bearer", REDACTED}
 

@@ -18,6 +18,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+# %% ../../../nbs/ops/30_report.ipynb #3036fe1d
 from ..core.clock import to_datetime
 from ..core.errors import DataError, DeskbookError
 from ..core.files import atomic_write
@@ -198,6 +200,8 @@ header{border-left:.5rem solid var(--edge);background:var(--card);padding:.8rem 
 pre{background:var(--card);padding:.6rem .8rem;border-radius:.3rem;overflow-x:auto;font:13px/1.45 ui-monospace,monospace;margin:.5rem 0}pre.error{border-left:3px solid var(--bad)}pre.stderr{color:var(--dim)}code{font-size:.86em;overflow-wrap:anywhere}
 img{max-width:100%;height:auto;background:#fff;border-radius:.2rem}details{margin:.4rem 0}summary{cursor:pointer;color:var(--dim);font-size:.85rem}section{margin:.6rem 0}hr{border:0;border-top:1px solid var(--line);margin:2rem 0}
 """
+
+# %% ../../../nbs/ops/30_report.ipynb #a4f64efb
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 # %% ../../../nbs/ops/30_report.ipynb #b22077bf
@@ -216,6 +220,7 @@ def page_html(
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
             f'<meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title><style>{_STYLE}{colours}</style></head>\n<body>\n{body}\n</body></html>\n')
 
+# %% ../../../nbs/ops/30_report.ipynb #2d350fd2
 def report_html(
     evidence: Evidence, # of the run
     notebook: Mapping[str, Any] | None, # executed; None when it was never written
@@ -284,6 +289,7 @@ def index_html(
     body = _table(("verdict", "run", "window, UTC", "started, UTC", "took", "mode", ""), rows)
     return page_html("Runs", f"<h1>Runs</h1><p class=facts>{len(rows)} run{'' if len(rows) == 1 else 's'}, newest first</p>{body or '<p>No run yet.</p>'}", code=False)
 
+# %% ../../../nbs/ops/30_report.ipynb #0c4f1913
 def write_index(
     reports: Path, # the reports folder
 ) -> Path: # index.html

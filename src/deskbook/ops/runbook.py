@@ -18,6 +18,8 @@ from importlib import import_module
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
+
+# %% ../../../nbs/ops/10_runbook.ipynb #5e0d2d8e
 import numpy as np
 import polars as pl
 from pydantic import BaseModel
@@ -68,6 +70,7 @@ def _pack(value: Any, files: dict[str, bytes], stem: str) -> Any: # a JSON descr
     if value is None or type(value) in (bool, int, float, str): return {"json": value}
     raise _Unrecordable(type(value).__name__)
 
+# %% ../../../nbs/ops/10_runbook.ipynb #1b5cf67d
 def _name_of(cls: type) -> str: return f"{cls.__module__}:{cls.__qualname__}"
 
 # %% ../../../nbs/ops/10_runbook.ipynb #64a0285f
@@ -102,6 +105,7 @@ def append_log(
     except OSError as e:
         raise DeskbookError(f"could not write {folder/'log.jsonl'}: {e.strerror or e}.", "Make room, then continue with `deskbook run --resume`.") from e
 
+# %% ../../../nbs/ops/10_runbook.ipynb #ed821cd0
 _FIXED = {"format", "run_id", "mode", "status", "verdict", "git_commit", "versions", "started", "ended", "sealed_at", "seal", "sha256", "key", "resumed_from", "reused_from"}
 _FREE_KEYS = {"numbers", "counts", "parameters"}
 
@@ -233,6 +237,7 @@ def live_phrase(
     "The words that allow a live run."
     return f"live {name}"
 
+# %% ../../../nbs/ops/10_runbook.ipynb #0af47eba
 def _as_parameters(params: Any) -> dict[str, Any]:
     if hasattr(params, "model_dump"): return params.model_dump(mode="json")
     if is_dataclass(params) and not isinstance(params, type): return plain(asdict(params))
@@ -453,6 +458,7 @@ def _put[T](records: Sequence[T], new: T) -> list[T]: # the record with the same
     at = next((i for i, r in enumerate(records) if name(r) == name(new)), len(records))
     return [*records[:at], new, *records[at + 1:]]
 
+# %% ../../../nbs/ops/10_runbook.ipynb #a7dc76a2
 def _as_bytes(content: Any, suffix: str, redactor: Redactor) -> bytes:
     if isinstance(content, bytes): return redactor.text(content.decode()).encode() if _is_text(content) else content
     if isinstance(content, str): return redactor.text(content).encode()
@@ -467,6 +473,7 @@ def _as_bytes(content: Any, suffix: str, redactor: Redactor) -> bytes:
         return out.getvalue()
     return (strict_json(redactor.tree(plain(content))) + "\n").encode()
 
+# %% ../../../nbs/ops/10_runbook.ipynb #3a5b7222
 def _is_text(data: bytes) -> bool:
     try: return "\0" not in data.decode()
     except UnicodeDecodeError: return False

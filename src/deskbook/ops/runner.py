@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+
+# %% ../../../nbs/ops/20_runner.ipynb #cdf7b4ad
 from pathlib import Path
 from typing import Any
 from ..core.clock import Clock, iso, system_clock
@@ -110,6 +112,7 @@ def _joined(outputs: list[Any]) -> list[Any]: # one stream output per name, wher
             if out.get("output_type") == "stream": first[out["name"]] = out
     return kept
 
+# %% ../../../nbs/ops/20_runner.ipynb #f5597d05
 def clean_notebook(
     notebook: Mapping[str, Any], # nbformat 4, as executed
     redactor: Redactor, # knows the secrets
@@ -125,6 +128,7 @@ if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: die with the runner
 runpy.run_module("ipykernel_launcher", run_name="__main__", alter_sys=True)"""
 
+# %% ../../../nbs/ops/20_runner.ipynb #8f44e05e
 def _kernel_manager() -> Any:
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
@@ -133,6 +137,7 @@ def _kernel_manager() -> Any:
     manager._kernel_spec = KernelSpec(argv=argv, display_name="python3", language="python")
     return manager
 
+# %% ../../../nbs/ops/20_runner.ipynb #29680cd7
 @dataclass
 class _Ended:
     status: str # "done": the cells ran; else failed, died, timed_out, terminated
@@ -202,6 +207,7 @@ async def _interrupt(manager: Any, work: "asyncio.Future[None]", stop: Stop, gra
 # %% ../../../nbs/ops/20_runner.ipynb #8b3dd8a6
 _BY_NAME = {"BadInput": 2, "Refused": 4, "LockHeld": 5}
 
+# %% ../../../nbs/ops/20_runner.ipynb #d95157ff
 def settle(
     evidence: Evidence, # as the notebook left it
     ended: _Ended, # what the runner saw
@@ -233,6 +239,7 @@ class RunResult:
     exit_code: int # see the table in `deskbook run --help`
     problems: tuple[str, ...] = () # what could not be written besides, e.g. the report
 
+# %% ../../../nbs/ops/20_runner.ipynb #c167604a
 def confirm_live(
     runbook: str, # its name
     confirm: str = "", # what --confirm said
@@ -317,6 +324,7 @@ def _load(path: Path, parameters: Mapping[str, Any]) -> Any: # an nbformat noteb
     nbformat.validate(notebook)
     return parameterize_notebook(notebook, dict(parameters), comment="Set by deskbook run", kernel_name="python3", language="python")
 
+# %% ../../../nbs/ops/20_runner.ipynb #93ce5f5b
 def _environment(settings: Settings, reports: Path, folder: Path, phrase: str) -> dict[str, str]:
     env = {k: v for k, v in os.environ.items() if k not in (CONFIRMED, FOLDER)}
     env |= {FOLDER: str(folder.resolve()), "DESKBOOK_REPORTS": str(reports.resolve()), "DESKBOOK_HOME": str(settings.home.resolve()), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
@@ -324,6 +332,7 @@ def _environment(settings: Settings, reports: Path, folder: Path, phrase: str) -
     if settings.sample_candles: env["DESKBOOK_SAMPLE_CANDLES"] = str(settings.sample_candles)
     return env | ({CONFIRMED: phrase} if phrase else {})
 
+# %% ../../../nbs/ops/20_runner.ipynb #841dce91
 def _finish(folder: Path, reports: Path, redactor: Redactor) -> list[str]: # problems
     from deskbook.ops.report import write_index, write_report
     problems = []

@@ -17,6 +17,8 @@ from typing import Any
 from zoneinfo import ZoneInfo
 from ..core.errors import BadInput, DeskbookError, NotFound, did_you_mean
 from .parameters import check_parameters, runbook_parameters
+
+# %% ../../../nbs/ops/40_schedule.ipynb #5ed676c4
 from .runbook import live_phrase
 from .runner import find_runbook
 
@@ -39,6 +41,7 @@ class Job:
 _TYPES: dict[str, tuple[type, ...]] = {"runbook": (str,), "cron": (str,), "timezone": (str,), "owner": (str,), "parameters": (dict,), "description": (str,),
                                        "timeout_s": (int, float), "step_timeout_s": (int, float), "confirm": (str,)}
 
+# %% ../../../nbs/ops/40_schedule.ipynb #6b820a38
 def read_job(
     path: str | Path, # a TOML file in scheduled/
 ) -> Job:
@@ -156,6 +159,7 @@ def as_systemd(
     timer = ["[Unit]", f"Description={about}", "", "[Timer]", *(f"OnCalendar={c}" for c in calendar_lines(job)), "Persistent=true", f"Unit=deskbook-{job.name}.service", "", "[Install]", "WantedBy=timers.target"]
     return {f"deskbook-{job.name}.service": "\n".join(service) + "\n", f"deskbook-{job.name}.timer": "\n".join(timer) + "\n"}
 
+# %% ../../../nbs/ops/40_schedule.ipynb #1b5b3d27
 def _quoted(word: str) -> str: # for ExecStart
     word = word.replace("%", "%%")
     return word if re.fullmatch(r"[\w./%+-]+", word) else '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -14,6 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import datetime
+
+# %% auto #0
+__all__ = ['DATASETS', 'FILE', 'Partition', 'parse_partition', 'venue_name', 'Storage', 'merge_rows', 'to_parquet',
+           'from_parquet', 'LakeWrite', 'put', 'select_partitions', 'Lake', 'inventory', 'sql']
+
+# %% ../../../nbs/stores/00_lake.ipynb #50f6f1fc
 from pathlib import Path
 from typing import Any
 import polars as pl
@@ -23,15 +29,12 @@ from ..core.files import atomic_write
 from ..core.settings import Settings
 from ..market.candles import CANDLE_SCHEMA, CANDLE_TIME, QUARANTINE_SCHEMA, clean_candles, normalise_instrument, timeframe_ms
 
-# %% auto #0
-__all__ = ['DATASETS', 'FILE', 'Partition', 'parse_partition', 'venue_name', 'Storage', 'merge_rows', 'to_parquet',
-           'from_parquet', 'LakeWrite', 'put', 'select_partitions', 'Lake', 'inventory', 'sql']
-
 # %% ../../../nbs/stores/00_lake.ipynb #4a19861f
 DATASETS = {"candles": ("venue", "instrument", "timeframe", "month"), "gates": ("engine_mode", "venue", "instrument", "timeframe", "month"),
     "quarantine": ("venue", "instrument", "timeframe", "month")}
 FILE = "data.parquet"
 
+# %% ../../../nbs/stores/00_lake.ipynb #01d4a23c
 @dataclass(frozen=True)
 class Partition:
     "One file of the lake: its dataset, and the values in its folder names."
@@ -56,6 +59,7 @@ def parse_partition(
     values = [v.removeprefix(f"{k}=") for k, v in zip(names, rest) if v.startswith(f"{k}=")]
     return Partition(dataset, tuple(values)) if len(values) == len(names) else None
 
+# %% ../../../nbs/stores/00_lake.ipynb #16f1f0f2
 def venue_name(
     venue: str, # any case
 ) -> str: # lower case, safe as a folder name
@@ -134,6 +138,7 @@ def merge_rows(
     both = new if old is None else pl.concat([old, new], how="diagonal_relaxed")
     return both.unique(subset=list(key), keep="last", maintain_order=True).sort(*key, maintain_order=True)
 
+# %% ../../../nbs/stores/00_lake.ipynb #ce4672cd
 def to_parquet(
     frame: pl.DataFrame,
     notes: Mapping[str, Any], # written into the footer as JSON, under `deskbook`
@@ -143,6 +148,7 @@ def to_parquet(
     frame.write_parquet(buffer, compression="zstd", statistics=True, metadata={"deskbook": json.dumps(notes, sort_keys=True)})
     return buffer.getvalue()
 
+# %% ../../../nbs/stores/00_lake.ipynb #67fedfea
 def from_parquet(
     data: bytes,
     name: str, # for the error
@@ -197,6 +203,7 @@ def put(
         if did.written: storage.write(part.path, to_parquet(merged, _notes(merged)))
     return did
 
+# %% ../../../nbs/stores/00_lake.ipynb #be8a3b4d
 def _notes(frame: pl.DataFrame) -> dict[str, Any]:
     "What the footer tells without reading the rows."
     sources = dict(sorted(frame["source"].value_counts().iter_rows())) if "source" in frame.columns else {}
@@ -214,11 +221,13 @@ def _window(start: Any, end: Any) -> tuple[int | None, int | None]:
     if a is not None and b is not None and a >= b: raise BadInput(f"The window from {iso(a)} to {iso(b)} is empty.", "start must lie before end; end is exclusive.")
     return a, b
 
+# %% ../../../nbs/stores/00_lake.ipynb #5a1f4334
 def _names(instruments: str | Sequence[str] | None) -> list[str] | None:
     "Canonical names; None: all."
     if instruments is None: return None
     return sorted({normalise_instrument(i) for i in ([instruments] if isinstance(instruments, str) else instruments)})
 
+# %% ../../../nbs/stores/00_lake.ipynb #4220f280
 def select_partitions(
     parts: Sequence[Partition],
     a: int | None, b: int | None, # window in ms, b exclusive
@@ -352,6 +361,7 @@ def _write(storage: Storage, dataset: str, frame: pl.DataFrame, keys: Callable[[
     for (i, m), rows in pieces.items(): out += put(storage, Partition(dataset, keys(normalise_instrument(str(i)), str(m))), rows.drop("__month"), key)
     return out
 
+# %% ../../../nbs/stores/00_lake.ipynb #ae002bfe
 def _delete(storage: Storage, part: Partition, a: int | None, b: int | None, stay: pl.Series | None = None) -> int:
     "Remove the rows of a window from one partition, except those of the times that stay."
     with storage.lock(part.path):
@@ -362,6 +372,7 @@ def _delete(storage: Storage, part: Partition, a: int | None, b: int | None, sta
         elif kept.height < old.height: storage.write(part.path, to_parquet(kept, _notes(kept)))
     return old.height - kept.height
 
+# %% ../../../nbs/stores/00_lake.ipynb #8cdedb26
 def _inside(a: int | None, b: int | None) -> pl.Expr:
     "Rows of the window; `time` as an instant, so that file statistics can prune."
     t = pl.col("time")
@@ -383,6 +394,7 @@ def _collect(storage: Storage, parts: Sequence[Partition], a: int | None, b: int
     df = pl.concat(frames, how="vertical" if columns else "diagonal_relaxed")
     return df.rechunk() if df.height < 2_000_000 else df # one block is handier; a big frame stays in pieces to spare memory
 
+# %% ../../../nbs/stores/00_lake.ipynb #f66fb800
 def _between(a: int | None, b: int | None) -> str:
     "The window in words."
     return " ".join(filter(None, (f"from {iso(a)}" if a is not None else "", f"to {iso(b)}" if b is not None else ""))) or "at any time"

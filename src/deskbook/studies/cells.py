@@ -24,6 +24,7 @@ class HorizonBootstrap:
     block: int # mean block length, buckets
     weights: np.ndarray # (replicates, buckets): how often each bucket was drawn
 
+# %% ../../../nbs/studies/21_cells.ipynb #66aa6bfe
 def horizon_bootstrap(
     values: np.ndarray, # (n,) float returns, sorted by instrument and time; nan: dropped
     instrument: np.ndarray, # (n,) int code per row
@@ -87,6 +88,7 @@ def _boot_se(x, g, n_groups, bucket, boot):
     enough = known.mean(0) >= 0.5
     return np.column_stack([_masked_std(m, known, enough) for m in means])
 
+# %% ../../../nbs/studies/21_cells.ipynb #144fbfc2
 def _masked_std(m, known, enough):
     if known.all(): return m.std(0, ddof=1)
     k = np.maximum(known.sum(0), 2)
@@ -130,6 +132,7 @@ def _gains(sides, group, bucket, n_buckets, n_groups):
     gains = [bucket_sums(bucket, group, np.where(np.isfinite(x), x > 0, np.nan), n_buckets, n_groups)[0] for x in sides.T]
     return np.hstack([counts, *gains])
 
+# %% ../../../nbs/studies/21_cells.ipynb #7545e7a8
 def _against_base(table, n_groups, n_sides, boot):
     "Share, expected share (sides, groups), and replicates of their difference (replicates, sides, groups)."
     hour = boot.buckets.start_ms//3_600_000 % 24

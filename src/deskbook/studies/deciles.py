@@ -116,6 +116,7 @@ def decile_tables(
     empty = pl.DataFrame(schema=_SCHEMA)
     return pl.concat([empty, *(t for part in parts for t in part if len(t))]).with_columns(pl.col("sd_bp").fill_nan(None))
 
+# %% ../../../nbs/studies/02_deciles.ipynb #607029ce
 _SCHEMA = {"instrument": pl.String(), "horizon_min": pl.Int64(), "side": pl.String(), "decile": pl.Int64(), "count": pl.Int64(), "score_low": pl.Float64(),
     "score_high": pl.Float64(), "mean_bp": pl.Float64(), "lift_bp": pl.Float64(), "sd_bp": pl.Float64(), "positive_frac": pl.Float64()}
 

@@ -18,6 +18,7 @@ from ..core.errors import BadInput, DataError, NotFound
 from ..market.calendar import TradingCalendar, calendar_for
 from .costs import CostModel, InstrumentCost, cost_model, resolve_cost
 
+# %% ../../../nbs/studies/01_forward.ipynb #c6e46cae
 Array = np.ndarray
 DROP_REASONS = ("", "closure", "data_end", "stale_entry", "stale_exit") # what the codes in `drop` mean
 _CLOSURE, _DATA_END, _STALE_ENTRY, _STALE_EXIT = 1, 2, 3, 4

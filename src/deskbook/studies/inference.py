@@ -26,6 +26,7 @@ def overlap_rows(
     "How many consecutive rows share time with one row's horizon."
     return max(1, math.ceil(horizon_min/stride_min))
 
+# %% ../../../nbs/studies/20_inference.ipynb #e6268f15
 def hac_lag(
     n: int, # rows
     horizon_min: int, # minutes
@@ -56,6 +57,7 @@ def _windows(time_ms, group, horizon_ms, count):
             count[g] += 1
             free_at[g] = time_ms[i] + horizon_ms
 
+# %% ../../../nbs/studies/20_inference.ipynb #a602db7c
 def independent_windows(
     time_ms: np.ndarray, # (n,) int64 epoch ms, ascending within each group
     horizon_min: int, # minutes
@@ -76,6 +78,7 @@ class TimeBuckets:
 
     def __len__(self) -> int: return len(self.start_ms)
 
+# %% ../../../nbs/studies/20_inference.ipynb #55245444
 def time_buckets(
     time_ms: np.ndarray, # (n,) int64 epoch ms, any order
     stride_min: int, # bucket width in minutes
@@ -110,6 +113,7 @@ def block_length(
     best = math.ceil(np.median(lengths)) if lengths else 1
     return max(1, min(max(best, overlap), max(1, n_buckets//3)))
 
+# %% ../../../nbs/studies/20_inference.ipynb #10a640ed
 def _politis_white(values: np.ndarray) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -132,6 +136,7 @@ def replicate_weights(
     index += np.arange(n_replicates)[:, None]*n_buckets
     return np.bincount(index.ravel(), minlength=n_replicates*n_buckets).reshape(n_replicates, n_buckets).astype(float)
 
+# %% ../../../nbs/studies/20_inference.ipynb #086f1712
 def replicate_means(
     weights: np.ndarray, # (replicates, buckets) from `replicate_weights`
     sums: np.ndarray, # (buckets, cells)
@@ -256,6 +261,7 @@ def replicate_auroc(
     ends = np.append(np.flatnonzero(np.diff(score[order])) + 1, len(order)) if len(order) else np.empty(0, np.int64)
     return _weighted_auroc(np.ascontiguousarray(weights), np.ascontiguousarray(bucket[order]), np.ascontiguousarray(label[order]), ends.astype(np.int64))
 
+# %% ../../../nbs/studies/20_inference.ipynb #ea0b227a
 def auroc(
     score: np.ndarray, # (n,) finite
     label: np.ndarray, # (n,) bool

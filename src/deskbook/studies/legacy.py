@@ -19,6 +19,8 @@ import polars as pl
 from ..core.clock import MINUTE_MS, Clock, system_clock, to_datetime, to_ms
 from ..core.errors import BadInput, DataError, NotFound
 from .costs import CostModel, InstrumentCost, cost_model, resolve_cost
+
+# %% ../../../nbs/studies/10_legacy.ipynb #9815b9ae
 from .forward import check_horizons
 from .inference import adjust
 

@@ -18,6 +18,8 @@ import polars as pl
 from threadpoolctl import threadpool_limits
 from ..core.clock import Clock, iso, system_clock, to_datetime
 from ..core.errors import BadInput, NotFound, did_you_mean
+
+# %% ../../../nbs/studies/30_outcomes.ipynb #eb20653b
 from ..core.files import plain, sha256
 from ..market.calendar import TradingCalendar
 from .cells import BaseRate, HorizonBootstrap, base_rates, group_tests, horizon_bootstrap
@@ -32,6 +34,7 @@ SCHEMA_VERSION = 2 # 1 was the evidence of the archived studies
 SPLITS = ("regime", "tag", "admit", "hour")
 SIDES = ("long", "short")
 
+# %% ../../../nbs/studies/30_outcomes.ipynb #d379609a
 @dataclass(frozen=True)
 class StudyConfig:
     "What to study and how. Raises `BadInput` naming the field."
@@ -83,6 +86,7 @@ class StudyConfig:
 # %% ../../../nbs/studies/30_outcomes.ipynb #bfda442e
 _NEEDED = ("instrument", "time", "asof", "hazard", "admit")
 
+# %% ../../../nbs/studies/30_outcomes.ipynb #b5b8a439
 def gates_of_window(
     gates: pl.DataFrame, # gate frame
     config: StudyConfig,
@@ -119,6 +123,7 @@ class _Layout:
     score: np.ndarray # per row
     splits: Mapping[str, tuple[tuple[str, ...], np.ndarray, np.ndarray]] # kind: levels, rows, level code of each of those rows
 
+# %% ../../../nbs/studies/30_outcomes.ipynb #ab080d50
 def _layout(gates: pl.DataFrame, config: StudyConfig) -> _Layout:
     names = tuple(sorted(gates["instrument"].unique()))
     column = config.score.lstrip("-")
@@ -131,6 +136,7 @@ def _layout(gates: pl.DataFrame, config: StudyConfig) -> _Layout:
 def _codes(values: pl.Series, levels: Sequence[str]) -> np.ndarray:
     return values.replace_strict({v: i for i, v in enumerate(levels)}, default=-1, return_dtype=pl.Int64).fill_null(-1).to_numpy()
 
+# %% ../../../nbs/studies/30_outcomes.ipynb #4b0f96b4
 def _split_codes(gates: pl.DataFrame, kind: str) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
     rows = pl.Series("row", np.arange(len(gates)))
     if kind == "hour": values = gates["time"].dt.strftime("%H")
@@ -156,6 +162,7 @@ def _split_frame(kind: str, lay: _Layout, sides: np.ndarray, boot: HorizonBootst
         "horizon_min": boot.horizon_min, "side": list(SIDES)*n_groups, "count": flat.pop("count").astype(int), **flat, "gains": gain.ravel()}, schema_overrides=_SPLIT_TYPES)
     return frame.filter(pl.col("count") > 0).with_columns(positive_frac=pl.col("gains")/pl.col("count")).drop("gains")
 
+# %% ../../../nbs/studies/30_outcomes.ipynb #d0216b5f
 _SPLIT_TYPES = {"kind": pl.String, "instrument": pl.String, "level": pl.String, "horizon_min": pl.Int64, "side": pl.String}
 _SPLIT_NUMBERS = {"count": "n", "n_eff": "n_eff", "avg_return_bp": "mean", "low_bp": "low", "high_bp": "high", "p_one_sided_net": "p"}
 
@@ -317,6 +324,7 @@ def _adjusted(splits: pl.DataFrame) -> pl.DataFrame:
     parts = [s.with_columns(p_bh=pl.Series(adjust(s["p_one_sided_net"].to_numpy(), "fdr_bh"))) for s in splits.partition_by("kind", maintain_order=True)]
     return pl.concat(parts).with_columns(pl.selectors.float().fill_nan(None))
 
+# %% ../../../nbs/studies/30_outcomes.ipynb #2256f3ae
 def _family(cells: dict[str, dict[str, Any]], config: StudyConfig) -> int:
     "Write Holm's p-values and detectable means into the cells; the number of tests made."
     parts = [part for by_h in cells.values() for cell in by_h.values() if "short" in cell for part in (cell, cell["short"])]
@@ -402,6 +410,7 @@ def evidence_of(
         "dropped": {r: int(n) for r, n in lost.group_by("reason").agg(pl.col("count").sum()).sort("reason").iter_rows()}}
     return plain({**head, **study.provenance, "instruments": _short(study.documents)})
 
+# %% ../../../nbs/studies/30_outcomes.ipynb #0583e67f
 def gates_digest(
     gates: pl.DataFrame, # sorted
 ) -> str: # 64 hex digits

@@ -12,6 +12,12 @@ import polars as pl
 from ..core.errors import BadInput, NotFound
 from ..market.calendar import calendar_for
 from ..market.quality import gap_report
+
+# %% auto #0
+__all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'SKY', 'PURPLE', 'GREY', 'REGIME_COLOURS', 'VERDICT_COLOURS', 'plot_forward_curves',
+           'plot_deciles', 'plot_strips', 'plot_coverage', 'plot_roster']
+
+# %% ../../../nbs/studies/50_plots.ipynb #5868972e
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from deskbook.studies.outcomes import OutcomeStudy
@@ -22,10 +28,6 @@ REGIME_COLOURS = {"trend_bull": GREEN, "trend_bear": RED, "mean_revert": SKY, "c
 VERDICT_COLOURS = {"KEEP": GREEN, "UNPROVEN": ORANGE, "REMOVE": RED}
 _STYLE: Any = {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY, "axes.labelcolor": "#333", "axes.labelsize": 8, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5, "xtick.color": "#555", "ytick.color": "#555",
     "grid.color": "#E6E8EB", "grid.linewidth": 0.7, "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 8, "figure.dpi": 100, "savefig.dpi": 100}
-
-# %% auto #0
-__all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'SKY', 'PURPLE', 'GREY', 'REGIME_COLOURS', 'VERDICT_COLOURS', 'plot_forward_curves',
-           'plot_deciles', 'plot_strips', 'plot_coverage', 'plot_roster']
 
 # %% ../../../nbs/studies/50_plots.ipynb #d8fbccac
 def _canvas(rows: int, cols: int, width: float, height: float, what: str, source: str, **kwargs) -> tuple[Figure, np.ndarray]:

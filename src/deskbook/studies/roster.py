@@ -18,6 +18,8 @@ import numpy as np
 from filelock import FileLock
 from ..core.clock import Clock, iso, iso_week, system_clock, to_datetime, to_ms
 from ..core.errors import BadInput, DataError
+
+# %% ../../../nbs/studies/40_roster.ipynb #139cb884
 from ..core.files import atomic_write, plain, strict_json
 from .inference import adjust
 
@@ -64,6 +66,7 @@ def week_of(
     if evidence.get("generated_at"): return iso_week(to_datetime(evidence["generated_at"]) - timedelta(days=1))
     raise DataError("the evidence has neither a window nor generated_at.", "Is it the evidence of an outcome study?")
 
+# %% ../../../nbs/studies/40_roster.ipynb #e6eac6bd
 def week_numbers(
     evidence: Mapping[str, Any], # of an outcome study
 ) -> dict[str, dict[str, Any]]: # instrument: {horizon: numbers}
@@ -131,6 +134,7 @@ def record_roster(
         if not path.exists() or path.read_text(encoding="utf-8") != text: atomic_write(path, text)
     return decisions
 
+# %% ../../../nbs/studies/40_roster.ipynb #9b624199
 def _entry(evidence, decisions, old, now: str) -> dict[str, Any]:
     new = plain({"week": week_of(evidence), "numbers": week_numbers(evidence), "decisions": [d.to_dict() for d in decisions]})
     if old and all(old.get(k) == v for k, v in new.items()): return dict(old)
@@ -168,6 +172,7 @@ def _all_negative(cells: Mapping[str, Any], both_sides: bool) -> bool | None:
         values.append(max(long, short) if both_sides and None not in (long, short) else long)
     return None if not values or any(v is None for v in values) else all(v is not None and v < 0 for v in values)
 
+# %% ../../../nbs/studies/40_roster.ipynb #bd18bdd4
 def _bad_weeks(name: str, week: str, numbers: Mapping[str, Any], ledger: RosterLedger, both_sides: bool) -> int:
     "How many consecutive weeks, this one included, lost at every horizon."
     count, at = 0, week
@@ -204,6 +209,7 @@ def pool_weeks(
     cells = [_pool(name, h, side, [w[name][str(h)] for w in weeks if side in w.get(name, {}).get(str(h), {})]) for name, h, side in keys]
     return [replace(c, p_holm=float(q)) for c, q in zip(cells, adjust(np.array([c.p for c in cells])))]
 
+# %% ../../../nbs/studies/40_roster.ipynb #f8b273b5
 def _pool(name: str, h: int, side: str, rows: list[Mapping[str, Any]]) -> PooledCell:
     parts = [r[side] for r in rows]
     weight = [1/p["se_bp"]**2 for p in parts]
@@ -255,6 +261,7 @@ def decide_roster(
     pooled = pool_weeks([numbers, *past])
     return [_decide(name, evidence["instruments"][name], week, numbers, ledger, pooled, rules) for name in sorted(evidence["instruments"])]
 
+# %% ../../../nbs/studies/40_roster.ipynb #e0bba86f
 def _decide(name, cells, week, numbers, ledger, pooled, rules) -> RosterDecision:
     note = cells.get("note")
     seed, why = (UNPROVEN, [note]) if note else _seed_rule(cells, rules)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIMULATED', 'CANONICAL', 'WeeklyParameters', 'choose_venue', 'StudyWeek', 'choose_week', 'week_candles', 'WeekGates',
-           'week_gates', 'source_of', 'frame_sha256', 'Published', 'dated_name', 'publish_evidence']
+           'week_gates', 'source_of', 'frame_sha256', 'Published', 'dated_name', 'publish_evidence', 'is_simulated',
+           'roster_path']
 
 # %% ../../../nbs/studies/60_weekly.ipynb #1a59043b
 import io
@@ -18,6 +19,8 @@ import polars as pl
 from ..core.clock import to_datetime, to_ms
 from ..core.errors import BadInput, DeskbookError, NotFound, did_you_mean
 from ..core.files import read_json, sha256, write_json
+
+# %% ../../../nbs/studies/60_weekly.ipynb #52f875f4
 from ..gates.backfill import plan_backfill, window_gates
 from ..gates.hazard import calibrator_summary
 from ..gates.payload import empty_gates
@@ -137,6 +140,7 @@ def week_candles(
     after = timedelta(minutes=max(horizons_min)*1.05 + 5)
     return lake.candles(week.instruments, week.start, week.end + after, venue=venue, with_source=True)
 
+# %% ../../../nbs/studies/60_weekly.ipynb #edfde600
 @dataclass(frozen=True)
 class WeekGates:
     "The gates of a week and who has none."
@@ -183,7 +187,9 @@ class Published:
     "Where a week's evidence went."
     canonical: Path # what dashboards read
     archived: tuple[Path, ...] # dated copies written by this call
+    replaced: bool = True # False: simulated evidence does not take the place of real evidence
 
+# %% ../../../nbs/studies/60_weekly.ipynb #ceea5044
 def dated_name(
     evidence: Mapping[str, Any], # study evidence; the older kind has no window
 ) -> str: # e.g. "outcome_weekly_2025-11-03_to_2025-11-10_20251111T080000Z.json"
@@ -192,13 +198,30 @@ def dated_name(
     window = evidence.get("window")
     return f"outcome_weekly_{window['start'][:10]}_to_{window['end'][:10]}_{made}.json" if window else f"outcome_weekly_{made}.json"
 
+# %% ../../../nbs/studies/60_weekly.ipynb #ceb15834
 def publish_evidence(
     evidence: Mapping[str, Any], # study evidence, JSON types
     folder: str | Path, # e.g. reports/evidence
 ) -> Published:
-    "Archive what stands and what is new under dated names, then replace the canonical file."
+    "Archive what stands and what is new under dated names, then replace the canonical file, unless that is real and this is simulated."
     canonical, archived = Path(folder)/CANONICAL, []
-    for item in ([read_json(canonical)] if canonical.exists() else []) + [evidence]:
+    standing = [read_json(canonical)] if canonical.exists() else []
+    for item in (*standing, evidence):
         dated = canonical.with_name("archive")/dated_name(item)
         if not dated.exists(): archived.append(write_json(dated, item))
-    return Published(write_json(canonical, evidence), tuple(archived))
+    keep = is_simulated(evidence) and any(not is_simulated(item) for item in standing)
+    return Published(canonical if keep else write_json(canonical, evidence), tuple(archived), replaced=not keep)
+
+# %% ../../../nbs/studies/60_weekly.ipynb #2637ba8b
+def is_simulated(
+    evidence: Mapping[str, Any], # study evidence
+) -> bool: # False where it does not say
+    "Whether a study is of the simulated market."
+    return evidence.get("venue") == SIMULATED
+
+def roster_path(
+    folder: str | Path, # e.g. reports/evidence
+    venue: str, # of the lake
+) -> Path:
+    "The roster ledger: simulated weeks have one of their own and never count for a real instrument."
+    return Path(folder)/("roster_simulated.jsonl" if venue == SIMULATED else "roster.jsonl")

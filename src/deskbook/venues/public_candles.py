@@ -29,6 +29,7 @@ def parse_target(
     if sep and exchange.strip() and symbol.strip(): return exchange.strip().lower(), symbol.strip()
     raise BadInput(f"{target!r} does not name an exchange and a symbol.", "Write it like bybit:BTCUSDT.")
 
+# %% ../../../nbs/venues/00_public_candles.ipynb #89b136ae
 def find_market(
     markets: Mapping[str, Mapping[str, Any]], # ccxt's markets: unified symbol -> market
     symbol: str, # in any of the three spellings
@@ -73,6 +74,7 @@ class Patience:
         "Seconds before the next try; at least what the exchange said."
         return max(self.rng.uniform(0, min(self.cap_s, self.base_s * 2**attempt)), min(told_s or 0.0, 120.0))
 
+# %% ../../../nbs/venues/00_public_candles.ipynb #f2923e97
 _GEO = ("block access from your country", "restricted location", "not available in your", "service unavailable from a restricted", "unavailable for legal reasons", "unavailable in your region")
 
 def _kinds(e: BaseException) -> set[str]:
@@ -130,6 +132,7 @@ CCXT_TIMEFRAME = {"M1": "1m", "M5": "5m", "M15": "15m", "H1": "1h", "H4": "4h", 
 PAGE_ROWS = {"bybit": 1000, "bingx": 1440, "binance": 1000, "binanceusdm": 500, "okx": 300, "kraken": 720, "coinbase": 300, "bitstamp": 1000,
     "bitget": 200, "kucoin": 1500, "gate": 1000, "mexc": 1000, "hyperliquid": 5000}
 
+# %% ../../../nbs/venues/00_public_candles.ipynb #33d5e7e0
 def pages(
     fetch: Callable[[int, int], Sequence[Sequence[float]]], # (since ms, rows) -> rows [ms, open, high, low, close, volume]
     start: int, end: int, # ms; end exclusive
@@ -196,6 +199,7 @@ class Fetched:
         span = f" from {self.first} to {self.last}" if self.first else ""
         return f"{self.instrument} from {self.source}: {self.write}, {self.pages} pages{span}" + (f"; the exchange has nothing from {self.ended}" if self.ended else "")
 
+# %% ../../../nbs/venues/00_public_candles.ipynb #12a46bfe
 Progress = Callable[[int, int], None] # (bars of the window done, bars of the window)
 
 # %% ../../../nbs/venues/00_public_candles.ipynb #183cc6e1
