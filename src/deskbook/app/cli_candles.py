@@ -180,13 +180,13 @@ def simulate_command(
 
     Example: deskbook candles simulate EUR_USD USD_JPY --start 2025-11-03 --end 2025-11-10
     """
-    from deskbook.market.simulated import SIMULATED_UNIVERSE, PlantedEdge, simulate_candles
+    from deskbook.market.simulated import SIMULATED_VENUE, SIMULATED_UNIVERSE, PlantedEdge, simulate_candles
     (a, b), store, out = window(days, start, end, system_clock() // DAY_MS * DAY_MS), _lake(lake), []
     source = f"simulated market, seed {seed}" + (f", planted {edge_bp:g} bp over {horizon_min} min" if edge_bp else "")
     with _progress("simulate") as update:
         for n, name in enumerate(names := list(instruments or SIMULATED_UNIVERSE), 1):
             df = simulate_candles([name], a, b, seed, PlantedEdge(edge_bp, horizon_min) if edge_bp else None)
-            if df.height: out.append({"venue": "simulated", "instrument": df["instrument"][0], "source": source, **_writes(store.write_candles(df, "simulated", "M1", source)),
+            if df.height: out.append({"venue": SIMULATED_VENUE, "instrument": df["instrument"][0], "source": source, **_writes(store.write_candles(df, SIMULATED_VENUE, "M1", source)),
                 "first": iso(df["time"][0]), "last": iso(df["time"][-1])})
             update(n, len(names))
     if as_json: print(strict_json({"simulated": out}))

@@ -63,12 +63,11 @@ def simulate_week(
     why: str = "", # why the candles are not real
 ) -> WeekSource:
     "Fill the lake's simulated venue."
-    from deskbook.market.simulated import SIMULATED_UNIVERSE, simulate_candles
-    from deskbook.studies.weekly import SIMULATED
+    from deskbook.market.simulated import SIMULATED_UNIVERSE, SIMULATED_VENUE, simulate_candles
     end = to_datetime(clock()).replace(hour=0, minute=0, second=0, microsecond=0)
     pairs = [name for name in SIMULATED_UNIVERSE if "_" in name and not name.startswith("XAU")]
-    lake.write_candles(simulate_candles(pairs, end - timedelta(days=SIMULATE_DAYS), end), SIMULATED, source="simulated market")
-    return WeekSource(SIMULATED, f"Candles: SIMULATED MARKET, no real prices{f' ({why})' if why else ''}.")
+    lake.write_candles(simulate_candles(pairs, end - timedelta(days=SIMULATE_DAYS), end), SIMULATED_VENUE, source="simulated market")
+    return WeekSource(SIMULATED_VENUE, f"Candles: SIMULATED MARKET, no real prices{f' ({why})' if why else ''}.")
 
 # %% ../../../nbs/app/50_cli_weekly.ipynb #9434c1f6
 app = typer.Typer(add_completion=False)

@@ -16,7 +16,7 @@ from ..core.clock import DAY_MS, MINUTE_MS, iso, to_ms
 from ..core.errors import BadInput, NotFound, did_you_mean
 
 # %% auto #0
-__all__ = ['SIMULATED', 'SIMULATED_UNIVERSE', 'SimulatedInstrument', 'PlantedEdge', 'simulate_candles']
+__all__ = ['SIMULATED', 'SIMULATED_UNIVERSE', 'SIMULATED_VENUE', 'SimulatedInstrument', 'PlantedEdge', 'simulate_candles']
 
 # %% ../../../nbs/market/20_simulated.ipynb #0c3bf2a8
 from .calendar import calendar_for, is_open
@@ -45,6 +45,7 @@ SIMULATED: dict[str, SimulatedInstrument] = {
     "BTCUSDT-PERP": _FX(42283.0, 2.60, 1, 1, "CRYPTO", 0.85, (0.5, 0.5, 0.7), 90), "ETHUSDT-PERP": _FX(2282.00, 3.20, 2, 1, "CRYPTO", 0.88, (0.5, 0.5, 0.7), 900),
     "SOLUSDT-PERP": _FX(101.700, 4.40, 2, 1, "CRYPTO", 0.80, (0.5, 0.5, 0.7), 7000)}
 SIMULATED_UNIVERSE = tuple(SIMULATED)
+SIMULATED_VENUE = "simulated" # where the lake keeps this market
 
 # %% ../../../nbs/market/20_simulated.ipynb #7d3b8651
 @dataclass(frozen=True)
