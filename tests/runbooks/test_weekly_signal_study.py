@@ -97,3 +97,12 @@ def test_fewer_than_64_candles_fail_the_check_of_that_instrument_only(run, small
     failed = {c.name: c.detail for c in result.evidence.checks if not c.passed}
     assert failed == {"GBP_USD has gates": "only 40 candles; a gate needs 64"}
     assert {"EUR_USD", "USD_JPY"} <= set(study_of(result)["instruments"])
+
+
+def test_an_old_lake_is_told_and_simulated_weeks_stay_among_themselves(run, small_lake, tmp_path):
+    result = run(WEEKLY, small_lake, mode="live", **FEW)
+    assert (result.exit_code, result.evidence.verdict) == (0, "PASS")
+    assert any("The newest candle is of 2025-11-05T23:59:00Z" in n for n in result.evidence.notes)
+    shelf = tmp_path / "reports" / "evidence"
+    assert (shelf / "roster_simulated.jsonl").is_file() and not (shelf / "roster.jsonl").exists()
+    assert read_json(shelf / "outcome_weekly_costs.json")["source"] == "simulated market"
