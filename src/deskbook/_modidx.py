@@ -876,6 +876,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'deskbook.ops.parameters._read_type': ( 'ops/parameters.html#_read_type',
                                                                                  'deskbook/ops/parameters.py'),
                                          'deskbook.ops.parameters._scalar': ('ops/parameters.html#_scalar', 'deskbook/ops/parameters.py'),
+                                         'deskbook.ops.parameters._window_problem': ( 'ops/parameters.html#_window_problem',
+                                                                                      'deskbook/ops/parameters.py'),
                                          'deskbook.ops.parameters.check_parameters': ( 'ops/parameters.html#check_parameters',
                                                                                        'deskbook/ops/parameters.py'),
                                          'deskbook.ops.parameters.check_value': ( 'ops/parameters.html#check_value',

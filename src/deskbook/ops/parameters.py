@@ -173,8 +173,15 @@ def check_parameters(
         else:
             try: values[name] = check_value(known[name], value)
             except BadInput as e: problems.append(str(e))
+    problems += _window_problem(known, values)
     if problems: raise BadInput(" ".join(problems), "Parameters:\n" + parameter_table(known.values()))
     return values
+
+def _window_problem(known: Mapping[str, Parameter], values: Mapping[str, Any]) -> list[str]: # a window that ends before it starts
+    times: list[Any] = [values.get(n) for n in ("start", "end") if n in known and known[n].is_time]
+    if len(times) < 2 or not all(times): return []
+    try: return [] if to_datetime(times[0]) < to_datetime(times[1]) else [f"start {times[0]} is not before end {times[1]}."]
+    except BadInput: return [] # already a problem of its own
 
 # %% ../../../nbs/ops/00_parameters.ipynb #cdfa9b5e
 def parse_set(
