@@ -1,5 +1,8 @@
 """Where the shared candles and golden vectors are, and what happens to the tests that need them where they are not."""
 import os
+import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,3 +48,16 @@ def private_home(tmp_path, monkeypatch):
     """No test reads or writes the data folder of the person who runs it."""
     monkeypatch.setenv("DESKBOOK_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DESKBOOK_REPORTS", str(tmp_path / "reports"))
+
+
+@pytest.fixture(scope="session")
+def system_tool() -> Callable[[str, str], str]:
+    """system_tool(program, package): its path. Root on Debian installs what is missing; anybody else is told what to install."""
+
+    def find(program: str, package: str) -> str:
+        if not shutil.which(program) and os.geteuid() == 0 and shutil.which("apt-get"):
+            for words in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", package]):
+                subprocess.run(["apt-get", *words], check=False, capture_output=True, timeout=240)
+        return shutil.which(program) or pytest.fail(f"{program} is missing; install the system package {package!r}")
+
+    return find

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from datetime import timedelta
 
+import matplotlib
 import polars as pl
 import pytest
 from deskbook.core.errors import BadInput, NotFound
@@ -10,7 +11,6 @@ from deskbook.studies import plots
 from deskbook.studies.outcomes import StudyConfig, run_outcome_study
 from deskbook.studies.roster import decide_roster, read_ledger
 
-matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
 
 

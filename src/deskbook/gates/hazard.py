@@ -19,6 +19,7 @@ import polars as pl
 from numba import njit
 from ..core.errors import BadInput, DataError
 from .settings import GateSettings, REASON_ORDER
+from .sorted_memory import insert, remove
 
 MAD_TO_SD = 1.4826  # makes the median absolute deviation estimate the sd of a normal sample (Hampel 1974)
 
@@ -200,31 +201,6 @@ def calibrator_from(
     except (KeyError, TypeError, ValueError) as e:
         raise DataError(f"the saved hazard state cannot be used: {e}.", "Delete it; the calibrator then warms up anew.") from None
 
-# %% ../../../nbs/gates/30_hazard.ipynb #8bad1f15
-@njit(cache=True)
-def _insert(values, n, x):
-    "Put `x` into the first `n` sorted values; equal values keep to its left."
-    lo, hi = 0, n
-    while lo < hi:
-        mid = (lo + hi) // 2
-        if x < values[mid]: hi = mid
-        else: lo = mid + 1
-    for i in range(n, lo, -1): values[i] = values[i - 1]
-    values[lo] = x
-    return n + 1
-
-# %% ../../../nbs/gates/30_hazard.ipynb #afacc104
-@njit(cache=True)
-def _remove(values, n, x):
-    "Take one `x` out of the first `n` sorted values."
-    lo, hi = 0, n
-    while lo < hi:
-        mid = (lo + hi) // 2
-        if values[mid] < x: lo = mid + 1
-        else: hi = mid
-    for i in range(lo, n - 1): values[i] = values[i + 1]
-    return n - 1
-
 # %% ../../../nbs/gates/30_hazard.ipynb #ac21e56b
 @njit(cache=True)
 def _reference_batch(hazards, known, n, percentile, max_samples, cap, multiplier, threshold, exceeded, fallback, warmup):
@@ -232,8 +208,9 @@ def _reference_batch(hazards, known, n, percentile, max_samples, cap, multiplier
     for i in range(len(hazards)):
         h = hazards[i]
         if np.isfinite(h):
-            n = _insert(known, n, h)
-            if n > max_samples: n = _remove(known, n, known[0])
+            insert(known, n, h)
+            if n < max_samples: n += 1
+            else: remove(known, n + 1, known[0])
         threshold[i] = min(known[quantile_index(percentile, n)], cap) if n else min(1.0, cap)
         exceeded[i] = h > threshold[i]
         fallback[i] = exceeded[i] and h > multiplier * threshold[i]
@@ -258,8 +235,9 @@ def _prior_batch(hazards, known, order, n, percentile, max_samples, cap, warmup_
         if np.isfinite(h):
             order[end] = h
             end += 1
-            n = _insert(known, n, h)
-            if n > max_samples: n = _remove(known, n, order[end - n])
+            insert(known, n, h)
+            if n < max_samples: n += 1
+            else: remove(known, n + 1, order[end - n - 1])
     return end
 
 # %% ../../../nbs/gates/30_hazard.ipynb #1fd25af3
