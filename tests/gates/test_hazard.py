@@ -220,3 +220,10 @@ def test_a_memory_that_can_never_be_warm_is_refused():
 
 def test_the_summary_says_what_the_calibrator_does():
     assert calibrator_summary(GateSettings(mode="compat", hazard_percentile=0.8, max_samples=9, hazard_max=0.3)) == {"percentile": 0.8, "buffer": 9, "cap": 0.3, "rule": "reference"}
+
+
+@pytest.mark.parametrize("make", [ReferenceCalibrator, HazardCalibrator])
+def test_a_batch_longer_than_the_memory_evicts_as_the_stream_does(make):
+    hazards = np.random.default_rng(5).permutation(np.linspace(0.2, 0.8, 900))  # no ties: each eviction shows
+    one, batch = make(percentile=0.9, max_samples=100), calibrate(hazards, make(percentile=0.9, max_samples=100))
+    assert [one.push(float(h)).threshold for h in hazards] == batch.threshold.tolist()
