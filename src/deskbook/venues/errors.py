@@ -83,6 +83,7 @@ class IpBanned(Transient):
         super().__init__(what, todo, **said)
         self.until_ms = until_ms
 
+# %% ../../../nbs/venues/10_errors.ipynb #1092b672
 class Maintenance(Transient):
     "The venue is closed for maintenance until `until_ms`, when it says so."
     def __init__(self, what: str, todo: str = "", *, until_ms: int | None = None, **said):
