@@ -1,8 +1,10 @@
 """Where the shared candles and golden vectors are, and what happens to the tests that need them where they are not."""
 import os
+import secrets
 import shutil
 import subprocess
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,11 +45,17 @@ def shared_data() -> Path:
     return folder
 
 
+OUTSIDE = ("TIMESCALE_URL", "VALKEY_URL", "REDIS_URL", "READ_ONLY", "KILL_SWITCH_BOOT", "KILL_SWITCH_KEY", "DESKBOOK_SANDBOX_URL", "OANDA_API_KEY",
+           "OANDA_API_TOKEN", "OANDA_ACCOUNT_ID", "OANDA_ENVIRONMENT", "OANDA_BASE_URL", "OANDA_API_URL", "OANDA_STREAM_URL")
+
+
 @pytest.fixture(autouse=True)
 def private_home(tmp_path, monkeypatch):
-    """No test reads or writes the data folder of the person who runs it."""
+    """No test touches the data folder, the servers or the broker of the person who runs it."""
     monkeypatch.setenv("DESKBOOK_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DESKBOOK_REPORTS", str(tmp_path / "reports"))
+    for name in OUTSIDE:
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")
@@ -55,9 +63,74 @@ def system_tool() -> Callable[[str, str], str]:
     """system_tool(program, package): its path. Root on Debian installs what is missing; anybody else is told what to install."""
 
     def find(program: str, package: str) -> str:
-        if not shutil.which(program) and os.geteuid() == 0 and shutil.which("apt-get"):
-            for words in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", package]):
-                subprocess.run(["apt-get", *words], check=False, capture_output=True, timeout=240)
+        if not shutil.which(program):
+            install(package)
         return shutil.which(program) or pytest.fail(f"{program} is missing; install the system package {package!r}")
 
     return find
+
+
+def install(package: str) -> None:
+    """As root on Debian: install a system package and start no service. Elsewhere nothing; what is missing is said by who needs it."""
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        return
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}  # in runlevel 1 a package starts no service
+    for words in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", package]):
+        subprocess.run(["apt-get", *words], check=False, capture_output=True, timeout=240, env=env)
+
+
+@pytest.fixture(scope="session")
+def servers_folder() -> Path:
+    """One folder for the servers of this test run, the same for all of its processes, outside of every home."""
+    return Path("/tmp") / f"deskbook-tests-{os.environ.get('PYTEST_XDIST_TESTRUNUID') or uuid.uuid4().hex}"[:40]
+
+
+def _server(start: Callable, find: Callable, package: str, folder: Path):
+    from deskbook.core.errors import NotFound
+
+    try:
+        find()
+    except NotFound:
+        install(package)
+    try:
+        return start(folder=folder, durable=False, temporary=True)
+    except NotFound as e:
+        pytest.fail(str(e))
+
+
+@pytest.fixture(scope="session")
+def postgres_url(servers_folder) -> Iterator[str]:
+    """A PostgreSQL for this test run, without fsync. The user may do everything; use the fixture `database` for tables."""
+    from deskbook.stores.embedded import find_postgres, start_postgres
+
+    with _server(start_postgres, find_postgres, "postgresql", servers_folder) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def valkey_url(servers_folder) -> Iterator[str]:
+    """A Valkey or Redis for this test run. Use the fixture `key_prefix` for keys."""
+    from deskbook.stores.embedded import find_valkey, start_valkey
+
+    with _server(start_valkey, find_valkey, "redis-server", servers_folder) as server:
+        yield server.url
+
+
+@pytest.fixture
+def database(postgres_url) -> Iterator[str]:
+    """The address of a fresh, empty database, dropped after the test."""
+    import psycopg
+
+    name = f"t_{secrets.token_hex(6)}"
+    with psycopg.connect(postgres_url, autocommit=True) as c:
+        c.execute(f"CREATE DATABASE {name} TEMPLATE template0")
+        try:
+            yield postgres_url.replace("/deskbook?", f"/{name}?")
+        finally:
+            c.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def key_prefix() -> str:
+    """Stands before every key of one test."""
+    return f"t-{secrets.token_hex(6)}:"
