@@ -130,6 +130,38 @@ def database(postgres_url) -> Iterator[str]:
             c.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
+@pytest.fixture(scope="session")
+def ledger_template(postgres_url) -> str:
+    """Name of a database with the tables of the ledger, made once per test run, however many processes run it."""
+    import psycopg
+
+    from deskbook.stores.ledger_migrate import migrate, versions
+
+    name = f"ledger_{versions()[-1]}"
+    with psycopg.connect(postgres_url, autocommit=True) as c:
+        c.execute("SELECT pg_advisory_lock(hashtext('ledger_template'))")
+        if not c.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
+            c.execute(f"DROP DATABASE IF EXISTS {name}_new WITH (FORCE)")
+            c.execute(f"CREATE DATABASE {name}_new TEMPLATE template0")
+            migrate(postgres_url.replace("/deskbook?", f"/{name}_new?"))
+            c.execute(f"ALTER DATABASE {name}_new RENAME TO {name}")
+    return name
+
+
+@pytest.fixture
+def ledger(postgres_url, ledger_template) -> Iterator[str]:
+    """The address of a fresh database with the tables of the ledger, for `Ledger.open`; dropped after the test."""
+    import psycopg
+
+    name = f"t_{secrets.token_hex(6)}"
+    with psycopg.connect(postgres_url, autocommit=True) as c:
+        c.execute(f"CREATE DATABASE {name} TEMPLATE {ledger_template}")
+        try:
+            yield postgres_url.replace("/deskbook?", f"/{name}?")
+        finally:
+            c.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
 @pytest.fixture
 def key_prefix() -> str:
     """Stands before every key of one test."""
