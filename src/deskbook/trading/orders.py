@@ -13,7 +13,7 @@ import base64, hashlib, re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal, InvalidOperation
-from typing import Literal
+from typing import Literal, get_args
 from urllib.parse import quote
 from ..core.errors import BadInput, DeskbookError, Refused
 from ..core.files import strict_json
@@ -65,9 +65,11 @@ def to_decimal(
 ) -> Decimal: # exactly that number
     "Read an exact number. Raises `BadInput` for a float, a truth value, or text that is no number."
     if isinstance(value, Decimal): return value
-    if isinstance(value, (bool, float)): raise BadInput(f"{name} {value!r} is a {type(value).__name__}.", "Write it as text or Decimal, so that it is exact.")
+    if isinstance(value, (bool, float)):
+        raise BadInput(f"{name} {value!r} is a {type(value).__name__}.", "Write it as text or Decimal, so that it is exact.")
     try: return Decimal(value) # type: ignore[arg-type]
-    except (InvalidOperation, TypeError, ValueError): raise BadInput(f"{name} {value!r} is not a number.", "Write it like 1000 or 1.08412.") from None
+    except (InvalidOperation, TypeError, ValueError):
+        raise BadInput(f"{name} {value!r} is not a number.", "Write it like 1000 or 1.08412.") from None
 
 # %% ../../../nbs/trading/00_orders.ipynb #5b143976
 def idempotency_key(
@@ -75,14 +77,17 @@ def idempotency_key(
 ) -> str: # unique per order within an account
     "The key of an intent: the caller's, or made from its cause. Raises `BadInput` when there is neither, or the caller's is unusable."
     if (key := intent.idempotency_key) is not None:
-        if not re.fullmatch(r"[\x21-\x7e]{1,200}", key): raise BadInput(f"the idempotency key {key[:80]!r} is not usable.", "Use 1 to 200 visible ASCII characters.")
+        if not re.fullmatch(r"[\x21-\x7e]{1,200}", key):
+            raise BadInput(f"the idempotency key {key[:80]!r} is not usable.", "Use 1 to 200 visible ASCII characters.")
         return key
-    if intent.cause is None: raise BadInput("the intent has neither a cause nor an idempotency key.", "Give one: without it a retry would be a second order.")
-    return "cause:" + ":".join(quote(str(part), safe="") for part in (intent.cause.run, intent.cause.bar_close_ms, intent.cause.action, intent.instrument))
+    if (cause := intent.cause) is None:
+        raise BadInput("the intent has neither a cause nor an idempotency key.", "Give one: without it a retry would be a second order.")
+    return "cause:" + ":".join(quote(str(part), safe="") for part in (cause.run, cause.bar_close_ms, cause.action, intent.instrument))
 
 # %% ../../../nbs/trading/00_orders.ipynb #be41f981
 _EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
-_BODY = ("account", "instrument", "units", "type", "price", "time_in_force", "kind", "reduce_only", "stop_loss_price", "parent_order_id", "override_kill")
+_BODY = ("account", "instrument", "units", "type", "price", "time_in_force", "kind", "reduce_only", "stop_loss_price",
+         "parent_order_id", "override_kill")
 
 def fingerprint(
     intent: Intent,
@@ -105,13 +110,14 @@ def client_order_id(
     for prefix in ("db-", "db"):
         made = (prefix + body[:26])[:capabilities.client_id_max_length]
         if len(made) - len(prefix) >= 16 and re.fullmatch(capabilities.client_id_pattern, made): return made
-    raise BadInput(f"{capabilities.venue} allows client ids of {capabilities.client_id_max_length} characters {capabilities.client_id_pattern}.",
-                   "A safe one needs 18 lower-case letters and digits.")
+    room = f"{capabilities.client_id_max_length} characters {capabilities.client_id_pattern}"
+    raise BadInput(f"{capabilities.venue} allows client ids of {room}.", "A safe one needs 18 lower-case letters and digits.")
 
 # %% ../../../nbs/trading/00_orders.ipynb #8f91406e
 # long: the table of the state machine
-OrderState = Literal["created", "submitting", "open", "partially_filled", "filled", "cancelled", "rejected", "expired", "unknown", "cancel_pending"]
-STATES: tuple[str, ...] = ("created", "submitting", "open", "partially_filled", "filled", "cancelled", "rejected", "expired", "unknown", "cancel_pending")
+OrderState = Literal["created", "submitting", "open", "partially_filled", "filled", "cancelled", "rejected", "expired",
+                     "unknown", "cancel_pending"]
+STATES: tuple[str, ...] = get_args(OrderState)
 TERMINAL: frozenset[str] = frozenset({"filled", "cancelled", "rejected", "expired"})
 TRANSITIONS: Mapping[str, frozenset[str]] = {
     "created": frozenset({"submitting", "rejected", "expired", "cancelled"}),
@@ -135,8 +141,8 @@ def check_transition(
     for state in (now, to):
         if state not in TRANSITIONS: raise BadTransition(f"{state!r} is not a state of an order.", f"They are {', '.join(STATES)}.")
     if now == to: return False
-    if to not in TRANSITIONS[now]: raise BadTransition(f"an order that is {now} cannot become {to}.", f"From {now} it may become {', '.join(sorted(TRANSITIONS[now])) or 'nothing'}.")
-    return True
+    if to in TRANSITIONS[now]: return True
+    raise BadTransition(f"an order that is {now} cannot become {to}.", f"It may become {', '.join(sorted(TRANSITIONS[now])) or 'nothing'}.")
 
 # %% ../../../nbs/trading/00_orders.ipynb #df3dcf01
 def state_after_fills(
@@ -218,8 +224,9 @@ class IdempotencyConflict(DeskbookError):
         key: str, # the key
         order_id: str = "", # the order that has it
     ):
-        super().__init__(f"the idempotency key {key!r} belongs to another order{f' ({order_id})' if order_id else ''}.", "Use a new key for a new order, or repeat the first one unchanged.")
         self.key, self.order_id = key, order_id
+        super().__init__(f"the idempotency key {key!r} belongs to another order{f' ({order_id})' if order_id else ''}.",
+                         "Use a new key for a new order, or repeat the first one unchanged.")
 
 class OrderRefused(Refused):
     "The desk does not allow this order. Nothing was sent."
@@ -273,7 +280,8 @@ def check_kind(
     reasons = []
     if intent.type not in (capabilities.order_types if capabilities else _ALLOWED_TIF): reasons.append("type_not_supported")
     allowed = _ALLOWED_TIF.get(intent.type, frozenset())
-    if intent.time_in_force not in (allowed & capabilities.time_in_force if capabilities else allowed): reasons.append("time_in_force_not_allowed")
+    if capabilities: allowed &= capabilities.time_in_force
+    if intent.time_in_force not in allowed: reasons.append("time_in_force_not_allowed")
     if intent.override_kill and not intent.reduce_only: reasons.append("override_needs_reduce_only")
     return reasons
 
