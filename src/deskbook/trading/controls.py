@@ -22,6 +22,7 @@ from ..core.settings import Settings, is_off
 from ..stores.embedded import lock
 from ..stores.ledger import Ledger
 from ..stores.live import Live, LiveUnavailable
+from ..stores.records import audit
 from ..venues.model import Write
 
 # %% ../../../nbs/trading/20_controls.ipynb #13333497
@@ -106,7 +107,6 @@ def ledger_audit(
 ) -> Audit:
     "Audit rows in the ledger."
     async def record(actor: str, action: str, resource_id: str, metadata: dict[str, Any]) -> None:
-        from deskbook.stores.records import audit
         async with ledger.transaction() as tx: await audit(tx, actor, action, "controls", resource_id, metadata)
     return record
 
@@ -144,7 +144,7 @@ def kill_switch(
 async def _stored_now(switch: KillSwitch) -> tuple[Reading, dict[str, Any], str]:
     "The stored switch, who switched it, and why it cannot be read."
     try: value, meta = await switch.store().get_many(switch.key, switch.meta)
-    except LiveUnavailable as e: return "unreadable", {}, e.what
+    except Exception as e: return "unreadable", {}, e.what if isinstance(e, LiveUnavailable) else repr(e) # whatever it is, it was not read
     return read_stored(value), read_local(meta)[1], ""
 
 def _local_now(switch: KillSwitch) -> tuple[Reading, dict[str, Any], str]:
@@ -153,6 +153,7 @@ def _local_now(switch: KillSwitch) -> tuple[Reading, dict[str, Any], str]:
     except OSError as e: return "unreadable", {}, f"{switch.file}: {e}"
     return local, said, f"{switch.file} is not readable as JSON with 'engaged'" if local == "unreadable" else ""
 
+# %% ../../../nbs/trading/20_controls.ipynb #8aea9efa
 async def kill_state(
     switch: KillSwitch,
 ) -> KillState:
@@ -189,7 +190,8 @@ async def _told(switch: KillSwitch, engaged: bool, by: str, why: str, local: boo
     if switch.audit is None: return Switched(engaged, local, stored, False, tuple(errors))
     facts = {"engaged": engaged, "reason": why, "local": local, "stored": stored, "errors": list(errors)}
     try: await asyncio.wait_for(switch.audit(by, "kill_switch.update", switch.key, facts), AUDIT_WAIT_S)
-    except Exception as e: return Switched(engaged, local, stored, False, (*errors, f"no audit row: {str(e) or type(e).__name__}")) # engaging must not fail here
+    except Exception as e: # whatever it is, the switch has been thrown
+        return Switched(engaged, local, stored, False, (*errors, f"no audit row: {str(e) or type(e).__name__}"))
     return Switched(engaged, local, stored, True, tuple(errors))
 
 def _who(switch: KillSwitch, engaged: bool, by: str, why: str) -> dict[str, Any]:
@@ -276,7 +278,7 @@ async def _clear(switch: KillSwitch, said: dict[str, Any], missing: Sequence[str
     except LiveUnavailable as e: raise ClearRefused("store_unreadable", f"The stored kill switch cannot be read: {e.what}", e.todo) from e
     if not same: raise _meanwhile("stored")
     try: await asyncio.to_thread(_write_clear, switch, before_file, said)
-    except (OSError, LockHeld) as e: raise ClearRefused("local_unwritable", f"{switch.file} cannot be written: {e}", "Still engaged.") from e
+    except (OSError, LockHeld) as e: raise ClearRefused("local_unwritable", f"{switch.file} cannot be written: {e}") from e
     return await _told(switch, False, str(said["by"]), str(said["reason"]), True, True, [])
 
 # %% ../../../nbs/trading/20_controls.ipynb #d3cf9ef0
@@ -318,7 +320,6 @@ async def arming(
 # %% ../../../nbs/trading/20_controls.ipynb #d221e306
 async def _set_armed(ledger: Ledger, account: str, lasts_s: float | None, by: str, why: str) -> Arming:
     "Change it and leave the audit row, both or neither."
-    from deskbook.stores.records import audit
     if not by.strip() or not why.strip(): raise BadInput("An account is armed by somebody for a reason.", "Give both `by` and `why`.")
     sql = f"""UPDATE accounts SET armed_until = clock_timestamp() + make_interval(secs => %s::float8), armed_by = %s,
               updated_at = clock_timestamp() WHERE account = %s RETURNING {_ARMING}"""
