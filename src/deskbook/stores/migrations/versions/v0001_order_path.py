@@ -304,8 +304,9 @@ def statements(
 
 # %% ../../../../../nbs/stores/migrations/01_order_path.ipynb #c8312e82
 def undo() -> list[str]: # SQL, in order
-    "Drop it all."
-    return [f"DROP TABLE {', '.join(tables)} CASCADE", "DROP DOMAIN finite", "DROP FUNCTION deskbook_partitions, deskbook_refuse, order_events_link, ops_audit_events_link, order_event_hash, audit_event_hash"]
+    "Drop it all; TimescaleDB wants each hypertable by itself. A view that somebody built on a table stops it."
+    functions = "deskbook_partitions, deskbook_refuse, order_events_link, ops_audit_events_link, order_event_hash, audit_event_hash"
+    return [*(f"DROP TABLE {t}" for t in tables), "DROP DOMAIN finite", f"DROP FUNCTION {functions}"]
 
 def upgrade() -> None:
     "Called by Alembic."
