@@ -11,7 +11,7 @@ __all__ = ['HOW', 'PG_FOLDERS', 'SYSTEM_FOLDERS', 'SOCKET_MAX', 'LOG_MAX_BYTES',
            'start_valkey', 'Servers', 'servers']
 
 # %% ../../../nbs/stores/20_embedded.ipynb #2d40e7e0
-import fcntl, hashlib, json, os, platform, pwd, re, shutil, signal, subprocess, sys, tempfile, time
+import fcntl, hashlib, json, os, platform, pwd, re, shutil, signal, stat, subprocess, sys, tempfile, time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -121,8 +121,9 @@ def passable(
     "Whether every folder on the way lets `user` through."
     for p in [folder, *folder.parents]:
         try: s = p.stat()
-        except FileNotFoundError: continue
+        except (FileNotFoundError, NotADirectoryError): continue
         except OSError: return False
+        if not stat.S_ISDIR(s.st_mode): continue # whoever uses it will say so
         bit = 0o100 if s.st_uid == user.uid else 0o010 if s.st_gid == user.gid else 0o001
         if not s.st_mode & bit: return False
     return True
@@ -398,13 +399,15 @@ def data_version(
 NO_PID = 4_194_305 # above the highest process id that Linux can give
 
 def forget_stale_pid(
-    data: Path, # PostgreSQL's data folder
+    data: Path, # PostgreSQL's data folder; its server must be known not to run
 ) -> bool: # True: the file was changed
-    "Make a `postmaster.pid` harmless whose id belongs to another program by now."
+    "Make a `postmaster.pid` harmless that a dead server left."
     file = data/"postmaster.pid"
     try: first, *rest = file.read_text().splitlines(keepends=True)
     except (OSError, ValueError): return False
-    if not first.strip().isdigit() or not keeper.alive(pid := int(first)) or str(data) in command_line(pid): return False
+    if not first.strip().isdigit() or int(first) >= NO_PID: return False
+    if keeper.alive(int(first)) and str(data) in command_line(int(first)):
+        raise Refused(f"A PostgreSQL that was not started here runs in {data}.", "Stop it, or set TIMESCALE_URL to it.")
     file.write_text("".join([f"{NO_PID}\n", *rest]))
     return True
 
@@ -436,7 +439,7 @@ def postgres_kind(
     "PostgreSQL on a unix socket."
     def binaries(at: Path) -> Path: return reachable_binaries(find_postgres(data_version(at/"data")), user, at)
     def prepare(at: Path) -> None:
-        own_folder(socket_folder(at), user)
+        for left in own_folder(socket_folder(at), user).iterdir(): left.unlink() # the socket of a dead server and its lock
         if not (at/"data").exists(): init_postgres(at/"data", binaries(at), user, durable)
         forget_stale_pid(at/"data")
     def argv(at: Path) -> list[str]:
@@ -454,8 +457,10 @@ def ping_valkey(
 ) -> int | None: # its process id, None: nobody answers, or it is still loading
     "Ask it who it is."
     import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
     if not _valkey_socket(at).exists(): return None
-    with redis.Redis(unix_socket_path=str(_valkey_socket(at)), socket_timeout=5, socket_connect_timeout=5) as r:
+    with redis.Redis(unix_socket_path=str(_valkey_socket(at)), socket_timeout=5, retry=Retry(NoBackoff(), 0)) as r:
         try:
             r.ping()
             return int(r.info("server")["process_id"])
