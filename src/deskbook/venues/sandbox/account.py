@@ -77,6 +77,7 @@ class Position:
     "The open trades of one instrument, oldest first; they all point the same way."
     trades: dict[str, Trade] = field(default_factory=dict)
     units: Decimal = ZERO # signed, the sum of the trades
+    cost: Decimal = ZERO # the sum of signed units x price of the trades; kept, so that valuing a position need not walk them
     long: Side = field(default_factory=Side)
     short: Side = field(default_factory=Side)
     commission: Decimal = ZERO
@@ -169,6 +170,7 @@ def _opened(a: Account, t: Transaction, opened: dict[str, Any]) -> str:
     position = a.positions[t["instrument"]]
     position.trades[trade.id] = trade
     position.units += units
+    position.cost += units * trade.price
     if ext and ext.get("id"): a.trade_client[ext["id"]] = trade.id
     return trade.id
 
@@ -180,6 +182,7 @@ def _reduced(a: Account, t: Transaction, r: dict[str, Any]) -> None:
     (position.long if trade.initial > 0 else position.short).pl += pl
     trade.units += units
     position.units += units
+    position.cost += units * trade.price
     trade.realised += pl
     trade.closed_units += abs(units)
     trade.closed_value += abs(units) * Decimal(r["price"])

@@ -4,7 +4,6 @@
 
 # %% ../../../../nbs/venues/sandbox/16_matching.ipynb #d3a7c4fe
 from __future__ import annotations
-from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from ...core.errors import BadInput
@@ -54,15 +53,19 @@ def take(
     config: SandboxConfig,
     bound: int | None = None, # worst price in ticks
     slippage: int = 0, # ticks worse than the book
+    deep: bool = False, # True: the last level has no end
 ) -> tuple[Decimal, int, bool]: # signed units filled; price in ticks (0 when nothing); True: the bound stopped it
     "Walk down the book."
     buy, left, value, stopped = units > 0, abs(units), ZERO, False
-    for level, size in book(quote, buy, config):
+    levels = book(quote, buy, config)
+    worst = levels[-1][0]
+    for level, size in levels:
         price = level + slippage if buy else level - slippage
         if bound is not None and (price > bound if buy else price < bound):
             stopped = True
             break
         part = min(left, size)
+        if deep and level == worst: part = left
         left, value = left - part, value + part * price
         if not left: break
     done = abs(units) - left
@@ -122,8 +125,8 @@ def margin_of(
     return abs(units) * quote.mid * rate.mid * (i.margin_rate_frac if config.margin_rate_frac is None else config.margin_rate_frac)
 
 def unrealised(
-    trades: Iterable[Trade],
+    position: Position,
     quote: SandboxQuote, # longs are valued at the bid, shorts at the ask
 ) -> Decimal: # quote currency
-    "What closing these trades now would earn."
-    return sum(((quote.bid_price if t.units > 0 else quote.ask_price) - t.price) * t.units for t in trades) or ZERO
+    "What closing this position now would earn."
+    return (quote.bid_price if position.units > 0 else quote.ask_price) * position.units - position.cost
