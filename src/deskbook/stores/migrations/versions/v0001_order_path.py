@@ -171,7 +171,8 @@ def growing(
     table, column = f"CREATE TABLE {name} ({GROWING[name]})", BY_TIME[name]
     if timescale:
         return [table, f"SELECT create_hypertable('{name}', '{column}', chunk_time_interval => INTERVAL '30 days', create_default_indexes => false)"]
-    return [f"{table} PARTITION BY RANGE ({column})", f"CREATE TABLE {name}_default PARTITION OF {name} DEFAULT"]
+    return [f"{table} PARTITION BY RANGE ({column})", f"CREATE TABLE {name}_default PARTITION OF {name} DEFAULT",
+        f"GRANT SELECT ON {name}_default TO deskbook_app"] # to count what went astray
 
 # %% ../../../../../nbs/stores/migrations/01_order_path.ipynb #0dfc2122
 # long: one function of the database
