@@ -373,7 +373,7 @@ class SendGuard:
         todo = f"deskbook kill-switch arm --account {self.account} --minutes 60"
         if self.ledger is None: raise NotArmed(f"Without a ledger {self.account} cannot be armed.", todo)
         try: now = await arming(self.ledger, self.account)
-        except (SourceError, NotFound) as e: raise NotArmed(f"Whether {self.account} is armed cannot be read: {e.what}", todo) from e
+        except Exception as e: raise NotArmed(f"Whether {self.account} is armed cannot be read: {e}", todo) from e # whatever it is
         if not now.armed:
             ended = f"; its arming ended {iso(now.until_ms)}" if now.until_ms else ""
             raise NotArmed(f"{self.account} is not armed{ended}.", todo)
