@@ -5,7 +5,7 @@
 # %% ../../../nbs/venues/15_transport.ipynb #2a7ec23c
 from __future__ import annotations
 import asyncio, contextlib, json, time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -162,14 +162,14 @@ class Transport:
         limit_key: LimitKey,
         explain: Explain,
         guard: Guard | None = None, # without one nothing is written
-        policy: RetryPolicy = RetryPolicy(),
+        policy: RetryPolicy | None = None,
         timing: Timing | None = None,
         timeouts: Timeouts = Timeouts(),
         secrets: tuple[str, ...] = (), # never in an error
         connections: int = 8, # requests on the wire at once
     ):
         self.venue, self.http, self.limiter, self.limit_key, self.explain = venue, http, limiter, limit_key, explain
-        self.guard, self.policy, self.timing, self.timeouts, self.secrets = guard, policy, timing or Timing(), timeouts, secrets
+        self.guard, self.policy, self.timing, self.timeouts, self.secrets = guard, policy or RetryPolicy(), timing or Timing(), timeouts, secrets
         self.breakers: dict[str, Breaker] = {}
         self.slots = asyncio.Semaphore(connections)
 
