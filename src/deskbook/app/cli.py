@@ -23,6 +23,7 @@ PARTS = {  # command: module that holds it as a typer app of the same name
     "candles": "deskbook.app.cli_candles",
     "gates": "deskbook.app.cli_gates",
     "study": "deskbook.app.cli_study",
+    "ledger": "deskbook.app.cli_ledger",
     "weekly": "deskbook.app.cli_weekly",
     "run": "deskbook.app.cli_run",
     "runs": "deskbook.app.cli_run",

@@ -20,7 +20,7 @@ if TYPE_CHECKING: from alembic.script import ScriptDirectory
 
 # %% auto #0
 __all__ = ['ROLE_SQL', 'LOCK', 'ensure_role', 'void', 'scripts', 'versions', 'target', 'connect_sync', 'require_server',
-           'populated', 'refuse_loss', 'Migration', 'migrate', 'current']
+           'populated', 'refuse_loss', 'require_direction', 'Migration', 'migrate', 'current']
 
 # %% ../../../nbs/stores/31_ledger_migrate.ipynb #595f1d33
 ROLE_SQL = f"""
@@ -131,6 +131,12 @@ def refuse_loss(rows: dict[str, int], drop_data: bool) -> None:
     if rows and not drop_data:
         raise Refused(f"going down would drop {sum(rows.values())} rows of {', '.join(rows)}.", "Run `deskbook ledger export` first, then repeat with --drop-data.")
 
+# %% ../../../nbs/stores/31_ledger_migrate.ipynb #99473ec8
+def require_direction(before: str, after: str, here: int, there: int, only_down: bool | None) -> None:
+    "Raise `BadInput` when the way to `after` is not the way that was meant."
+    if only_down is False and there < here: raise BadInput(f"{after or 'base'} is older than {before}, the version of this database.", "Add --down to go back.")
+    if only_down and there > here: raise BadInput(f"{after} is newer than {before or 'base'}, the version of this database.", "Leave out --down.")
+
 # %% ../../../nbs/stores/31_ledger_migrate.ipynb #9924906c
 @dataclass(frozen=True)
 class Migration:
@@ -151,6 +157,7 @@ def migrate(
     url: str, # as for `Ledger.open`; the login must own the database or its schema `public`
     to: str = "head", # where to: as for `target`
     *,
+    down: bool | None = None, # True: only ever down; False: only up; None: whichever way `to` lies
     drop_data: bool = False, # going down may drop tables that hold rows
     wait_s: float = 30.0, # for another deployer, and for each table that is in use
     progress: Callable[[str], None] | None = None, # called with each statement before it runs
@@ -168,6 +175,7 @@ def migrate(
         after = target(to, known, before)
         rungs = ["", *known]
         here, there = rungs.index(before), rungs.index(after)
+        require_direction(before, after, here, there, down)
         up = [book.get_revision(v) for v in rungs[here + 1:there + 1]]
         back = [book.get_revision(v) for v in reversed(rungs[there + 1:here + 1])]
         dropped = populated(conn, [t for s in back for t in s.module.tables]) if back else {}
