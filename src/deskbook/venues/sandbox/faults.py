@@ -231,6 +231,7 @@ class FaultPlan:
         for f in faults: self.add(f)
 
     def __bool__(self) -> bool: return bool(self._faults)
+    def faults(self) -> tuple[Fault, ...]: return tuple(self._faults.values())
 
     def add(self, fault: Fault) -> str: # its name
         "Set a fault. Raises `BadInput` when its name is taken."
