@@ -57,8 +57,9 @@ def _utc(local: np.ndarray, alignment: Alignment) -> np.ndarray:
     "Back to epoch ms; an hour that does not exist counts as the one after it."
     s = pl.Series(local).cast(pl.Datetime("ms"))
     there = s.dt.replace_time_zone(alignment.zone, ambiguous="earliest", non_existent="null")
-    later = (s + pl.duration(hours=1)) if False else s.dt.offset_by("1h").dt.replace_time_zone(alignment.zone, ambiguous="earliest", non_existent="null")
-    return there.fill_null(later).dt.epoch("ms").to_numpy() if there.null_count() else there.dt.epoch("ms").to_numpy()
+    if not there.null_count(): return there.dt.epoch("ms").to_numpy()
+    later = s.dt.offset_by("1h").dt.replace_time_zone(alignment.zone, ambiguous="earliest", non_existent="null")
+    return there.zip_with(there.is_not_null(), later).dt.epoch("ms").to_numpy()
 
 # %% ../../../../nbs/venues/sandbox/13_candles.ipynb #2e72616a
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Rows:
         return Rows(self.times[a:b], self.bid[a:b], self.ask[a:b], self.volume[a:b])
 
 def _joined(parts: list[Rows]) -> Rows:
-    return Rows(*(np.concatenate([getattr(p, k) for p in parts]) for k in ("times", "bid", "ask", "volume")))
+    times, bid, ask, volume = (np.concatenate([getattr(p, k) for p in parts]) for k in ("times", "bid", "ask", "volume"))
+    return Rows(times, bid, ask, volume)
 
 # %% ../../../../nbs/venues/sandbox/13_candles.ipynb #c9e158c9
 def aggregate(
@@ -130,12 +132,11 @@ def ticks(
     known = t <= now
     t, sides = t[known], [np.array(s, dtype=np.int64)[known] for s in (p.bid, p.ask)]
     whole = start + MINUTE_MS <= now
-    rows = Rows(t, *(np.repeat(s[:, None], 4, axis=1) for s in sides), np.ones(t.size, dtype=np.int64))
     starts = t // step_ms * step_ms
     first = np.flatnonzero(np.r_[True, starts[1:] != starts[:-1]])
     last = np.r_[first[1:], starts.size] - 1
     put = [np.stack([s[first], np.maximum.reduceat(s, first), np.minimum.reduceat(s, first), s[last]], axis=1) for s in sides]
-    volume = np.add.reduceat(rows.volume, first)
+    volume = last - first + 1
     if whole and step_ms == MINUTE_MS: volume = np.array([int(day.volume[bisect_left(day.times, start)])])
     return Rows(starts[first], put[0], put[1], volume)
 
@@ -190,9 +191,9 @@ def find_rows(
         else: rows = _forward(market, name, a, n + 1, now, granularity, alignment)
         rows = rows.cut(int(np.searchsorted(rows.times, a, "left" if include_first else "right")), rows.times.size)
         return rows if end_ms is not None else rows.cut(0, n)
-    b, a, most = (now + 1 if end_ms is None else end_ms), 0, max(n * step, DAY_MS)
-    for widen in (1, 2, 4, 16):
-        a = _start_of(b - most * widen - step, granularity, alignment)
+    b, a, most = (now + 1 if end_ms is None else end_ms), 0, n * step if granularity[0] == "S" else n * step * 3 // 2 + DAY_MS # open days are five of seven
+    for widen in (1, 2, 4, 16, 64):
+        a = _start_of(b - most * widen - (widen - 1) * DAY_MS // 8 - step, granularity, alignment)
         rows = _rows(market, name, a, b, now, granularity, alignment)
         if rows.times.size >= n + 1: break
     return rows.cut(max(rows.times.size - n, 0), rows.times.size)

@@ -39,6 +39,7 @@ class Reject:
     fields: dict[str, Any] # what of the request can be repeated
 
 # %% ../../../../nbs/venues/sandbox/14_checks.ipynb #a42b3099
+# long: a table
 REJECT_MESSAGES = {
     "INSTRUMENT_MISSING": "No instrument is given.", "INSTRUMENT_UNKNOWN": "There is no such instrument.",
     "INSTRUMENT_PRICE_UNKNOWN": "There is no price, or no rate into the account's currency.", "INSTRUMENT_NOT_TRADEABLE": "The account may not trade this instrument.",

@@ -8,7 +8,7 @@ __all__ = ['SandboxClock']
 # %% ../../../../nbs/venues/sandbox/00_clock.ipynb #0dec4d6d
 import threading, time
 from collections.abc import Callable
-from ...core.clock import MINUTE_MS, iso, system_clock, to_ms
+from ...core.clock import iso, system_clock, to_ms
 from ...core.errors import BadInput
 
 # %% ../../../../nbs/venues/sandbox/00_clock.ipynb #14b51d13

@@ -9,25 +9,24 @@ import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import ROUND_FLOOR, Decimal
 from functools import lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo
-from ...core.clock import DAY_MS, MINUTE_MS, Clock, iso, to_datetime, to_ms
+from ...core.clock import DAY_MS, MINUTE_MS, Clock, to_datetime, to_ms
 from ...core.errors import BadInput
 from . import market as markets
 from .account import ZERO, Account, Order, Position, Trade, Transaction, apply, fold
 from .candles import candles as make_candles
-from .checks import REJECT_MESSAGES, OrderSpec, Reject, bad_id, price_reason, read_extensions, read_number, read_order, too_precise
+from .checks import REJECT_MESSAGES, OrderSpec, Reject, price_reason, read_extensions, read_number, read_order, too_precise
 from .clock import SandboxClock
 from .fills import CANCEL_REASONS, Attempt, on_fill_price, plan_fill
-from .instruments import SandboxInstrument, as_price, as_text, instrument_json
+from .instruments import SandboxInstrument, as_text, instrument_json
 from .market import Market, NoRate, SandboxQuote, first_hit, home_rate
 from .matching import SandboxConfig, home, money
 from .resting import Key, Resting, waits_for
-from deskbook.venues.sandbox.views import (figures, order_json, position_json, positions_json, price_json, mark, state_json, summary_json, trade_json,
-    trades_json, user_id)
+from .views import figures, mark, order_json, positions_json, price_json, state_json, summary_json, trades_json, user_id
 from .wire import WireError, parse_time, rfc3339
 
 Answer = tuple[int, dict[str, Any]] # HTTP status and body
@@ -38,8 +37,9 @@ __all__ = ['Answer', 'Watcher', 'Batch', 'Script', 'next_rollover', 'SandboxEngi
 
 # %% ../../../../nbs/venues/sandbox/20_engine.ipynb #b091e124
 class Batch:
+    # long: two short methods
     "The transactions of one request, as they are written."
-    __slots__ = ("account", "_log", "_stamp", "transactions")
+    __slots__ = ("_log", "_stamp", "account", "transactions")
     def __init__(self, account: Account, log: list[Transaction], now_ms: int, seed: int):
         first = account.last_id + 1
         request = str((zlib.crc32(f"{seed}/{account.id}".encode()) + 1) * 10**7 + first)
@@ -105,15 +105,13 @@ class _Fills(_Books):
         super().__init__(market, clock, config)
         self._resting: dict[str, Resting] = {}
         self._scanned: dict[str, int] = {} # instrument -> up to when no resting order triggers
-        self._timers: list[tuple[int, int, str, str, str]] = [] # epoch ms, running number, kind, account, order
-        self._n = 0
+        self._timers: list[tuple[int, str, str, int]] = [] # epoch ms, kind, account, order; no two alike differ in effect, so ties have no order to lose
         self._full: dict[str, tuple[SandboxQuote, dict[str, Any]]] = {}
 
     def _alive(self, key: Key) -> bool: return key[1] in self._accounts[key[0]].pending
 
     def _timer(self, ms: int, kind: str, account: str = "", order: str = "") -> None:
-        self._n += 1
-        heapq.heappush(self._timers, (ms, self._n, kind, account, order))
+        heapq.heappush(self._timers, (ms, kind, account, int(order or 0)))
 
     def _full_price(self, i: SandboxInstrument, q: SandboxQuote) -> dict[str, Any]:
         "The book of the moment; made once per tick."
@@ -158,8 +156,8 @@ class _Fills(_Books):
 
     def _again(self, a: Account, o: Order) -> None:
         "Look at a partly filled order at its next slice, or when there is new liquidity."
-        first = parse_time(o.first_fill_time)
-        self._timer(next((first + ms for ms, _ in self.config.slices if first + ms > self._now), self._now + 250), "wake", a.id, o.id)
+        first, last = parse_time(o.first_fill_time), parse_time(o.filled_time)
+        self._timer(next((first + ms for ms, _ in self.config.slices if first + ms > last), last + 250), "wake", a.id, o.id)
 
     def _wait(self, a: Account, o: Order) -> None:
         "Put an order into the book of its instrument."
@@ -271,7 +269,7 @@ class _Orders(_Fills):
     def _keep(self, batch: Batch, o: Order, reason: str) -> Transaction | None:
         "Let an order rest, or rest on; reasons that will not pass end it."
         if reason and (reason not in _PASSING or o.type == "STOP"): return self._cancel(batch, o, reason)
-        if o.filled: self._again(batch.account, o)
+        if batch.transactions: self._again(batch.account, o)
         else: self._wait(batch.account, o)
         return None
 
@@ -355,9 +353,9 @@ class _Time(_Orders):
     def _next_trigger(self, limit: int) -> tuple[int, str] | None: # time, instrument
         "The first tick up to `limit` at which a resting order triggers."
         best: tuple[int, str] | None = None
-        for name, resting in self._resting.items():
-            if (levels := resting.levels()) is None: continue
-            end = limit if best is None else best[0]
+        for name in sorted(self._resting):
+            if (levels := self._resting[name].levels()) is None: continue
+            end = limit if best is None else best[0] - 1
             hit = first_hit(self.market, name, levels, self._scanned[name], end)
             self._scanned[name] = max(end, self._scanned[name]) if hit is None else hit - 1
             if hit is not None: best = (hit, name)
@@ -386,9 +384,9 @@ class _Time(_Orders):
             self._margin_at += MINUTE_MS
             for a in self._accounts.values(): self._check_margin(a)
             return
-        _, _, kind, account, order = heapq.heappop(self._timers)
+        _, kind, account, order = heapq.heappop(self._timers)
         if kind == "day": self._day_turns()
-        elif order in (a := self._accounts[account]).pending: self._expire(a, order) if kind == "expire" else self._wake(a, order)
+        elif str(order) in (a := self._accounts[account]).pending: self._expire(a, str(order)) if kind == "expire" else self._wake(a, str(order))
 
     def _expire(self, a: Account, order: str) -> None:
         "The time in force is over."
@@ -411,17 +409,17 @@ class _Time(_Orders):
 
     def _finance(self, a: Account) -> None:
         "Interest for the days that this rollover stands for."
-        weekday, positions = to_datetime(self._now).astimezone(_NEW_YORK).weekday(), []
+        weekday, positions, total = to_datetime(self._now).astimezone(_NEW_YORK).weekday(), [], ZERO
         for name, p in a.positions.items():
             days = self.market.universe[name].days_charged[weekday]
             if not p.units or not days: continue
             m = mark(self.market, name, a.currency, self._now)
             yearly = m.quote.mid * (m.instrument.long_rate_frac if p.units > 0 else m.instrument.short_rate_frac)
-            trades = [{"tradeID": t.id, "financing": home(abs(t.units) * yearly * days / 365, m.rate)} for t in p.trades.values()]
-            positions.append({"instrument": name, "financing": f"{sum(t['financing'] for t in trades):.4f}",
-                "openTradeFinancings": [{**t, "financing": f"{t['financing']:.4f}"} for t in trades]})
+            parts = {t.id: home(abs(t.units) * yearly * days / 365, m.rate) for t in p.trades.values()}
+            total += (amount := sum(parts.values(), ZERO))
+            positions.append({"instrument": name, "financing": f"{amount:.4f}", "openTradeFinancings": [{"tradeID": k, "financing": f"{v:.4f}"} for k, v in parts.items()]})
         if not positions: return
-        total, batch = sum(Decimal(p["financing"]) for p in positions), self._batch(a)
+        batch = self._batch(a)
         batch.add("DAILY_FINANCING", {"financing": f"{total:.4f}", "accountBalance": f"{a.balance + total:.4f}", "accountFinancingMode": "DAILY", "positionFinancings": positions})
         self._tell(batch)
 
@@ -617,7 +615,8 @@ class SandboxEngine(_Time):
         p = a.positions.get(instrument) or Position()
         asked = _sides(body, p)
         if not asked: return self._rejected(self._batch(a), "MARKET_ORDER", {"instrument": instrument}, "CLOSEOUT_POSITION_INCOMPLETE_SPECIFICATION", "longOrderRejectTransaction")
-        batch, named = self._batch(a), {}
+        batch = self._batch(a)
+        named: dict[str, Transaction | None] = {}
         wanted = {side: _closing(units, p, side, i) for side, units in asked.items()}
         fields = {side: self._closeout_fields(i, side, asked[side], wanted[side][0], body) for side in asked}
         bad = {side: reason for side, (_, reason) in wanted.items() if reason}

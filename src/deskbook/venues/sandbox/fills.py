@@ -143,8 +143,8 @@ def plan_fill(
     fields: dict[str, Any] = {
         "orderID": o.id, **({"clientOrderID": o.client_id} if o.client_id else {}), "instrument": o.instrument, "units": as_text(done, i.trade_units_precision),
         "requestedUnits": as_text(want.units, i.trade_units_precision), "price": str(price), "fullVWAP": str(price), "reason": want.reason,
-        "pl": f"{pl:.4f}", "quotePL": str(quote_pl), "financing": "0.0000", "commission": f"{commission:.4f}", "guaranteedExecutionFee": "0.0000",
-        "accountBalance": f"{a.balance + pl - commission:.4f}", "gainQuoteHomeConversionFactor": str(rate.gain), "lossQuoteHomeConversionFactor": str(rate.loss),
+        "pl": f"{pl:.4f}", "quotePL": f"{quote_pl:f}", "financing": "0.0000", "commission": f"{commission:.4f}", "guaranteedExecutionFee": "0.0000",
+        "accountBalance": f"{a.balance + pl - commission:.4f}", "gainQuoteHomeConversionFactor": f"{rate.gain:f}", "lossQuoteHomeConversionFactor": f"{rate.loss:f}",
         "halfSpreadCost": _half_spread(done, quote, rate)}
     ended = [(t, r) for t, r in gone if t.units + Decimal(r["units"]) == 0]
     if ended: fields["tradesClosed"] = [r for _, r in ended]

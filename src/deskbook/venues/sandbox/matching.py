@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from ...core.errors import BadInput
 from .account import ZERO, Position, Trade
-from .instruments import SandboxInstrument, as_price
+from .instruments import SandboxInstrument
 from .market import HomeRate, SandboxQuote
 
 # %% auto #0

@@ -27,6 +27,7 @@ def waits_for(
 
 # %% ../../../../nbs/venues/sandbox/18_resting.ipynb #38ee18d0
 class Resting:
+    # long: three short methods around four heaps
     "The resting orders of one instrument, of all accounts."
     def __init__(self,
         alive: Callable[[Key], bool], # whether an order still waits
@@ -34,14 +35,12 @@ class Resting:
         self._alive = alive
         self._heaps: dict[Waits, list[tuple[int, int, Key]]] = {"ask_falls": [], "ask_rises": [], "bid_rises": [], "bid_falls": []}
         self._waiting: set[Key] = set()
-        self._n = 0
 
     def add(self, key: Key, waits: Waits, price: int) -> None: # price in ticks
         "Let an order wait."
         if key in self._waiting: return
         self._waiting.add(key)
-        self._n += 1
-        heapq.heappush(self._heaps[waits], (-price if waits.endswith("falls") else price, self._n, key))
+        heapq.heappush(self._heaps[waits], (-price if waits.endswith("falls") else price, len(self._waiting), key))
 
     def _top(self, waits: Waits) -> int | None:
         "The price that would trigger first."
@@ -55,13 +54,13 @@ class Resting:
         out = Levels(self._top("ask_falls"), self._top("ask_rises"), self._top("bid_rises"), self._top("bid_falls"))
         return out if self._waiting else None
 
-    def pop(self, bid: int, ask: int) -> list[Key]: # oldest first
+    def pop(self, bid: int, ask: int) -> list[Key]: # by order id, so that the same log gives the same order of fills
         "Take out what triggers at this tick."
-        found: list[tuple[int, Key]] = []
+        found: list[Key] = []
         for waits, heap in self._heaps.items():
             price = {"ask_falls": -ask, "ask_rises": ask, "bid_rises": bid, "bid_falls": -bid}[waits]
             while heap and heap[0][0] <= price:
-                _, n, key = heapq.heappop(heap)
+                key = heapq.heappop(heap)[2]
                 self._waiting.discard(key)
-                if self._alive(key): found.append((n, key))
-        return [k for _, k in sorted(found)]
+                if self._alive(key): found.append(key)
+        return sorted(found, key=lambda k: (int(k[1]), k[0]))
