@@ -255,6 +255,7 @@ class Signals:
     outbox: asyncio.Event = field(default_factory=asyncio.Event) # there may be something to send
     fills: asyncio.Event = field(default_factory=asyncio.Event) # there may be fills to read
     unknown: asyncio.Event = field(default_factory=asyncio.Event) # there may be an order to look for
+    equity: asyncio.Event = field(default_factory=asyncio.Event) # there was a fill
     holds: set[str] = field(default_factory=set) # why nothing is sent at the moment, e.g. {"boot"}; expired intents still end
     in_flight: set[UUID] = field(default_factory=set) # orders whose call has not come back
     waiters: Waiters = field(default_factory=Waiters)

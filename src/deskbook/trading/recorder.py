@@ -376,6 +376,7 @@ async def record(
         await tx.execute("SELECT pg_notify('deskbook_orders', %s)", (deps.account,))
     after = tuple(c.after for c in changes)
     deps.signals.waiters.tell(after)
+    if new: deps.signals.equity.set()
     return Recorded(after, len(new), tuple(adopted))
 
 # %% ../../../nbs/trading/31_recorder.ipynb #913d0281
