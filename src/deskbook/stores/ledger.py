@@ -127,7 +127,7 @@ def alive(
     try:
         watch = select.poll()
         watch.register(conn.fileno(), select.POLLIN)
-        if watch.poll(0): conn.pgconn.consume_input()
+        while watch.poll(0) and conn.pgconn.status == ConnStatus.OK: conn.pgconn.consume_input() # the goodbye, then the end
         return conn.pgconn.status == ConnStatus.OK
     except psycopg.Error: return False
 
