@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo
 from ...core.clock import DAY_MS, MINUTE_MS, Clock, to_datetime, to_ms
-from ...core.errors import BadInput
+from ...core.errors import BadInput, DataError
 from . import market as markets
 from .account import ZERO, Account, Order, Position, Trade, Transaction, apply, fold
 from .candles import candles as make_candles
@@ -759,6 +759,8 @@ class SandboxEngine(_Time):
         out = cls(market, clock, config)
         out._accounts = {k: fold(k, log) for k, log in logs.items()}
         out._logs = {k: list(log) for k, log in logs.items()}
+        used = {x.instrument for a in out._accounts.values() for x in (*a.open_trades.values(), *a.pending.values())}
+        if missing := used - set(out.market.universe): raise DataError(f"The accounts hold {', '.join(sorted(missing))}, which this market does not have.", "Start with the market they were traded on.")
         last = [parse_time(a.last_time) for a in out._accounts.values() if a.last_time]
         if last: out._start(max(last))
         for a in out._accounts.values():

@@ -28,7 +28,8 @@ __all__ = ['FX_UNIVERSE', 'Source', 'SimulatedSource', 'FrameSource', 'lake_sour
 # %% ../../../../nbs/venues/sandbox/10_market.ipynb #126c1a54
 class Source(Protocol):
     "Where minute candles come from."
-    instruments: tuple[str, ...]
+    @property
+    def instruments(self) -> tuple[str, ...]: ...
     def candles(self, instrument: str, a: int, b: int) -> pl.DataFrame: ... # M1 candle frame of [a, b) in epoch ms
     def end_ms(self, instrument: str) -> int | None: ... # None: it never ends
 
@@ -296,8 +297,8 @@ def first_hit(
         fresh = not o.halted and o.quote_ms is None and market.tradeable(name, b) and a < b
         return b if fresh and o.quote and levels.hit(o.quote[0], o.quote[0], o.quote[1], o.quote[1]) else None
     for p in _paths(market, name, levels, a, b):
-        for k in range(len(p)):
-            if a < (t := p.time(k)) <= b and levels.hit(p.bid[k], p.bid[k], p.ask[k], p.ask[k]) and market.is_open(name, t): return t
+        for k in range(p.at(a) + 1 if a >= p.start else 0, p.at(b) + 1):
+            if levels.hit(p.bid[k], p.bid[k], p.ask[k], p.ask[k]) and market.is_open(name, t := p.time(k)): return t
     return None
 
 # %% ../../../../nbs/venues/sandbox/10_market.ipynb #44d786a5
@@ -348,7 +349,7 @@ def _pair_rate(market: Market, a: str, b: str, ms: int) -> HomeRate | None:
     return None
 
 # %% ../../../../nbs/venues/sandbox/10_market.ipynb #578754c8
-def _rounded(rate: Decimal) -> Decimal: return +rate.quantize(Decimal("1e-10"))
+def _rounded(rate: Decimal) -> Decimal: return +rate.quantize(Decimal("1e-12"))
 
 @lru_cache(maxsize=1024)
 def _inverse(bid: Decimal, ask: Decimal) -> HomeRate:
