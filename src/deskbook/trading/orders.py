@@ -164,7 +164,7 @@ def state_after_venue(
     "The state after the venue was heard. An old message cannot bring a state back."
     if state in TERMINAL: return state
     if told in TERMINAL: return told
-    return state_after_fills("cancel_pending" if state == "cancel_pending" else "open", units, filled)
+    return state_after_fills(state if state in ("cancel_pending", "partially_filled") else told, units, filled)
 
 # %% ../../../nbs/trading/00_orders.ipynb #eed94fc2
 # long: the vocabulary is one list
