@@ -104,7 +104,7 @@ class Found:
 class Absent:
     "Open orders, history and transactions were all read up to `cursor`, and it is in none of them."
     cursor: str # the last transaction that was looked at
-    looked_at_ms: int # the venue's time of that look
+    looked_at_ms: int # when that was, by our own clock, which is the one the grace period is counted by
 
 @dataclass(frozen=True)
 class Unreadable:
