@@ -24,6 +24,7 @@ PARTS = {  # command: module that holds it as a typer app of the same name
     "gates": "deskbook.app.cli_gates",
     "study": "deskbook.app.cli_study",
     "ledger": "deskbook.app.cli_ledger",
+    "sandbox": "deskbook.app.cli_sandbox",
     "weekly": "deskbook.app.cli_weekly",
     "run": "deskbook.app.cli_run",
     "runs": "deskbook.app.cli_run",
