@@ -65,7 +65,7 @@ def is_down(
     error: BaseException,
 ) -> bool:
     "Whether this error means that the connection is gone, not that a statement was wrong."
-    if isinstance(error, (PoolTimeout, OSError)): return True
+    if isinstance(error, PoolTimeout): return True
     if not isinstance(error, psycopg.Error): return False
     code = error.sqlstate or ""
     return (isinstance(error, psycopg.OperationalError) and not code) or code[:2] == "08" or code in ("57P01", "57P02", "57P03", "57P05", "25P03", "53300")
@@ -234,14 +234,14 @@ class Ledger:
             await conn.commit()
         except BaseException as e:
             await self._undo(conn)
-            if isinstance(e, (psycopg.Error, OSError)) and (is_down(e) or conn.closed): raise down(e, self.url, committing) from e
+            if isinstance(e, psycopg.Error) and (is_down(e) or conn.closed): raise down(e, self.url, committing) from e
             raise
         finally: await self.pool.putconn(conn)
 
     async def _undo(self, conn: AsyncConnection[Any]) -> None:
         "Roll back; a connection that cannot is closed, which does the same."
         try: await asyncio.wait_for(conn.rollback(), 5.0)
-        except (psycopg.Error, OSError, TimeoutError): await conn.close()
+        except (psycopg.Error, TimeoutError): await conn.close()
 
     async def rows(
         self,
@@ -253,7 +253,7 @@ class Ledger:
         try:
             got = await conn.execute(sql, params or None)
             return await got.fetchall() if got.description else []
-        except (psycopg.Error, OSError) as e:
+        except psycopg.Error as e:
             if is_down(e) or conn.closed: raise down(e, self.url, maybe_committed=True) from e
             raise
         finally: await self.pool.putconn(conn)
