@@ -36,7 +36,7 @@ FINITE = "CREATE DOMAIN finite AS NUMERIC CHECK (VALUE > '-Infinity' AND VALUE <
 
 ACCOUNTS = f"""
 CREATE TABLE accounts (
-  account text PRIMARY KEY CHECK (account <> ''), venue text NOT NULL, environment text NOT NULL {one_of("environment")},
+  account text PRIMARY KEY CHECK (account <> ''), venue text NOT NULL, venue_account text NOT NULL DEFAULT '', environment text NOT NULL {one_of("environment")},
   mode text NOT NULL {one_of("mode")}, currency text NOT NULL,
   entries_frozen boolean NOT NULL DEFAULT false, freeze_reason text, frozen_at timestamptz,
   armed_until timestamptz, armed_by text, fill_cursor text NOT NULL DEFAULT '', cash_balance finite, reconciled_at timestamptz,
