@@ -5,7 +5,7 @@
 # %% ../../../nbs/venues/22_oanda.ipynb #e215c91a
 from __future__ import annotations
 import asyncio, contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
@@ -19,14 +19,15 @@ from . import oanda_wire as wire
 from .errors import AuthError, NetworkError, OrderNotFound, ProtocolError, Rejected, VenueError
 from .limiter import Limit, LimitKey, Limiter
 from .model import Absent, Ack, Balance, Capabilities, FillPage, Found, Guard, Instrument, Lookup, OrderRequest, Quote
-from .model import Unreadable, VenueFill, VenueOrder, VenuePosition, Write
+from .model import Gap, Heartbeat, Reconnected, Unreadable, VenueFill, VenueOrder, VenuePosition, Write
+from .oanda_streams import StreamPolicy, TransactionReader, open_lines, watch_prices, watch_transactions
 from .retry import RetryPolicy, Timing, backoff_s
 from .transport import Answer, Ask, Timeouts, Transport, for_create, http_client
 
 # %% auto #0
 __all__ = ['Environment', 'HOSTS', 'LOOPBACK', 'LIMITS', 'GRANULARITIES', 'PAGE', 'ABSENCE_GRACE_S', 'EDGE_MS', 'FINAL',
            'check_address', 'reading', 'explain', 'OandaAccount', 'OandaReads', 'Page', 'next_page', 'page_at',
-           'OandaCandles', 'Log', 'OandaFills', 'OandaPlaces', 'chosen', 'OandaFinds', 'Oanda']
+           'OandaCandles', 'Log', 'OandaFills', 'OandaPlaces', 'chosen', 'OandaFinds', 'OandaCancels', 'Oanda']
 
 # %% ../../../nbs/venues/22_oanda.ipynb #7ac8e985
 Environment = Literal["sandbox", "practice", "live"]
@@ -89,6 +90,8 @@ class OandaAccount:
         timing: Timing | None = None,
         timeouts: Timeouts | None = None,
         connections: int = 8, # requests on the wire at once
+        absence_grace_s: float = ABSENCE_GRACE_S, # how long after sending an order may still turn up
+        stream: StreamPolicy | None = None, # None: 10 s of silence on prices, 20 s on transactions
     ):
         if not (account and account.isascii() and account.replace("-", "").replace("_", "").isalnum()): raise BadInput(f"{account!r} is not an account.", "It looks like 101-004-1234567-001.")
         if not (token and token.isascii() and token.isprintable() and " " not in token): raise BadInput("The token is empty or holds characters that no token has.", "Set OANDA_API_TOKEN.")
@@ -103,6 +106,8 @@ class OandaAccount:
         self.transport = Transport(self.name, http, Limiter({key: limit} if limit else {}, self.timing), key, explain, guard,
             self.policy, self.timing, self.timeouts, self.secrets, connections)
         self.path = f"/v3/accounts/{account}"
+        self.absence_grace_s, self.stream = absence_grace_s, stream
+        self.stream_http: httpx.AsyncClient | None = None # opened with the first stream
         self.instruments: dict[str, Instrument] = {} # as last loaded
         self.currency = "" # of the account, once it was read
         self._loading = asyncio.Lock()
@@ -112,6 +117,7 @@ class OandaAccount:
     async def aclose(self) -> None:
         "Close the connections."
         await self.transport.aclose()
+        if self.stream_http is not None: await self.stream_http.aclose()
 
     async def _get(self, path: str, group: str = "account", **params: str) -> Answer:
         return await self.transport.request(Ask("GET", path if path.startswith("/") else f"{self.path}/{path}", group=group, params=params))
@@ -122,7 +128,7 @@ class OandaReads(OandaAccount):
     "What can be read with one request."
     def capabilities(self) -> Capabilities:
         "What the order path must know."
-        return Capabilities(self.name, self.environment, r"[A-Za-z0-9_-]+", 128, ABSENCE_GRACE_S, wire.LIMIT_TIMES, frozenset(("market", "limit")), self.currency or "USD")
+        return Capabilities(self.name, self.environment, r"[A-Za-z0-9_-]+", 128, self.absence_grace_s, wire.LIMIT_TIMES, frozenset(("market", "limit")), self.currency or "USD")
 
     async def load_instruments(self) -> dict[str, Instrument]: # by name; also kept in `instruments`
         "What the account may trade."
@@ -385,8 +391,8 @@ class OandaFinds(OandaPlaces):
 # long: one cancel with its looks in between
 FINAL = frozenset(("filled", "cancelled", "rejected", "expired"))
 
-class Oanda(OandaFinds):
-    "An OANDA v20 account as a `Venue`."
+class OandaCancels(OandaFinds):
+    "Cancels."
     async def cancel_order(self, venue_order_id: str = "", client_id: str = "") -> VenueOrder:
         "Cancel, and return the order as it ended, also when it had ended before. Raises `OrderNotFound`."
         if not (venue_order_id or client_id): raise BadInput("Neither the venue's id nor a client id is given.")
@@ -418,3 +424,31 @@ class Oanda(OandaFinds):
         found = await self.fetch_order(venue_order_id, client_id)
         if found.order.state in FINAL: return found.order
         raise OrderNotFound(f"{self.name} lists order {specifier} and does not cancel it.", "Look at the account.", venue=self.name)
+
+# %% ../../../nbs/venues/22_oanda.ipynb #903757fd
+# long: the two streams side by side
+class Oanda(OandaCancels):
+    "An OANDA v20 account as a `Venue`."
+    def _lines(self, path: str, silence_s: float, **params: str) -> Callable[[], contextlib.AbstractAsyncContextManager[AsyncIterator[dict[str, Any]]]]:
+        "Something that opens a stream."
+        if self.stream_http is None:
+            limits = httpx.Limits(max_connections=20, max_keepalive_connections=0)
+            self.stream_http = httpx.AsyncClient(base_url=self.stream_url, headers=self.headers, limits=limits, trust_env=self.environment != "sandbox",
+                timeout=httpx.Timeout(None, connect=self.timeouts.connect_s, write=self.timeouts.write_s, pool=self.timeouts.slot_s))
+        http = self.stream_http
+        return lambda: open_lines(http, f"{self.path}/{path}", params, silence_s, self.secrets)
+
+    async def watch_quotes(self, instruments: Sequence[str]) -> AsyncIterator[Quote | Heartbeat | Gap | Reconnected]:
+        "Prices until somebody stops listening. Raises `AuthError` or `Rejected`; everything else is a `Gap` and a way back."
+        policy = self.stream or StreamPolicy()
+        connect = self._lines("pricing/stream", policy.silence_s, instruments=",".join(instruments), snapshot="true")
+        async for event in watch_prices(connect, lambda: self.fetch_quotes(instruments), policy, self.policy, self.timing): yield event
+
+    async def watch_fills(self, cursor: str) -> AsyncIterator[VenueFill | VenueOrder | Heartbeat | Gap | Reconnected]:
+        "Fills and ended orders after a cursor, each once and in order. `Heartbeat.cursor` is where a later call may begin."
+        policy = self.stream or StreamPolicy(silence_s=20.0)
+        async def read_log(at: str) -> tuple[Sequence[dict[str, Any]], str]:
+            log = await self.read_log(at)
+            return log.transactions, log.cursor
+        reader = TransactionReader(cursor, read_log, await self._home())
+        async for event in watch_transactions(self._lines("transactions/stream", policy.silence_s), reader, policy, self.policy, self.timing): yield event
