@@ -5,6 +5,7 @@
 # %% ../../../nbs/stores/31_ledger_migrate.ipynb #fdf13438
 from __future__ import annotations
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -94,6 +95,7 @@ def require_server(conn: Connection[Any]) -> None:
 
 # %% ../../../nbs/stores/31_ledger_migrate.ipynb #6f2cf9f5
 LOCK = 0x6465736B # of the advisory lock, the same in every deskbook
+_ONE = threading.Lock() # Alembic keeps the running migration in a global of the process
 
 @contextmanager
 def _locked(
@@ -183,7 +185,7 @@ def migrate(
         steps = [MigrationStep.upgrade_from_script(book.revision_map, s) for s in up] + [MigrationStep.downgrade_from_script(book.revision_map, s) for s in back]
         context = MigrationContext.configure(connection=conn, opts={"fn": lambda rev, ctx: steps})
         if steps:
-            with Operations.context(context): context.run_migrations()
+            with _ONE, Operations.context(context): context.run_migrations()
         made = conn.exec_driver_sql("SELECT deskbook_partitions()").scalar() if after else []
     return Migration(before, after, tuple(f"+{s.revision}" for s in up) + tuple(f"-{s.revision}" for s in back), dropped, tuple(made))
 
