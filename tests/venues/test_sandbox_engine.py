@@ -213,6 +213,18 @@ def test_position_fill():
     assert rejected(engine, -1000, positionFill="REDUCE_ONLY") == "CLOSEOUT_POSITION_DOESNT_EXIST"
 
 
+def test_a_resting_order_keeps_to_its_position_fill():
+    engine, _ = make()
+    filled(engine, 3000)
+    high = str(ask(engine) + Decimal("0.01"))
+    assert cancelled(engine, 1000, "LIMIT", price=high, positionFill="REDUCE_ONLY") == "POSITION_CLOSEOUT_FAILED" and units(engine) == 3000
+    filled(engine, 1000, "LIMIT", price=high, positionFill="OPEN_ONLY")
+    low = str(bid(engine) - Decimal("0.01"))
+    _, body = submit(engine, -9000, "LIMIT", price=low, positionFill="REDUCE_ONLY")
+    assert (body["orderFillTransaction"]["units"], body["orderCancelTransaction"]["reason"], units(engine)) == ("-4000", "POSITION_CLOSEOUT_FAILED", 0)
+    assert cancelled(engine, -1000, "LIMIT", price=low, positionFill="REDUCE_ONLY") == "POSITION_CLOSEOUT_FAILED"
+
+
 # -- closing
 
 def test_closing_a_position_whole_and_in_part():
@@ -526,6 +538,15 @@ def test_profit_in_yen_is_booked_in_dollars_at_the_worse_rate():
     gain, loss = Decimal(out["gainQuoteHomeConversionFactor"]), Decimal(out["lossQuoteHomeConversionFactor"])
     assert Decimal(out["quotePL"]) == 10_000 and Decimal(out["pl"]) == (10_000 * gain).quantize(Decimal("0.0001")) and gain < loss
     assert abs(gain * (entry + Decimal("1.02")) - 1) < Decimal("1e-9") > abs(loss * (entry + 1) - 1)
+
+
+def test_a_loss_in_yen_costs_the_rate_of_losses_and_the_fee():
+    engine, clock = make(market=own_market("USD_JPY"), conversion_fee_frac=Decimal("0.005"))
+    entry = Decimal(filled(engine, 10_000, instrument="USD_JPY")["price"])
+    engine.set_price("USD_JPY", entry - 1, entry - Decimal("0.98"))
+    out = filled(engine, -10_000, instrument="USD_JPY")
+    loss = Decimal(out["lossQuoteHomeConversionFactor"])
+    assert Decimal(out["pl"]) == (-10_000 * loss * Decimal("1.005")).quantize(Decimal("0.0001")) and abs(loss * (entry - 1) - 1) < Decimal("1e-9")
 
 
 def test_an_account_in_euros():

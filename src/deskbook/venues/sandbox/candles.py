@@ -5,7 +5,7 @@
 # %% ../../../../nbs/venues/sandbox/13_candles.ipynb #295ff7c9
 from __future__ import annotations
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from zoneinfo import ZoneInfo
 import numpy as np
@@ -15,8 +15,8 @@ from .market import Day, Market, day_of, minute_path
 from .wire import WireError, rfc3339
 
 # %% auto #0
-__all__ = ['GRANULARITY_MS', 'WEEKDAYS', 'Alignment', 'period_starts', 'Rows', 'aggregate', 'minutes', 'ticks', 'check_window',
-           'find_rows', 'candles', 'rows_json']
+__all__ = ['GRANULARITY_MS', 'WEEKDAYS', 'Alignment', 'period_starts', 'Rows', 'joined', 'grouped', 'aggregate', 'minutes',
+           'ticks', 'check_window', 'find_rows', 'candles', 'rows_json']
 
 # %% ../../../../nbs/venues/sandbox/13_candles.ipynb #9cbac079
 GRANULARITY_MS = {**{f"S{n}": n * 1000 for n in (5, 10, 15, 30)}, **{f"M{n}": n * MINUTE_MS for n in (1, 2, 4, 5, 10, 15, 30)},
@@ -67,15 +67,25 @@ class Rows:
     "Candles in ticks."
     times: np.ndarray # int64 (n,), epoch ms
     bid: np.ndarray # int64 (n, 4)
+    mid: np.ndarray # int64 (n, 4)
     ask: np.ndarray # int64 (n, 4)
     volume: np.ndarray # int64 (n,)
 
     def cut(self, a: int, b: int) -> Rows: # positions
-        return Rows(self.times[a:b], self.bid[a:b], self.ask[a:b], self.volume[a:b])
+        return Rows(self.times[a:b], self.bid[a:b], self.mid[a:b], self.ask[a:b], self.volume[a:b])
 
-def _joined(parts: list[Rows]) -> Rows:
-    times, bid, ask, volume = (np.concatenate([getattr(p, k) for p in parts]) for k in ("times", "bid", "ask", "volume"))
-    return Rows(times, bid, ask, volume)
+def joined(parts: list[Rows]) -> Rows:
+    "Rows one after another."
+    times, bid, mid, ask, volume = (np.concatenate([getattr(p, k) for p in parts]) for k in ("times", "bid", "mid", "ask", "volume"))
+    return Rows(times, bid, mid, ask, volume)
+
+def grouped(times: np.ndarray, bid: np.ndarray, mid: np.ndarray, ask: np.ndarray, volume: np.ndarray, starts: np.ndarray) -> Rows: # starts: of each row's period, ascending
+    "Put the rows of each period together."
+    first = np.flatnonzero(np.r_[True, starts[1:] != starts[:-1]])
+    last = np.r_[first[1:], starts.size] - 1
+    def put(x: np.ndarray) -> np.ndarray:
+        return np.stack([x[first, 0], np.maximum.reduceat(x[:, 1], first), np.minimum.reduceat(x[:, 2], first), x[last, 3]], axis=1)
+    return Rows(starts[first], put(bid), put(mid), put(ask), np.add.reduceat(volume, first))
 
 # %% ../../../../nbs/venues/sandbox/13_candles.ipynb #c9e158c9
 def aggregate(
@@ -85,12 +95,7 @@ def aggregate(
 ) -> Rows:
     "Put the rows of each period together."
     if not rows.times.size: return rows
-    starts = period_starts(rows.times, granularity, alignment)
-    first = np.flatnonzero(np.r_[True, starts[1:] != starts[:-1]])
-    last = np.r_[first[1:], starts.size] - 1
-    def put(x: np.ndarray) -> np.ndarray:
-        return np.stack([x[first, 0], np.maximum.reduceat(x[:, 1], first), np.minimum.reduceat(x[:, 2], first), x[last, 3]], axis=1)
-    return Rows(starts[first], put(rows.bid), put(rows.ask), np.add.reduceat(rows.volume, first))
+    return grouped(rows.times, rows.bid, rows.mid, rows.ask, rows.volume, period_starts(rows.times, granularity, alignment))
 
 # %% ../../../../nbs/venues/sandbox/13_candles.ipynb #765473fa
 def minutes(
@@ -104,13 +109,15 @@ def minutes(
     if b - a > 10 * DAY_MS: days = [_from_source(market, name, a, b)]
     else: days = [market.day(name, d) for d in range(a // DAY_MS, (b - 1) // DAY_MS + 1)] if b > a else []
     parts = [_cut_day(d, a, b) for d in days]
-    rows = _joined(parts) if parts else _cut_day(market.day(name, a // DAY_MS), 0, 0)
-    if rows.times.size and int(rows.times[-1]) + MINUTE_MS > now: rows = _joined([rows.cut(0, -1), ticks(market, name, int(rows.times[-1]), now)])
-    return rows
+    rows = joined(parts) if parts else _cut_day(market.day(name, a // DAY_MS), 0, 0)
+    if not rows.times.size or int(rows.times[-1]) + MINUTE_MS <= now: return rows
+    forming, whole = ticks(market, name, int(rows.times[-1]), now), rows.volume[-1:]
+    return joined([rows.cut(0, -1), replace(forming, volume=np.minimum(forming.volume, whole))])
 
 def _cut_day(d: Day, a: int, b: int) -> Rows:
     i, j = bisect_left(d.times, a), bisect_left(d.times, b)
-    return Rows(np.array(d.times[i:j], dtype=np.int64), d.bid[i:j], d.ask[i:j], d.volume[i:j])
+    bid, ask = d.bid[i:j], d.ask[i:j]
+    return Rows(np.array(d.times[i:j], dtype=np.int64), bid, (bid + ask + 1) // 2, ask, d.volume[i:j])
 
 def _from_source(market: Market, name: str, a: int, b: int) -> Day:
     i = market.instrument(name)
@@ -130,15 +137,9 @@ def ticks(
     p = minute_path(day, bisect_left(day.times, start), name)
     t = np.array([p.time(k) for k in range(len(p))], dtype=np.int64)
     known = t <= now
-    t, sides = t[known], [np.array(s, dtype=np.int64)[known] for s in (p.bid, p.ask)]
-    whole = start + MINUTE_MS <= now
-    starts = t // step_ms * step_ms
-    first = np.flatnonzero(np.r_[True, starts[1:] != starts[:-1]])
-    last = np.r_[first[1:], starts.size] - 1
-    put = [np.stack([s[first], np.maximum.reduceat(s, first), np.minimum.reduceat(s, first), s[last]], axis=1) for s in sides]
-    volume = last - first + 1
-    if whole and step_ms == MINUTE_MS: volume = np.array([int(day.volume[bisect_left(day.times, start)])])
-    return Rows(starts[first], put[0], put[1], volume)
+    t, bid, ask = t[known], np.array(p.bid, dtype=np.int64)[known], np.array(p.ask, dtype=np.int64)[known]
+    sides = [np.repeat(s[:, None], 4, axis=1) for s in (bid, (bid + ask + 1) // 2, ask)]
+    return grouped(t, *sides, np.ones(t.size, dtype=np.int64), t // step_ms * step_ms)
 
 # %% ../../../../nbs/venues/sandbox/13_candles.ipynb #87a372f0
 def _bad(name: str, why: str = "") -> WireError: return WireError(400, f"Invalid value specified for '{name}'" + (f". {why}" if why else ""))
@@ -168,7 +169,7 @@ def _rows(market: Market, name: str, a: int, b: int, now: int, granularity: str,
     if granularity[0] != "S": return aggregate(minutes(market, name, a, b, now), granularity, alignment)
     step, whole = GRANULARITY_MS[granularity], minutes(market, name, a // MINUTE_MS * MINUTE_MS, b, now)
     parts = [ticks(market, name, int(t), now, step) for t in whole.times]
-    rows = _joined(parts) if parts else whole
+    rows = joined(parts) if parts else whole
     return rows.cut(int(np.searchsorted(rows.times, a)), int(np.searchsorted(rows.times, b)))
 
 def _start_of(ms: int, granularity: str, alignment: Alignment) -> int: return int(period_starts(np.array([ms]), granularity, alignment)[0])
@@ -249,7 +250,7 @@ def rows_json(
     complete: np.ndarray, # bool (n,)
 ) -> list[dict[str, Any]]:
     "Rows as the wire has them."
-    sides = {"B": ("bid", rows.bid), "A": ("ask", rows.ask), "M": ("mid", (rows.bid + rows.ask + 1) // 2)}
+    sides = {"B": ("bid", rows.bid), "A": ("ask", rows.ask), "M": ("mid", rows.mid)}
     scale, named = 10 ** precision, [(sides[p][0], sides[p][1].tolist()) for p in "BMA" if p in price]
     def ohlc(x: list[int]) -> dict[str, str]: return {k: f"{v / scale:.{precision}f}" for k, v in zip("ohlc", x)}
     return [{"complete": bool(c), "volume": v, "time": rfc3339(t), **{k: ohlc(x[n]) for k, x in named}}
