@@ -223,7 +223,9 @@ class ExecutionConfig:
 # %% ../../../nbs/trading/25_book.ipynb #8a365eea
 class Waiters:
     "Who waits for which order, in this process."
-    def __init__(self) -> None: self._waiting: dict[UUID, list[asyncio.Future[OrderRow]]] = {}
+    def __init__(self) -> None:
+        self._waiting: dict[UUID, list[asyncio.Future[OrderRow]]] = {}
+        self.recent: dict[UUID, OrderRow] = {} # the last thousand that changed, for who comes a moment late
 
     def ids(self) -> list[UUID]: return list(self._waiting)
 
@@ -245,6 +247,9 @@ class Waiters:
     def tell(self, orders: Iterable[OrderRow]) -> None:
         "These orders changed, and the change is committed."
         for order in orders:
+            self.recent.pop(order.id, None)
+            self.recent[order.id] = order
+            if len(self.recent) > 1000: del self.recent[next(iter(self.recent))]
             for future in self._waiting.get(order.id, ()):
                 if not future.done(): future.set_result(order)
 

@@ -162,11 +162,12 @@ async def read_view(
     asks: Sequence[Asked],
     instruments: Mapping[str, Instrument],
     marks: Marks,
+    lock: bool = True, # False: only to look
 ) -> View: # with no reasons of the guard yet
     "Lock the account and read what decides."
     reduced = sorted({a.intent.instrument for a in asks if a.intent.reduce_only})
     async with tx.pipeline():
-        await tx.execute(_LOCK, (deps.account,))
+        if lock: await tx.execute(_LOCK, (deps.account,))
         if reduced: await tx.execute(_LOCK_POSITIONS, (deps.account, reduced))
         queries = [(_ACCOUNT, (deps.account,)), (_EXISTING, (deps.account, [a.key for a in asks])), (_BLOCKS, (deps.account,)),
             (_HELD, {"account": deps.account}), (_EQUITY, (deps.account,)), (_RISK, (deps.account,))]
@@ -175,7 +176,9 @@ async def read_view(
         if not accounts: raise NotFound(f"the ledger has no account {deps.account!r}.", "It is written when a desk opens it the first time.")
         policy = await read_policy(tx, deps.account, (account := accounts[0])["mode"], to_ms(account["now"]))
     known = equity[0] if equity else None
-    portfolio = Portfolio(deps.account, deps.clock(), known and known["nav"], to_ms(known["at"]) if known else 0,
+    now_ms = deps.clock()
+    equity_ms = now_ms - to_ms(account["now"]) + to_ms(known["at"]) if known else 0 # its age by the clock of the database
+    portfolio = Portfolio(deps.account, now_ms, known and known["nav"], equity_ms,
         (known["margin_available"] if known else None) or Decimal(0), {r["instrument"]: r["units"] for r in held if r["side"] == "held"}, pending_of(held),
         marks.quotes, instruments, account["mode"], account["currency"])
     state = state_of(risk[0]) if risk and risk[0]["day_start_equity"] is not None else None

@@ -8,6 +8,7 @@ __all__ = ['priced', 'Marks', 'write_equity', 'watch_equity']
 # %% ../../../nbs/trading/27_marks.ipynb #a171d90b
 import asyncio, time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 from ..core.clock import to_ms
 from ..stores.ledger import LedgerDown
@@ -15,6 +16,7 @@ from .book import Deps
 from .leases import wait_for_event
 from .risk import RiskState
 from .risk_ledger import look, read_policy
+from ..venues.clock_offset import ClockWatch
 from ..venues.errors import VenueError
 from ..venues.model import Balance, Instrument, Quote
 
@@ -41,6 +43,7 @@ class Marks:
         self.quotes: dict[str, Quote] = {}
         self.used: set[str] = set() # instruments that were held or on their way when somebody last looked
         self.asked: dict[str, float] = {} # `time.monotonic()` of the last successful question
+        self.watch = ClockWatch(deps.venue.fetch_time_ms, name=deps.venue.name)
         self.turn = asyncio.Lock()
 
     async def fresh(self,
@@ -52,11 +55,19 @@ class Marks:
         async with self.turn:
             if old := self.old(wanted):
                 try:
-                    async with asyncio.timeout(self.deps.config.request_timeout_s): got = await self.deps.venue.fetch_quotes(old)
+                    async with asyncio.timeout(self.deps.config.request_timeout_s):
+                        await self.see_clock()
+                        got = await self.deps.venue.fetch_quotes(old)
                 except (VenueError, TimeoutError): return self.quotes
-                self.quotes = {**self.quotes, **got}
+                behind = self.watch.now_ms() - self.deps.clock()
+                self.quotes = {**self.quotes, **{name: replace(q, time_ms=q.time_ms - behind) for name, q in got.items()}}
                 self.asked |= dict.fromkeys(old, time.monotonic())
         return self.quotes
+
+    async def see_clock(self) -> None:
+        "Measure the venue's clock from time to time."
+        seen = self.watch.offset
+        if seen is None or time.monotonic() - seen.at_s > self.watch.limits.every_s: await self.watch.measure()
 
     def old(self, names: Iterable[str]) -> list[str]:
         "Those that were not asked for lately."
