@@ -4,7 +4,7 @@
 
 # %% ../../../nbs/venues/15_transport.ipynb #2a7ec23c
 from __future__ import annotations
-import asyncio, contextlib, json, time
+import asyncio, contextlib, importlib.util, json, sys, time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -19,7 +19,7 @@ from .retry import Breaker, Kind, RetryPolicy, Timing, with_retry
 
 # %% auto #0
 __all__ = ['NOT_SENT', 'Explain', 'MAX_BODY', 'Ask', 'Answer', 'Timeouts', 'network_error', 'storable', 'read_json_object',
-           'shown', 'status_error', 'for_create', 'http_client', 'Transport']
+           'shown', 'status_error', 'for_create', 'no_search', 'http_client', 'Transport']
 
 # %% ../../../nbs/venues/15_transport.ipynb #7f14dbc4
 @dataclass(frozen=True)
@@ -42,8 +42,12 @@ class Answer:
     body: dict[str, Any]
     headers: Mapping[str, str]
     request_id: str
-    raw: str # the start of the body, secrets removed
     rtt_s: float # from the first byte sent to the last received
+    data: bytes = field(default=b"", repr=False) # the body as it came
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def raw(self) -> str: return shown(self.data, self.secrets) # its start, secrets removed
 
 # %% ../../../nbs/venues/15_transport.ipynb #9a52d74d
 @dataclass(frozen=True)
@@ -138,6 +142,10 @@ def for_create(
 # %% ../../../nbs/venues/15_transport.ipynb #65fb9cbb
 MAX_BODY = 32*1024*1024 # bytes; more is not an answer
 
+def no_search() -> None:
+    "httpcore asks for the package sniffio at each lock; where it is not installed Python would search the whole path for it, several times a request."
+    if importlib.util.find_spec("sniffio") is None: sys.modules["sniffio"] = None # type: ignore[assignment]
+
 def http_client(
     base_url: str, # e.g. "https://api-fxpractice.oanda.com"
     headers: Mapping[str, str],
@@ -146,6 +154,7 @@ def http_client(
     loopback: bool = False, # proxies of the environment are not for loopback
 ) -> httpx.AsyncClient:
     "The one client of an adapter: HTTP/1.1, kept connections, no redirects."
+    no_search()
     limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=20.0)
     wait = httpx.Timeout(timeouts.read_s, connect=timeouts.connect_s, write=timeouts.write_s, pool=timeouts.slot_s)
     return httpx.AsyncClient(base_url=base_url, headers=dict(headers), limits=limits, timeout=wait, http1=True, http2=False,
@@ -241,20 +250,19 @@ class Transport:
 
     def _read(self, ask: Ask, status: int, headers: httpx.Headers, data: bytes, rtt_s: float) -> Answer:
         "The answer, or the error it stands for."
-        rid, now = headers.get("requestid", "")[:200], self.timing.clock()
-        said: dict[str, Any] = dict(venue=self.venue, code="", http_status=status, raw=shown(data, self.secrets), request_id=rid)
-        body, wrong = None, ""
+        rid, body, wrong = headers.get("requestid", "")[:200], None, ""
         if len(data) > MAX_BODY: wrong = f"more than {MAX_BODY} bytes"
         else:
             try: body = read_json_object(data)
             except ValueError as e: wrong = str(e)[:120]
-        if body is not None:
-            answer = Answer(status, body, headers, rid, said["raw"], rtt_s)
-            if 200 <= status < 300: return answer
-            if error := self.explain(ask, answer): raise error
-        elif 200 <= status < 300:
+        answer = Answer(status, body or {}, headers, rid, rtt_s, data, self.secrets)
+        if body is not None and 200 <= status < 300: return answer
+        if body is not None and (error := self.explain(ask, answer)): raise error
+        said: dict[str, Any] = dict(venue=self.venue, code="", http_status=status, raw=answer.raw, request_id=rid)
+        if 200 <= status < 300:
             what = f"{self.venue}: {ask.method} {ask.path} was answered with status {status} and something that is not JSON ({wrong})."
             raise ProtocolError(what, **said)
+        now = self.timing.clock()
         raise status_error(ask, status, said, retry_after_s(headers.get("retry-after"), now), now)
 
     async def aclose(self) -> None:
