@@ -338,6 +338,15 @@ def test_a_marketable_limit_order_fills_at_once_and_better():
     assert (Decimal(fill["price"]), fill["reason"]) == (ask(engine), "LIMIT_ORDER")
 
 
+def test_orders_of_several_instruments_trigger_in_the_order_of_time():
+    engine, clock = make()
+    for name in ("GBP_USD", "EUR_USD", "AUD_USD"): submit(engine, 1000, "LIMIT", instrument=name, price=str(ask(engine, name) - Decimal("0.00015")))
+    clock.advance(3 * 60 * MINUTE_MS)
+    engine.advance()
+    fills = [t for t in engine.log(ME) if t["type"] == "ORDER_FILL"]
+    assert {t["instrument"] for t in fills} == {"GBP_USD", "EUR_USD", "AUD_USD"} and [t["time"] for t in fills] == sorted({t["time"] for t in fills})
+
+
 @pytest.mark.parametrize(("sign", "kind", "away"), [(1, "LIMIT", -1), (-1, "LIMIT", 1), (1, "STOP", 1), (-1, "STOP", -1)])
 def test_each_order_waits_for_its_own_side(sign, kind, away):
     engine, clock = make(market=own_market())

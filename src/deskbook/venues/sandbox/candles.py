@@ -79,7 +79,7 @@ def joined(parts: list[Rows]) -> Rows:
     times, bid, mid, ask, volume = (np.concatenate([getattr(p, k) for p in parts]) for k in ("times", "bid", "mid", "ask", "volume"))
     return Rows(times, bid, mid, ask, volume)
 
-def grouped(times: np.ndarray, bid: np.ndarray, mid: np.ndarray, ask: np.ndarray, volume: np.ndarray, starts: np.ndarray) -> Rows: # starts: of each row's period, ascending
+def grouped(bid: np.ndarray, mid: np.ndarray, ask: np.ndarray, volume: np.ndarray, starts: np.ndarray) -> Rows: # starts of each row's period, ascending
     "Put the rows of each period together."
     first = np.flatnonzero(np.r_[True, starts[1:] != starts[:-1]])
     last = np.r_[first[1:], starts.size] - 1
@@ -95,7 +95,7 @@ def aggregate(
 ) -> Rows:
     "Put the rows of each period together."
     if not rows.times.size: return rows
-    return grouped(rows.times, rows.bid, rows.mid, rows.ask, rows.volume, period_starts(rows.times, granularity, alignment))
+    return grouped(rows.bid, rows.mid, rows.ask, rows.volume, period_starts(rows.times, granularity, alignment))
 
 # %% ../../../../nbs/venues/sandbox/13_candles.ipynb #765473fa
 def minutes(
@@ -138,8 +138,8 @@ def ticks(
     t = np.array([p.time(k) for k in range(len(p))], dtype=np.int64)
     known = t <= now
     t, bid, ask = t[known], np.array(p.bid, dtype=np.int64)[known], np.array(p.ask, dtype=np.int64)[known]
-    sides = [np.repeat(s[:, None], 4, axis=1) for s in (bid, (bid + ask + 1) // 2, ask)]
-    return grouped(t, *sides, np.ones(t.size, dtype=np.int64), t // step_ms * step_ms)
+    b, m, a = (np.repeat(s[:, None], 4, axis=1) for s in (bid, (bid + ask + 1) // 2, ask))
+    return grouped(b, m, a, np.ones(t.size, dtype=np.int64), t // step_ms * step_ms)
 
 # %% ../../../../nbs/venues/sandbox/13_candles.ipynb #87a372f0
 def _bad(name: str, why: str = "") -> WireError: return WireError(400, f"Invalid value specified for '{name}'" + (f". {why}" if why else ""))

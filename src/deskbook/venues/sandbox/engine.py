@@ -759,7 +759,7 @@ class SandboxEngine(_Time):
         out = cls(market, clock, config)
         out._accounts = {k: fold(k, log) for k, log in logs.items()}
         out._logs = {k: list(log) for k, log in logs.items()}
-        used = {x.instrument for a in out._accounts.values() for x in (*a.open_trades.values(), *a.pending.values())}
+        used = {t.instrument for a in out._accounts.values() for t in a.open_trades.values()} | {o.instrument for a in out._accounts.values() for o in a.pending.values()}
         if missing := used - set(out.market.universe): raise DataError(f"The accounts hold {', '.join(sorted(missing))}, which this market does not have.", "Start with the market they were traded on.")
         last = [parse_time(a.last_time) for a in out._accounts.values() if a.last_time]
         if last: out._start(max(last))
