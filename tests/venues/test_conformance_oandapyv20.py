@@ -1,7 +1,7 @@
 """oandapyV20, unmodified, against the sandbox. It was written for the real venue by people who never saw the sandbox."""
 import itertools
 import json
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from oandapyV20 import API
@@ -39,7 +39,7 @@ def account(sandbox):
 
 
 def when(text: str) -> datetime:
-    return datetime.fromisoformat(text[:19]).replace(tzinfo=timezone.utc)
+    return datetime.fromisoformat(text[:19]).replace(tzinfo=UTC)
 
 
 def market(api, account, units, instrument="EUR_USD", **more):

@@ -143,6 +143,16 @@ def test_unreadable_answers_after_acceptance(kind):
     asyncio.run(run())
 
 
+def test_a_body_that_ends_too_early():
+    async def run():
+        async with venue({"kind": "truncated_json", "params": {"cut_connection": True}, "when": {"nth": [1]}}) as (s, http):
+            with pytest.raises(httpx.RemoteProtocolError):
+                await http.post("/orders", json=body())
+            assert (await http.get("/orders/@db-1")).json()["order"]["state"] == "FILLED"
+            assert (s.journal.entries[0].outcome, s.journal.entries[0].status) == ("cut", 201)
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("kind, accepted", [("drop_before_accept", False), ("accept_then_drop", True)])
 def test_a_reset_tells_nothing(kind, accepted):
     async def run():
@@ -227,7 +237,7 @@ def test_spikes_are_rare_and_replayed():
 
 def test_scripted_rejection():
     async def run():
-        async with venue({"kind": "reject", "params": {"reason": "INSTRUMENT_NOT_TRADEABLE"}, "where": {"instrument": "EUR_*"}, "when": {"nth": [1]}}) as (s, http):
+        async with venue({"kind": "reject", "params": {"reason": "INSTRUMENT_NOT_TRADEABLE"}, "where": {"instrument": "EUR_*"}, "when": {"nth": [1]}}) as (_, http):
             r = await http.post("/orders", json=body())
             assert r.status_code == 400 and r.json()["orderRejectTransaction"]["rejectReason"] == r.json()["errorCode"] == "INSTRUMENT_NOT_TRADEABLE"
             assert (await http.post("/orders", json=body())).status_code == 201
@@ -284,7 +294,7 @@ def test_slow_fill_comes_in_slices():
 
 def test_an_acknowledged_order_is_not_seen_for_a_while():
     async def run():
-        async with venue({"kind": "late_visibility", "params": {"delay_s": 0.5}, "when": {"nth": [1]}}) as (s, http):
+        async with venue({"kind": "late_visibility", "params": {"delay_s": 0.5}, "when": {"nth": [1]}}) as (_, http):
             r = await http.post("/orders", json=body())
             assert r.status_code == 201 and "orderFillTransaction" in r.json()
             for path in ("/orders/@db-1", f"/orders/{r.json()['orderCreateTransaction']['id']}", f"/transactions/{r.json()['lastTransactionID']}"):
@@ -301,7 +311,7 @@ def test_an_acknowledged_order_is_not_seen_for_a_while():
 
 def test_rest_lags_the_stream():
     async def run():
-        async with venue({"kind": "rest_lag", "params": {"lag_s": 0.5}}) as (s, http):
+        async with venue({"kind": "rest_lag", "params": {"lag_s": 0.5}}) as (_, http):
             async with http.stream("GET", "/transactions/stream") as stream:
                 lines = stream.aiter_lines()
                 await anext(lines)
@@ -334,7 +344,7 @@ def test_transactions_told_badly_and_booked_well(kind):
 @pytest.mark.parametrize("kind, told", [("transactions_duplicated", [4, 4, 5, 5]), ("transactions_reordered", [5, 4])])
 def test_stream_tells_badly(kind, told):
     async def run():
-        async with venue({"kind": kind, "route": "transactions.stream"}) as (s, http):
+        async with venue({"kind": kind, "route": "transactions.stream"}) as (_, http):
             async with http.stream("GET", "/transactions/stream") as stream:
                 lines, seen = stream.aiter_lines(), []
                 await anext(lines)
@@ -370,7 +380,7 @@ PRICES = ("GET", "/pricing/stream?instruments=EUR_USD")
 @pytest.mark.parametrize("reset", [True, False])
 def test_stream_cut_at_a_line(reset):
     async def run():
-        async with venue({"kind": "stream_cut", "when": {"nth": [3]}, "params": {"reset": reset}}) as (s, http):
+        async with venue({"kind": "stream_cut", "when": {"nth": [3]}, "params": {"reset": reset}}) as (_, http):
             async with http.stream(*PRICES) as stream:
                 seen, how = await read_for(stream, 3)
             assert len(seen) == 2 and how != "open"
@@ -399,7 +409,7 @@ def test_stream_frozen_is_open_and_silent():
 
 def test_stale_prices_with_heartbeats():
     async def run():
-        async with venue({"kind": "stale_prices"}, speed=30) as (s, http):
+        async with venue({"kind": "stale_prices"}, speed=30) as (_, http):
             first = (await http.get("/pricing", params={"instruments": "EUR_USD"})).json()["prices"]
             async with http.stream(*PRICES) as stream:
                 seen, how = await read_for(stream, 0.8)
@@ -411,7 +421,7 @@ def test_stale_prices_with_heartbeats():
 
 def test_garbled_line():
     async def run():
-        async with venue({"kind": "garbled_line", "when": {"nth": [2]}}) as (s, http):
+        async with venue({"kind": "garbled_line", "when": {"nth": [2]}}) as (_, http):
             async with http.stream(*PRICES) as stream:
                 seen, _ = await read_for(stream, 0.9)
             json.loads(seen[0])

@@ -50,11 +50,7 @@ def set_faults(server: SandboxServer, body: Any) -> dict[str, Any]:
 
 def clear_faults(server: SandboxServer, name: str = "") -> dict[str, Any]:
     "Take one fault away, or all, and what they left behind."
-    server.plan.remove(name) if name else server.plan.clear()
-    server.holds.clear()
-    server.stale.clear()
-    server.engine.configure(slices=server.config.engine.slices, levels=server.config.engine.levels)
-    server.wake_streams()
+    server.clear_faults(name)
     return {"faults": server.plan.listed()}
 
 # %% ../../../../nbs/venues/sandbox/70_control.ipynb #9a7f86dd

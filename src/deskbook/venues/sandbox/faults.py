@@ -40,7 +40,8 @@ _ANSWERS = (
     Kind("spike", "A rare long pause before the answer.", {"ms": 2_000.0, "rate": 0.01}),
     Kind("http_error", "An error status with the venue's JSON body.", {"status": 500, "accepted": False, "message": "Internal Server Error"}),
     Kind("html", "A gateway's error page instead of JSON.", {"status": 502, "accepted": False}),
-    Kind("truncated_json", "The right status and the first part of the body.", {"keep_frac": 0.5, "accepted": True}),
+    Kind("truncated_json", "The right status and the first part of the body; with cut_connection the connection ends within the body.",
+        {"keep_frac": 0.5, "accepted": True, "cut_connection": False}),
     Kind("empty_body", "The right status and nothing else.", {"accepted": True}),
     Kind("rate_limited", "429; with retry_after_s below 0 there is no Retry-After header.", {"retry_after_s": -1.0}),
     Kind("drop_before_accept", "The connection is reset and nothing was done.", {}),
@@ -55,9 +56,9 @@ _ANSWERS = (
 _ORDERS = (
     Kind("reject", "400 with an order reject transaction.", {"reason": "INSUFFICIENT_AUTHORIZATION"}, OPENING, "orders"),
     Kind("cancel", "201, and the order is cancelled at once.", {"reason": "INSUFFICIENT_MARGIN"}, OPENING, "orders"),
-    Kind("halt", "The instrument does not trade: prices say tradeable false, market orders are cancelled with MARKET_HALTED.", {}, OPENING, "orders"),
+    Kind("halt", "The order finds its instrument halted: a market order is cancelled with MARKET_HALTED. The control port halts an instrument for longer.", {}, OPENING, "orders"),
     Kind("partial_fill", "Only a part can be filled: IOC cancels the rest, FOK cancels all.", {"fill_frac": 0.4}, OPENING, "orders"),
-    Kind("slow_fill", "The order is filled in slices, the first at once.", {"slices": 3, "every_s": 1.0}, "orders.create", "orders"),
+    Kind("slow_fill", "From the first strike until faults are cleared, limit orders are filled in slices, the first at once.", {"slices": 3, "every_s": 1.0}, "orders.create", "orders"),
 )
 _VIEWS = (
     Kind("late_visibility", "The order is carried out and acknowledged, but no lookup shows it, or anything after it, for a while.", {"delay_s": 2.0}, OPENING, "views"),

@@ -6,9 +6,9 @@
 __all__ = ['TOO_MANY', 'LINE_KINDS', 'REQUEST_KINDS', 'ON_LINE', 'AT_OPENING', 'HTML', 'VENUE_TIMEOUT', 'ServerConfig',
            'make_clock', 'make_market', 'Stream', 'Cut', 'SandboxServer', 'commit', 'publish', 'headers', 'respond',
            'Nothing', 'drop', 'cut_connection', 'pause', 'gone', 'hang', 'handle', 'client_id_of', 'page', 'refusal',
-           'faulty', 'accept_late', 'offset_ms', 'seen_id', 'view', 'carried_out', 'slices', 'available', 'spoilt',
-           'step_ms', 'stream', 'say', 'sleep', 'open_fault', 'Beat', 'tick', 'pass_time', 'make_server', 'Sandbox',
-           'start_sandbox']
+           'faulty', 'cut_short', 'accept_late', 'offset_ms', 'seen_id', 'view', 'carried_out', 'slices', 'available',
+           'spoilt', 'step_ms', 'stream', 'say', 'sleep', 'open_fault', 'Beat', 'tick', 'pass_time', 'make_server',
+           'Sandbox', 'start_sandbox']
 
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #70a46404
 import asyncio
@@ -28,14 +28,15 @@ from aiohttp import web
 
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #9d26027c
 from ...core.clock import fixed_clock
-from ...core.errors import BadInput, DataError
+from ...core.errors import BadInput, DataError, did_you_mean
+from ...market.candles import normalise_instrument
 from . import market as markets
 from .clock import SandboxClock
 from .durable import TransactionLog
 from .engine import SandboxConfig, SandboxEngine
 from .faults import KINDS, Fault, FaultPlan, Strike, delay_s, read_fault, spoil_candles, spoil_transactions, strikes_on
 from .journal import Entry, Journal, TakenOrder, taken_orders
-from .market import Market, SimulatedSource, lake_source
+from .market import FX_UNIVERSE, Market, SimulatedSource, lake_source
 from .operations import Answer, Call, carry_out
 from deskbook.venues.sandbox.wire import (UNAUTHORISED, WireError, as_unix, check_token, dumps, map_times, match_route, names, parse_time, query,
     rfc3339, shift_time, truth)
@@ -80,7 +81,11 @@ def make_clock(config: ServerConfig) -> SandboxClock:
 
 def make_market(config: ServerConfig) -> Market:
     "Raises `BadInput`, `NotFound` or `DataError` when the source cannot give prices."
-    if config.source == "simulated": return Market(SimulatedSource(config.instruments, config.seed) if config.instruments else SimulatedSource(seed=config.seed))
+    if config.source == "simulated":
+        chosen = tuple(normalise_instrument(i) for i in config.instruments) or FX_UNIVERSE
+        if unknown := sorted(set(chosen) - set(FX_UNIVERSE)):
+            raise BadInput(f"The simulated market has no {unknown[0]}.{did_you_mean(unknown[0], FX_UNIVERSE)}", f"It has {', '.join(FX_UNIVERSE)}.")
+        return Market(SimulatedSource(chosen, config.seed))
     if config.source != "lake": raise BadInput(f"There is no source of prices {config.source!r}.", "Use simulated or lake.")
     if not config.instruments or config.start is None or config.end is None: raise BadInput("A replay needs instruments, a start and an end.", "Use --instruments, --start and --end.")
     return Market(lake_source(config.instruments, config.start, config.end, config.venue or None))
@@ -132,6 +137,7 @@ class SandboxServer:
         self.holds: dict[str, list[tuple[float, int]]] = {} # account: until when its views end at which id
         self.views: dict[tuple[str, int], SandboxEngine] = {} # accounts as they were
         self.stale: dict[str, dict[str, Any]] = {} # prices told while prices are stale
+        self.told = {a: engine.account_state(a).last_id for a in engine.accounts()} # account: its last transaction that anybody may know of
         self.rates: dict[str, tuple[int, int]] = {} # address: second, requests in it
         engine.subscribe(self._heard)
 
@@ -142,13 +148,20 @@ class SandboxServer:
         name = self.plan.add(spec if isinstance(spec, Fault) else read_fault(spec, self.clock()))
         self.wake_streams()
         return name
+    def clear_faults(self, name: str = "") -> None: # "": all
+        "Take faults away, and what they left behind. Raises `NotFound`."
+        self.plan.remove(name) if name else self.plan.clear()
+        self.holds.clear()
+        self.stale.clear()
+        self.engine.configure(slices=self.config.engine.slices, levels=self.config.engine.levels)
+        self.wake_streams()
     def wake_streams(self) -> None:
         for s in self.streams: s.wake.set()
 
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #857bda74
 def commit(server: SandboxServer) -> asyncio.Future | None: # None: nothing to wait for
-    "Make durable what the engine did since the last call, and tell the streams once it is."
-    if not server.fresh: return None
+    "Make durable what the engine did since the last call, and tell the streams once it is. Who only looked waits as well: it may have seen it."
+    if not server.fresh: return server.flushing
     fresh, server.fresh = server.fresh, []
     now = time.monotonic()
     for account, t in fresh: server.arrivals.setdefault(account, deque(maxlen=10_000)).append((now, int(t["id"])))
@@ -178,6 +191,7 @@ def _flush(server: SandboxServer) -> None:
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #36fe1ec6
 def publish(server: SandboxServer, fresh: Iterable[tuple[str, dict[str, Any]]]) -> None:
     "Put transactions in front of the streams of their accounts."
+    for account, t in fresh: server.told[account] = int(t["id"])
     for s in server.streams:
         if s.kind != "transactions.stream": continue
         mine = [t for account, t in fresh if account == s.account]
@@ -192,7 +206,7 @@ def headers(server: SandboxServer, request_id: str, offset_ms: float = 0.0) -> d
     "What every answer carries."
     return {"Content-Type": "application/json", "RequestID": request_id, "Date": _http_date(int(server.clock() + offset_ms)//1000), "Server": "deskbook-sandbox"}
 
-def respond(server: SandboxServer, entry: Entry, answer: Answer, unix: bool = False, offset_ms: float = 0.0) -> web.Response:
+def respond(server: SandboxServer, request: web.BaseRequest, entry: Entry, answer: Answer, unix: bool = False, offset_ms: float = 0.0) -> web.Response:
     "A whole answer."
     body = answer.body
     if offset_ms and entry.route != "candles": body = map_times(body, lambda t: shift_time(t, offset_ms))
@@ -201,7 +215,7 @@ def respond(server: SandboxServer, entry: Entry, answer: Answer, unix: bool = Fa
     if answer.headers: said.update(answer.headers)
     data = body if isinstance(body, bytes) else dumps(body)
     entry.accepted = entry.accepted or (answer.status < 300)
-    server.journal.done(entry, answer.status, "sent")
+    server.journal.done(entry, answer.status, "left" if gone(request) else "sent")
     return web.Response(body=data, status=answer.status, headers=said)
 
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #26a14129
@@ -254,7 +268,7 @@ async def handle(server: SandboxServer, request: web.BaseRequest) -> web.StreamR
     try: route, values = match_route(request.method, path)
     except WireError as e:
         entry = server.journal.arrive(now, request.method, "", request.raw_path, body=body, port=port)
-        return respond(server, _numbered(entry), Answer(e.status, e.body))
+        return respond(server, request, _numbered(entry), Answer(e.status, e.body))
     entry = _numbered(server.journal.arrive(now, request.method, route.name, request.raw_path, account=values.get("account", ""), body=body, port=port))
     if server.failed: return drop(server, request, entry)
     call = Call(route, values, {}, body, f"http://{request.host}", path, now)
@@ -271,7 +285,7 @@ async def handle(server: SandboxServer, request: web.BaseRequest) -> web.StreamR
     except WireError as e: answer = Answer(e.status, e.body)
     if (waiting := commit(server)) is not None: await waiting
     if server.failed: return drop(server, request, entry)
-    return respond(server, entry, answer, unix)
+    return respond(server, request, entry, answer, unix)
 
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #bbc6c264
 def _numbered(entry: Entry) -> Entry:
@@ -341,7 +355,7 @@ async def faulty(server: SandboxServer, request: web.BaseRequest, call: Call, en
     await pause(server, request, sum(delay_s(s) for s in slow if s.fault.params.get("at") == "arrival"))
     if "drop_before_accept" in by: return drop(server, request, entry)
     if s := by.get("hang"): return await hang(server, request, entry, s["hang_s"])
-    if (said := refusal(by)) is not None: return respond(server, entry, said, unix, offset)
+    if (said := refusal(by)) is not None: return respond(server, request, entry, said, unix, offset)
     check_token(request.headers.get("Authorization"), server.tokens)
     if s := by.get("accept_late"): return await accept_late(server, request, call, entry, s)
     answer = await carried_out(server, call, by)
@@ -354,8 +368,22 @@ async def faulty(server: SandboxServer, request: web.BaseRequest, call: Call, en
     if s := by.get("http_error"): answer = Answer(s["status"], {"errorMessage": s["message"]})
     if s := by.get("html"): answer = page(s["status"])
     if "empty_body" in by: answer = Answer(answer.status, b"")
-    if s := by.get("truncated_json"): answer = Answer(answer.status, (whole := dumps(answer.body))[:max(int(len(whole)*s["keep_frac"]), 1)])
-    return respond(server, entry, answer, unix and not isinstance(answer.body, bytes), offset)
+    if s := by.get("truncated_json"):
+        part = (whole := dumps(answer.body))[:max(int(len(whole)*s["keep_frac"]), 1)]
+        if s["cut_connection"]: return await cut_short(server, request, entry, answer.status, part, len(whole))
+        answer = Answer(answer.status, part)
+    return respond(server, request, entry, answer, unix and not isinstance(answer.body, bytes), offset)
+
+# %% ../../../../nbs/venues/sandbox/60_server.ipynb #597f7b42
+async def cut_short(server: SandboxServer, request: web.BaseRequest, entry: Entry, status: int, part: bytes, length: int) -> web.StreamResponse:
+    "Announce `length` bytes, send some, and hang up."
+    said = web.StreamResponse(status=status, headers={**headers(server, entry.request_id), "Content-Length": str(length)})
+    with contextlib.suppress(ConnectionError):
+        await said.prepare(request)
+        await said.write(part)
+    server.journal.done(entry, status, "cut")
+    if request.transport: request.transport.close()
+    return Nothing()
 
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #9aa7d6e1
 async def accept_late(server: SandboxServer, request: web.BaseRequest, call: Call, entry: Entry, s: Strike) -> web.StreamResponse:
@@ -368,7 +396,7 @@ async def accept_late(server: SandboxServer, request: web.BaseRequest, call: Cal
     server.tasks.add(task)
     task.add_done_callback(server.tasks.discard)
     if s["answer"] == "hang": return await hang(server, request, entry, 600.0)
-    if s["answer"] == "504": return respond(server, entry, Answer(504, {"errorMessage": VENUE_TIMEOUT}))
+    if s["answer"] == "504": return respond(server, request, entry, Answer(504, {"errorMessage": VENUE_TIMEOUT}))
     return drop(server, request, entry)
 
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #a18513f4
@@ -477,7 +505,7 @@ async def stream(server: SandboxServer, request: web.BaseRequest, call: Call, en
     await pause(server, request, sum(delay_s(s) for s in strikes if s.kind in ("latency", "spike")))
     if "drop_before_accept" in by: return drop(server, request, entry)
     if s := by.get("hang"): return await hang(server, request, entry, s["hang_s"])
-    if (said := refusal(by)) is not None: return respond(server, entry, said, unix)
+    if (said := refusal(by)) is not None: return respond(server, request, entry, said, unix)
     check_token(request.headers.get("Authorization"), server.tokens)
     server.engine.account_state(call.account)
     if sum(other.address == address for other in server.streams) >= server.config.max_streams: raise WireError(429, "Too many open streams.")
@@ -573,7 +601,7 @@ def _mark(price: dict[str, Any]) -> Any: return price["time"], price["tradeable"
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #995fce60
 def _transactions(server: SandboxServer, call: Call) -> Any:
     "The loop of a transaction stream."
-    def beat_line() -> dict[str, Any]: return {"type": "HEARTBEAT", "lastTransactionID": str(server.engine.account_state(call.account).last_id), "time": rfc3339(server.clock())}
+    def beat_line() -> dict[str, Any]: return {"type": "HEARTBEAT", "lastTransactionID": str(server.told[call.account]), "time": rfc3339(server.clock())}
     async def talk(s: Stream) -> None:
         beat = Beat(server)
         await say(server, s, beat_line())
@@ -593,13 +621,17 @@ async def tick(server: SandboxServer) -> None:
 def pass_time(server: SandboxServer) -> None:
     "Do what is due by now."
     if server.failed: return
-    server.engine.advance(server.clock())
+    try: server.engine.advance(server.clock())
+    except Exception as e:
+        logging.getLogger("deskbook.sandbox").exception("while time passed")
+        server.failed = f"the passing of time ended in {e!r}"
     commit(server)
 
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #9c6ed705
 def make_server(config: ServerConfig) -> SandboxServer:
     "Engine, clock and state of a sandbox, without a socket. Raises as the parts do."
     clock, market = make_clock(config), make_market(config)
+    for name in market.universe: market.quote(name, clock()) # the first price takes a moment; no client shall wait for it
     if not config.state:
         server = SandboxServer(config, SandboxEngine(market, clock, config.engine), clock)
     else:
@@ -641,7 +673,7 @@ class Sandbox:
     def account(self) -> str: return self.server.config.accounts[0]
     def orders(self) -> list[TakenOrder]: return self.server.orders()
     def add_fault(self, spec: Any) -> str: return self.server.add_fault(spec)
-    def clear_faults(self) -> None: self.server.plan.clear()
+    def clear_faults(self, name: str = "") -> None: self.server.clear_faults(name)
     def ready(self) -> dict[str, Any]:
         "What a starter has to know."
         return {"url": self.url, "control_url": self.control_url, "token": self.token, "accounts": list(self.server.config.accounts),
@@ -661,9 +693,11 @@ async def _listen(handler: Any, port: int) -> tuple[web.ServerRunner, int]:
 async def _answer(server: SandboxServer, request: web.BaseRequest) -> web.StreamResponse:
     "A defect of the sandbox is an error 500 with a traceback in its log, never a hanging client."
     try: return await handle(server, request)
-    except Exception:
+    except web.HTTPException: raise # a body too large, for example
+    except Exception as e:
         if gone(request): return Nothing()
         logging.getLogger("deskbook.sandbox").exception("%s %s", request.method, request.raw_path)
+        if request.method != "GET": server.failed = f"{request.method} {request.raw_path} ended in {e!r}" # what is half done must not be built upon
         return web.Response(status=500, body=dumps({"errorMessage": "The sandbox failed; its log says how."}), content_type="application/json")
 
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #1e2eec98
