@@ -116,12 +116,13 @@ async def with_retry[T](
     kind: Kind,
     policy: RetryPolicy,
     timing: Timing,
+    may: Callable[[], bool] = lambda: True, # asked after a failure; False: this one was the last
 ) -> T:
     "Run `call`, repeating as the table says while the budget lasts. Raises the last error."
     start, budget = timing.monotonic(), policy.create_budget_s if kind == "create" else policy.budget_s
     def wait(state: RetryCallState) -> float: return pause_s(state.outcome.exception(), state.attempt_number, policy, timing) # type: ignore[union-attr,arg-type]
     def spent(state: RetryCallState) -> bool: return timing.monotonic() - start + state.upcoming_sleep > budget
-    again = AsyncRetrying(retry=retry_if_exception(lambda e: repeats(e, kind)), wait=wait, stop=spent, sleep=timing.sleep, reraise=True)
+    again = AsyncRetrying(retry=retry_if_exception(lambda e: repeats(e, kind) and may()), wait=wait, stop=spent, sleep=timing.sleep, reraise=True)
     async def attempt() -> T: return await call()
     return await again(attempt) # type: ignore[no-any-return,unused-ignore]
 

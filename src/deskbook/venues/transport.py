@@ -189,7 +189,8 @@ class Transport:
 
     async def request(self, ask: Ask) -> Answer:
         "Send, repeating as the retry table allows. Raises a `VenueError`, or `Refused` from the guard."
-        return await with_retry(lambda: self.attempt(ask), ask.kind, self.policy, self.timing)
+        breaker = self.breaker(ask.group)
+        return await with_retry(lambda: self.attempt(ask), ask.kind, self.policy, self.timing, may=lambda: not breaker.state.open)
 
     async def attempt(self, ask: Ask) -> Answer:
         "Send once."
