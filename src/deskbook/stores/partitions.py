@@ -6,6 +6,7 @@
 from __future__ import annotations
 import asyncio
 import re
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -94,11 +95,16 @@ def troubles(
 async def ensure_months(
     ledger: Ledger,
     ahead: int = 3, # months to have beyond this one
+    wait_s: float = 5.0, # how long to try when others are in the way
 ) -> list[str]: # names of the partitions that were made
-    "Make the months that are missing. Raises `LockHeld` when a long transaction is in the way, and `LedgerDown`."
-    try: return (await ledger.rows("SELECT deskbook_partitions(%s) AS made", [ahead]))[0]["made"]
-    except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
-        raise LockHeld(f"{place(ledger.url)}: a long transaction is in the way of a new month.", "Try again later; the default partition takes the rows meanwhile.") from None
+    "Make the months that are missing. Raises `LockHeld` when a long transaction stays in the way, and `LedgerDown`."
+    end = time.monotonic() + wait_s
+    while True:
+        try: return (await ledger.rows("SELECT deskbook_partitions(%s) AS made", [ahead]))[0]["made"]
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DuplicateTable) as e: # or another maker was quicker
+            if time.monotonic() > end:
+                raise LockHeld(f"{place(ledger.url)}: a long transaction is in the way of a new month.", "Try again later; the default partition takes the rows meanwhile.") from e
+        await asyncio.sleep(0.05)
 
 async def check_months(
     ledger: Ledger,

@@ -178,32 +178,41 @@ def growing(
 # long: one function of the database
 PARTITIONS = """
 CREATE FUNCTION deskbook_partitions(ahead int DEFAULT 3, around timestamptz DEFAULT now()) RETURNS text[]
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET lock_timeout = '5s' SET timezone = 'UTC' AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET lock_timeout = '300ms' SET timezone = 'UTC' AS $$
 DECLARE
-  parent record; low timestamptz; high timestamptz; month text; made text[] := '{}'; stray boolean;
+  parents text[]; parent text; col text; low timestamptz; high timestamptz; month text; spare text; made text[] := '{}'; stray boolean;
 BEGIN
-  PERFORM pg_advisory_xact_lock(hashtext('deskbook_partitions'));
-  FOR parent IN
-    SELECT c.relname AS name, a.attname AS col, EXISTS (SELECT 1 FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = 'no_truncate') AS sealed
-    FROM pg_partitioned_table p JOIN pg_class c ON c.oid = p.partrelid JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = p.partattrs[0]
-    WHERE c.relnamespace = 'public'::regnamespace AND p.partstrat = 'r' ORDER BY c.relname
-  LOOP
+  SELECT array_agg(c.relname ORDER BY c.relname) INTO parents FROM pg_partitioned_table p JOIN pg_class c ON c.oid = p.partrelid
+    WHERE c.relnamespace = 'public'::regnamespace AND p.partstrat = 'r';
+  IF NOT EXISTS (SELECT 1 FROM unnest(parents) AS p(name), generate_series(-1, ahead) AS s(step)
+      WHERE to_regclass(p.name || to_char(date_trunc('month', around) + make_interval(months => s.step), '"_"YYYY"_"MM')) IS NULL) THEN
+    RETURN made;
+  END IF;
+  LOCK TABLE orders IN SHARE ROW EXCLUSIVE MODE;
+  LOCK TABLE accounts IN SHARE ROW EXCLUSIVE MODE NOWAIT;
+  FOREACH parent IN ARRAY parents LOOP
+    EXECUTE format('LOCK TABLE ONLY %I IN SHARE ROW EXCLUSIVE MODE NOWAIT', parent);
+    EXECUTE format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE NOWAIT', parent || '_default');
+  END LOOP;
+  FOREACH parent IN ARRAY parents LOOP
+    SELECT a.attname INTO col FROM pg_partitioned_table p JOIN pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = p.partattrs[0]
+      WHERE p.partrelid = parent::regclass;
+    spare := parent || '_default';
     FOR step IN -1..ahead LOOP
       low := date_trunc('month', around) + make_interval(months => step);
       high := low + INTERVAL '1 month';
-      month := parent.name || to_char(low, '"_"YYYY"_"MM');
+      month := parent || to_char(low, '"_"YYYY"_"MM');
       CONTINUE WHEN to_regclass(month) IS NOT NULL;
-      EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', month, parent.name);
-      EXECUTE format('SELECT EXISTS (SELECT 1 FROM %I WHERE %I >= %L AND %I < %L)', parent.name || '_default', parent.col, low, parent.col, high) INTO stray;
+      EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', month, parent);
+      EXECUTE format('SELECT EXISTS (SELECT 1 FROM %I WHERE %I >= %L AND %I < %L)', spare, col, low, col, high) INTO stray;
       IF stray THEN
-        EXECUTE format('ALTER TABLE %I DISABLE TRIGGER USER', parent.name || '_default');
-        EXECUTE format('WITH moved AS (DELETE FROM %I WHERE %I >= %L AND %I < %L RETURNING *) INSERT INTO %I SELECT * FROM moved',
-          parent.name || '_default', parent.col, low, parent.col, high, month);
-        EXECUTE format('ALTER TABLE %I ENABLE TRIGGER USER', parent.name || '_default');
+        EXECUTE format('ALTER TABLE %I DISABLE TRIGGER USER', spare);
+        EXECUTE format('WITH moved AS (DELETE FROM %I WHERE %I >= %L AND %I < %L RETURNING *) INSERT INTO %I SELECT * FROM moved', spare, col, low, col, high, month);
+        EXECUTE format('ALTER TABLE %I ENABLE TRIGGER USER', spare);
       END IF;
-      EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', parent.name, month, low, high);
+      EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', parent, month, low, high);
       EXECUTE format('REVOKE ALL ON %I FROM PUBLIC, deskbook_app', month);
-      IF parent.sealed THEN
+      IF EXISTS (SELECT 1 FROM pg_trigger t WHERE t.tgrelid = parent::regclass AND t.tgname = 'no_truncate') THEN
         EXECUTE format('CREATE TRIGGER no_truncate BEFORE TRUNCATE ON %I FOR EACH STATEMENT EXECUTE FUNCTION deskbook_refuse()', month);
       END IF;
       made := made || month;
