@@ -134,6 +134,23 @@ def test_one_folder_one_sandbox_one_market(tmp_path):
         make_server(ServerConfig(**QUIET, state=str(tmp_path), seed=1))
 
 
+def test_every_answer_waits_for_the_disk(tmp_path, monkeypatch):
+    synced, real = [], os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (real(fd), synced.append(os.fstat(fd).st_size)))
+
+    async def run():
+        async with start_sandbox(ServerConfig(**QUIET, state=str(tmp_path))) as s:
+            async with httpx.AsyncClient(base_url=f"{s.url}/v3/accounts/{s.account}", headers={"Authorization": f"Bearer {s.token}"}, verify=False) as http:
+                for i in range(3):
+                    r = await http.post("/orders", json=order(f"db-{i}"))
+                    on_disk = (tmp_path / "transactions.jsonl").read_bytes()[:synced[-1]]
+                    assert f'"id":"{r.json()["lastTransactionID"]}"'.encode() in on_disk
+                began = len(synced)
+                await asyncio.gather(*(http.post("/orders", json=order(f"many-{i}")) for i in range(40)))
+                assert 1 <= len(synced) - began <= 40  # requests that come together share a write
+    asyncio.run(run())
+
+
 def test_a_disk_that_refuses_ends_all_answers(tmp_path):
     """Nothing is acknowledged that is not on disk, and the sandbox says why it is silent."""
     async def run():
