@@ -332,6 +332,22 @@ def test_a_limit_order_rests_until_its_price_is_there():
     assert MARKET.quote("EUR_USD", at).ask_price <= limit < MARKET.quote("EUR_USD", at - 1).ask_price
 
 
+@pytest.mark.parametrize("away", [1, 2, 5, 15, 40])
+@pytest.mark.parametrize("kind", ["LIMIT", "STOP"])
+def test_it_fills_at_the_first_tick_that_is_there_and_not_later(kind, away):
+    engine, clock = make("2025-11-04T14:30:07.300Z", slippage_ticks=0)
+    price = ask(engine) - (1 if kind == "LIMIT" else -1) * away * Decimal("0.00001")
+    _, body = submit(engine, 1000, kind, price=str(price))
+    for _ in range(5):
+        clock.advance(23_456)
+        engine.advance()
+    clock.advance(8 * 60 * MINUTE_MS)
+    fill = engine.transaction(ME, engine.order(ME, body["orderCreateTransaction"]["id"])["order"]["fillingTransactionID"])["transaction"]
+    t = to_ms("2025-11-04T14:30:07.300Z")
+    while (MARKET.quote("EUR_USD", t).ask_price > price) if kind == "LIMIT" else (MARKET.quote("EUR_USD", t).ask_price < price): t += 1
+    assert to_ms(fill["time"][:23] + "Z") == t and Decimal(fill["price"]) == MARKET.quote("EUR_USD", t).ask_price
+
+
 def test_a_marketable_limit_order_fills_at_once_and_better():
     engine, _ = make()
     fill = filled(engine, 1000, "LIMIT", price=str(ask(engine) + Decimal("0.00500")))

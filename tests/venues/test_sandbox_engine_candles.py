@@ -10,7 +10,7 @@ from deskbook.core.clock import DAY_MS, MINUTE_MS, iso, to_ms
 from deskbook.core.errors import BadInput, DataError, NotFound
 from deskbook.market.candles import conform
 from deskbook.venues.sandbox.candles import GRANULARITY_MS, candles
-from deskbook.venues.sandbox.market import FrameSource, Levels, Market, SimulatedSource, first_hit, home_rate, lake_source, set_price
+from deskbook.venues.sandbox.market import FrameSource, Levels, Market, SimulatedSource, first_hit, home_rate, lake_source, minute_path, set_price
 from deskbook.venues.sandbox.wire import WireError, parse_time
 
 MARKET, NAME, NOW = Market(SimulatedSource(("EUR_USD", "XAU_USD"))), "EUR_USD", to_ms("2025-11-04T14:30:20Z")
@@ -121,6 +121,17 @@ def test_the_largest_page():
     got = ask("M1", count=5000, start_ms=NOW - 10 * DAY_MS)
     assert len(got) == 5000 and len({at(c) for c in got}) == 5000
     assert len(ask("M1", start_ms=NOW - 5000 * MINUTE_MS + 1, end_ms=NOW)) > 2000
+
+
+def test_a_rising_minute_sees_its_low_first():
+    day = MARKET.day(NAME, NOW // DAY_MS)
+    for row in range(0, len(day.times), 7):
+        p = minute_path(day, row, NAME)
+        rising, low, high = day.bid[row, 3] >= day.bid[row, 0], p.bid.index(min(p.bid)), len(p) - 1 - p.bid[::-1].index(max(p.bid))
+        if day.bid[row, 2] < min(p.bid[0], p.bid[-1]) and day.bid[row, 1] > max(p.bid[0], p.bid[-1]): assert (low < high) == rising
+        assert [p.bid[0], max(p.bid), min(p.bid), p.bid[-1]] == day.bid[row].tolist() and 4 <= len(p) <= 240
+        assert p.time(0) == p.start and all(a < b for a, b in zip(map(p.time, range(len(p))), map(p.time, range(1, len(p))))) and p.time(len(p) - 1) < p.start + MINUTE_MS
+        assert all(p.at(p.time(k)) == k and (k == 0 or p.at(p.time(k) - 1) == k - 1) for k in range(len(p)))
 
 
 # -- replays

@@ -16,7 +16,7 @@ from .wire import WireError, rfc3339
 
 # %% auto #0
 __all__ = ['GRANULARITY_MS', 'WEEKDAYS', 'Alignment', 'period_starts', 'Rows', 'joined', 'grouped', 'aggregate', 'minutes',
-           'ticks', 'check_window', 'find_rows', 'candles', 'rows_json']
+           'ticks', 'check_window', 'hours', 'find_rows', 'open_before', 'candles', 'rows_json']
 
 # %% ../../../../nbs/venues/sandbox/13_candles.ipynb #9cbac079
 GRANULARITY_MS = {**{f"S{n}": n * 1000 for n in (5, 10, 15, 30)}, **{f"M{n}": n * MINUTE_MS for n in (1, 2, 4, 5, 10, 15, 30)},
@@ -163,9 +163,35 @@ def check_window(
     asked = -(-(end_ms - start_ms) // GRANULARITY_MS[granularity]) if start_ms is not None and end_ms is not None else count or 0
     if asked > 5000: raise WireError(400, "Maximum value for 'count' exceeded")
 
+# %% ../../../../nbs/venues/sandbox/13_candles.ipynb #e5441695
+def hours(
+    market: Market,
+    name: str, # instrument
+    a: int, b: int, # epoch ms; hours that begin in [a, b)
+    now: int, # epoch ms
+) -> Rows:
+    "Hourly rows of a long window."
+    first, last = a // DAY_MS, max((min(b, now) - 1) // DAY_MS, a // DAY_MS)
+    whole = range(first, min(last + 1, now // DAY_MS)) # days that are over
+    missing = [d for d in whole if (name, d) not in market.hours]
+    for n in range(0, len(missing), 64):
+        run = missing[n:n + 64]
+        rows = aggregate(_cut_day(_from_source(market, name, run[0] * DAY_MS, (run[-1] + 1) * DAY_MS), 0, 2**62), "H1", Alignment())
+        cuts = np.searchsorted(rows.times, [[d * DAY_MS, (d + 1) * DAY_MS] for d in run])
+        market.hours.update({(name, d): rows.cut(int(i), int(j)) for d, (i, j) in zip(run, cuts)})
+    parts = [market.hours[name, d] for d in whole]
+    if last not in whole: parts.append(aggregate(minutes(market, name, last * DAY_MS, b, now), "H1", Alignment()))
+    out = joined(parts)
+    return out.cut(int(np.searchsorted(out.times, a)), int(np.searchsorted(out.times, b)))
+
+def _by_hours(granularity: str, a: int, b: int, alignment: Alignment) -> bool:
+    "Whether hours will do."
+    return (granularity in ("D", "W", "M") or (granularity[0] == "H" and granularity != "H1")) and b - a > 3 * DAY_MS and alignment.zone in ("America/New_York", "UTC")
+
 # %% ../../../../nbs/venues/sandbox/13_candles.ipynb #7ec020dc
 def _rows(market: Market, name: str, a: int, b: int, now: int, granularity: str, alignment: Alignment) -> Rows:
     "Candles whose period touches [a, b)."
+    if _by_hours(granularity, a, b, alignment): return aggregate(hours(market, name, a, b, now), granularity, alignment)
     if granularity[0] != "S": return aggregate(minutes(market, name, a, b, now), granularity, alignment)
     step, whole = GRANULARITY_MS[granularity], minutes(market, name, a // MINUTE_MS * MINUTE_MS, b, now)
     parts = [ticks(market, name, int(t), now, step) for t in whole.times]
@@ -192,12 +218,24 @@ def find_rows(
         else: rows = _forward(market, name, a, n + 1, now, granularity, alignment)
         rows = rows.cut(int(np.searchsorted(rows.times, a, "left" if include_first else "right")), rows.times.size)
         return rows if end_ms is not None else rows.cut(0, n)
-    b, a, most = (now + 1 if end_ms is None else end_ms), 0, n * step if granularity[0] == "S" else n * step * 3 // 2 + DAY_MS # open days are five of seven
-    for widen in (1, 2, 4, 16, 64):
-        a = _start_of(b - most * widen - (widen - 1) * DAY_MS // 8 - step, granularity, alignment)
+    b, need = now + 1 if end_ms is None else end_ms, (n + 2) * step * 9 // 8 + MINUTE_MS
+    for _ in range(5): # quiet minutes have no candle, so open time is only a first guess
+        a = _start_of(open_before(market, name, b, need), granularity, alignment)
         rows = _rows(market, name, a, b, now, granularity, alignment)
-        if rows.times.size >= n + 1: break
+        if rows.times.size > n: break
+        need *= 2
     return rows.cut(max(rows.times.size - n, 0), rows.times.size)
+
+def open_before(
+    market: Market,
+    name: str, # instrument
+    b: int, # epoch ms
+    need_ms: int, # > 0
+) -> int: # epoch ms
+    "Where the last `need_ms` of open market before `b` begin, or somewhat earlier."
+    a, got = b - need_ms, 0
+    while (got := int(market.calendar(name).open_between([a], [b])[0])) < need_ms: a -= max(need_ms - got, MINUTE_MS)
+    return a
 
 # %% ../../../../nbs/venues/sandbox/13_candles.ipynb #9db612ed
 def _forward(market: Market, name: str, a: int, n: int, now: int, granularity: str, alignment: Alignment) -> Rows:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 import numpy as np
 import polars as pl
 from ...core.clock import DAY_MS, MINUTE_MS, iso, to_ms
@@ -21,9 +21,9 @@ from ...market.simulated import SIMULATED, simulate_candles
 from .instruments import SandboxInstrument, as_price, find_instrument, universe_of
 
 # %% auto #0
-__all__ = ['FX_UNIVERSE', 'Source', 'SimulatedSource', 'FrameSource', 'lake_source', 'Day', 'day_of', 'Path', 'minute_path',
-           'SandboxQuote', 'Override', 'Market', 'set_price', 'freeze', 'halt', 'release', 'Levels', 'first_hit',
-           'NoRate', 'HomeRate', 'home_rate']
+__all__ = ['FX_UNIVERSE', 'Source', 'SimulatedSource', 'FrameSource', 'lake_source', 'Day', 'day_of', 'ticks_of', 'tick_time',
+           'Path', 'minute_path', 'SandboxQuote', 'Override', 'Market', 'set_price', 'freeze', 'halt', 'release',
+           'Levels', 'first_hit', 'NoRate', 'HomeRate', 'home_rate']
 
 # %% ../../../../nbs/venues/sandbox/10_market.ipynb #126c1a54
 class Source(Protocol):
@@ -103,6 +103,14 @@ def day_of(
     return Day(frame["time"].dt.epoch("ms").to_list(), bid, np.maximum(ask, bid + 1), volume)
 
 # %% ../../../../nbs/venues/sandbox/10_market.ipynb #fb3c50af
+def ticks_of(day: Day, row: int) -> int:
+    "How many ticks a minute has."
+    return min(max(int(day.volume[row]), 4), 240)
+
+def tick_time(start: int, k: int, n: int) -> int:
+    "When tick `k` of the `n` of a minute happens, epoch ms."
+    return start - (-k * MINUTE_MS // n)
+
 @dataclass(frozen=True)
 class Path:
     "The ticks of one minute. Tick k happens at `start + ceil(k*60000/n)`."
@@ -111,7 +119,7 @@ class Path:
     ask: list[int]
 
     def __len__(self) -> int: return len(self.bid)
-    def time(self, k: int) -> int: return self.start - (-k * MINUTE_MS // len(self.bid)) # epoch ms
+    def time(self, k: int) -> int: return tick_time(self.start, k, len(self.bid)) # epoch ms
     def at(self, ms: int) -> int: return min((ms - self.start) * len(self.bid) // MINUTE_MS, len(self.bid) - 1) # the last tick at or before
 
 # %% ../../../../nbs/venues/sandbox/10_market.ipynb #d5c2949e
@@ -121,7 +129,7 @@ def minute_path(
     name: str = "", # instrument; part of the hash
 ) -> Path:
     "Walk one minute along its corners."
-    n, t = int(min(max(day.volume[row], 4), 240)), day.times[row]
+    n, t = ticks_of(day, row), day.times[row]
     h = zlib.crc32(f"{name}/{t}".encode())
     first = 1 + h % max(n // 2 - 1, 1)
     second = first + 1 + (h >> 8) % max(n - 2 - first, 1)
@@ -165,6 +173,7 @@ class Market:
         self.universe = universe_of(self.source.instruments) if universe is None else universe
         if spread_multiple < 0: raise BadInput(f"A spread cannot be multiplied by {spread_multiple}.", "Use 0 or more.")
         self.spread_multiple = spread_multiple
+        self.hours: dict[tuple[str, int], Any] = {} # kept by `venues.sandbox.candles`
         self._calendars: dict[str, TradingCalendar] = {n: calendar_for(n) for n in self.universe}
         self._days: dict[tuple[str, int], Day] = {}
         self._paths: dict[str, Path] = {} # the latest minute of each instrument
@@ -173,6 +182,7 @@ class Market:
         self.overrides: dict[str, Override] = {}
 
     def instrument(self, name: str) -> SandboxInstrument: return find_instrument(self.universe, name)
+    def calendar(self, name: str) -> TradingCalendar: return self._calendars[name]
 
     def day(self, name: str, number: int) -> Day:
         "The minutes of a UTC day, counted from 1970."
@@ -196,11 +206,18 @@ class Market:
     def path(self, name: str, ms: int) -> Path | None:
         "The latest minute with ticks at or before `ms`; None: there was none for ten days."
         if (p := self._paths.get(name)) is not None and p.start <= ms < p.start + MINUTE_MS: return p
+        return None if (found := self._minute(name, ms)) is None else self._path(name, *found)
+
+    def _path(self, name: str, d: Day, row: int) -> Path:
+        "The path of a minute; the latest one is kept."
+        if (p := self._paths.get(name)) is None or p.start != d.times[row]: p = self._paths[name] = minute_path(d, row, name)
+        return p
+
+    def _minute(self, name: str, ms: int) -> tuple[Day, int] | None:
+        "Day and row of the latest minute with ticks."
         for number in range(ms // DAY_MS, ms // DAY_MS - 10, -1):
             d = self.day(name, number)
-            if row := bisect_right(d.times, ms):
-                if p is None or p.start != d.times[row - 1]: p = self._paths[name] = minute_path(d, row - 1, name)
-                return p
+            if row := bisect_right(d.times, ms): return d, row - 1
         return None
 
     def quote(self, name: str, ms: int) -> SandboxQuote | None:
@@ -212,13 +229,16 @@ class Market:
 
     def _tick(self, name: str, ms: int) -> SandboxQuote | None:
         "The quote from the candles, remembered until the next tick."
-        p, digits = self.path(name, ms), self.universe[name].display_precision
-        if p is None: return None
-        k = p.at(ms)
-        until = p.time(k + 1) if k + 1 < len(p) else (ms // MINUTE_MS + 1) * MINUTE_MS
-        out = SandboxQuote(p.bid[k], p.ask[k], p.time(k), self.is_open(name, ms), as_price(p.bid[k], digits), as_price(p.ask[k], digits))
+        if (found := self._minute(name, ms)) is None: return None
+        (d, row), digits = found, self.universe[name].display_precision
+        n, start = ticks_of(d, row), d.times[row]
+        k = min((ms - start) * n // MINUTE_MS, n - 1)
+        if k in (0, n - 1): bid, ask = int(d.bid[row, 3 if k else 0]), int(d.ask[row, 3 if k else 0]) # its ends need no path
+        else: bid, ask = (p := self._path(name, d, row)).bid[k], p.ask[k]
+        at, until = tick_time(start, k, n), tick_time(start, k + 1, n) if k + 1 < n else (ms // MINUTE_MS + 1) * MINUTE_MS
+        out = SandboxQuote(bid, ask, at, self.is_open(name, ms), as_price(bid, digits), as_price(ask, digits))
         a, b, _ = self._spans[name]
-        self._quotes[name] = (max(p.time(k), a), min(until, b), out)
+        self._quotes[name] = (max(at, a), min(until, b), out)
         return out
 
     def _overridden(self, name: str, ms: int) -> SandboxQuote | None:
