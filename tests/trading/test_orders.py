@@ -5,7 +5,7 @@ from fractions import Fraction
 from itertools import permutations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deskbook.core.errors import BadInput, DeskbookError, Refused
@@ -27,6 +27,8 @@ def intent(units="1000", **more):
 # --- keys -------------------------------------------------------------------------------------------------------------------------
 
 @given(CAUSES, CAUSES, st.sampled_from(["EUR_USD", "USD_JPY"]), st.sampled_from(["EUR_USD", "USD_JPY"]))
+@example(Cause("x:1", 2, "enter"), Cause("x", 1, "2:enter"), "EUR_USD", "EUR_USD")
+@example(Cause("x%3A1", 1, "enter"), Cause("x:1", 1, "enter"), "EUR_USD", "EUR_USD")
 def test_two_causes_have_one_key_only_when_they_are_one(a, b, i, j):
     key = [o.idempotency_key(Intent("paper", name, 1, cause=c)) for c, name in ((a, i), (b, j))]
     assert (key[0] == key[1]) == ((a, i) == (b, j))
@@ -137,6 +139,8 @@ def test_units(units, reasons):
     ({"type": "limit", "price": "-1.1"}, ["price_invalid"]),
     ({"type": "limit", "price": "NaN"}, ["price_invalid"]),
     ({"type": "limit", "price": "1.1"}, []),
+    ({"type": "limit", "price": "1E+2000"}, ["price_off_tick"]),
+    ({"type": "limit", "price": "1E-2000"}, ["price_off_tick"]),
     ({"type": "stop"}, ["type_not_supported", "time_in_force_not_allowed"]),
     ({"time_in_force": "GTC"}, ["time_in_force_not_allowed"]),
     ({"type": "limit", "price": "1.1", "time_in_force": "GTD"}, ["time_in_force_not_allowed"]),

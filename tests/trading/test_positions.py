@@ -120,10 +120,15 @@ def test_a_position_written_with_its_average_price_comes_back(made):
 
 
 @given(UNITS, UNITS, st.decimals("-5", "5", places=4))
+@example(Decimal(10), Decimal(-10), Decimal("0.3"))
+@example(Decimal(10), Decimal(-15), Decimal("0.3"))
 def test_a_flip_is_split_exactly(held, units, fee):
     closing, opening = p.split_fill(held, fill(1, units, fee=fee))
     parts = [x for x in (closing, opening) if x]
     assert sum(x.units for x in parts) == units and sum(x.fee for x in parts) == fee
+    assert all(x.units for x in parts)
+    for part in parts:
+        assert abs(Fraction(part.fee) - Fraction(fee) * Fraction(part.units) / Fraction(units)) <= Fraction(1, 10**17)
     if closing:
         assert (closing.units < 0) != (held < 0) and abs(closing.units) <= abs(held)
     if opening:

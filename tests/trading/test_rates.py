@@ -63,6 +63,13 @@ def test_the_order_of_the_quotes_does_not_matter(made, frm, to, rng):
         assert r.rate(frm, to, dict(shuffled), NOW) == expected
 
 
+@pytest.mark.parametrize("there", [["CHF", "EUR", "GBP", "USD"], ["AUD", "CHF", "EUR", "GBP"], ["AUD", "CAD", "CHF", "GBP", "NZD"]])
+def test_of_several_crosses_the_dollar_comes_first_then_the_euro_then_the_alphabet(there):
+    made = {name: quote(name, "1.5") for via in there for name in (f"SEK_{via}", f"{via}_JPY")}
+    first = "USD" if "USD" in there else "EUR" if "EUR" in there else min(there)
+    assert r.rate("SEK", "JPY", made, NOW).path == (f"SEK_{first}", f"{first}_JPY")
+
+
 @given(quotes())
 def test_a_direct_quote_wins_and_there_and_back_is_one(made):
     for name in fresh(made):

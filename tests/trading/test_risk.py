@@ -71,6 +71,20 @@ def test_reduce_only_never_adds_exposure_and_never_changes_the_side(policy, stat
     assert verdict.reserved_usd == 0
 
 
+@pytest.mark.parametrize("side", [1, -1])
+@given(st.integers(1, 20), st.lists(st.integers(1, 20), max_size=8))
+def test_exits_together_never_exceed_the_position(side, held, exits):
+    """Each exit that is allowed is on its way when the next is judged."""
+    account, closing = portfolio(units={"EUR_USD": D(held * side)}), 0
+    for size in exits:
+        fits = size <= held - closing
+        assert evaluate(WIDE, None, account, order(-size * side, reduce_only=True)).allowed == fits
+        assert not evaluate(WIDE, None, account, order(size * side, reduce_only=True)).allowed
+        assert r.exit_room(account, "EUR_USD") == (closing - held) * side
+        if fits:
+            account, closing = reserve(account, "EUR_USD", D(-size * side), reduce_only=True), closing + size
+
+
 @given(portfolios(), st.lists(st.tuples(NAME, UNITS), max_size=6), st.randoms())
 def test_the_order_of_orders_does_not_matter_for_exposure(account, orders, rng):
     def added(some):
