@@ -117,6 +117,13 @@ def test_the_application_appends_and_changes_nothing(ledger, table):
             for sql in ("UPDATE chain_heads SET seq = 0", "DELETE FROM chain_heads", "DELETE FROM orders", "DELETE FROM fills", "DROP TABLE orders", "CREATE TABLE mine (x int)"):
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
                     await desk.rows(sql)
+            async with desk.transaction() as tx:
+                await tx.execute(f"CREATE TEMP TABLE mine (LIKE {table})")
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    async with tx.transaction():
+                        await tx.execute(f"CREATE TRIGGER link BEFORE INSERT ON mine FOR EACH ROW EXECUTE FUNCTION {table}_link()")
+            with pytest.raises(psycopg.errors.InvalidParameterValue):
+                await desk.rows("SELECT deskbook_partitions(100000)")
 
     asyncio.run(scenario())
 

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from ledger_rows import add_account, add_order, bypass, one_order, owner
 
-from deskbook.core.errors import BadInput, LockHeld, Refused
+from deskbook.core.errors import BadInput, DataError, LockHeld, Refused
 from deskbook.stores import ledger_migrate
 from deskbook.stores.chain import verify
 from deskbook.stores.ledger import Ledger, LedgerDown, LedgerVersion
@@ -65,7 +65,7 @@ def test_up_down_up_on_a_populated_database(ledger):
 def test_something_that_hangs_on_a_table_stops_the_way_down(ledger):
     with owner(ledger) as c:
         c.execute("CREATE VIEW my_orders AS SELECT * FROM orders")
-    with pytest.raises(Exception, match="my_orders depends on table orders"):
+    with pytest.raises(Refused, match="my_orders depends on table orders"):
         migrate(ledger, "base", drop_data=True)
     assert current(ledger) == HEAD and set(tables) <= relations(ledger)
 
@@ -147,7 +147,7 @@ def test_a_second_version_goes_up_and_down_alone(ledger, tmp_path):
 
 def test_a_version_that_fails_half_way_leaves_the_one_before(ledger, tmp_path):
     one_order(ledger)
-    with pytest.raises(Exception, match="division by zero"):
+    with pytest.raises(DataError, match="failed and was undone: division by zero"):
         migrate(ledger, folder=newer(tmp_path, 'run("SELECT 1/0")'))
     assert current(ledger) == HEAD and "notes" not in relations(ledger)
     with owner(ledger) as c:
@@ -267,6 +267,8 @@ def test_a_login_that_is_no_superuser_may_own_everything(postgres_url):
         c.execute(f"CREATE ROLE {name} LOGIN CREATEROLE")
         c.execute(f"CREATE DATABASE {name} OWNER {name} TEMPLATE template0")
         try:
+            with pytest.raises(Refused, match="permission denied"):
+                migrate(postgres_url.replace("//deskbook@", f"//{name}@"))
             migrate(url)
             one_order(url)
 

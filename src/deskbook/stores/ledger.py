@@ -209,6 +209,20 @@ class Ledger:
             await conn.close()
             await self.pool.putconn(conn)
 
+    async def _begin(self) -> AsyncConnection[DictRow]:
+        "A connection in a transaction. One that breaks at BEGIN has done nothing yet, so another is taken."
+        give_up = time.monotonic() + self.timeout_s
+        while True:
+            conn = await self._borrow()
+            try:
+                await conn.execute("BEGIN")
+                return conn
+            except BaseException as e:
+                await conn.close()
+                await self.pool.putconn(conn)
+                if not (isinstance(e, psycopg.Error) and is_down(e)): raise
+                if time.monotonic() > give_up: raise down(e, self.url) from e
+
     async def _why_none(self, e: PoolTimeout) -> LedgerDown:
         "Down, or only busy?"
         try: await (await self.connect()).close()
@@ -222,10 +236,9 @@ class Ledger:
 
         Raises `LedgerDown` when the connection breaks, with `maybe_committed` when that happens during COMMIT. Errors of a
         statement (`psycopg.errors.UniqueViolation`, ...) come through as they are."""
-        conn = await self._borrow()
+        conn = await self._begin()
         committing = False
         try:
-            await conn.execute("BEGIN")
             yield conn
             if conn.info.transaction_status == TransactionStatus.INERROR:
                 raise DataError("a statement of this transaction failed and was passed over; COMMIT would have rolled back in silence.",

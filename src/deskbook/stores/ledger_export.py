@@ -57,7 +57,7 @@ def arrow_type(
 
 # %% ../../../nbs/stores/35_ledger_export.ipynb #36b33d00
 _TABLES = """SELECT c.relname AS name FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
-AND c.relname <> 'alembic_version' ORDER BY 1"""
+AND c.relname <> 'alembic_version' AND has_table_privilege(c.oid, 'SELECT') ORDER BY 1"""
 _COLUMNS = """SELECT a.attname AS name, coalesce(base.typname, t.typname) AS type FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
 LEFT JOIN pg_type base ON base.oid = t.typbasetype AND t.typtype = 'd' WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum"""
 _KEY = """SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY k.n) AS key FROM pg_index i, unnest(i.indkey) WITH ORDINALITY AS k(attnum, n), pg_attribute a

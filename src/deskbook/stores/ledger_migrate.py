@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import Connection
-from ..core.errors import BadInput, LockHeld, Refused
+from ..core.errors import BadInput, DataError, DeskbookError, LockHeld, Refused
 from .ledger import ROLE, LedgerVersion, down, is_down, place, plain_url
 
 if TYPE_CHECKING: from alembic.script import ScriptDirectory
 
 # %% auto #0
-__all__ = ['ROLE_SQL', 'LOCK', 'ensure_role', 'void', 'scripts', 'versions', 'target', 'connect_sync', 'require_server',
+__all__ = ['ROLE_SQL', 'LOCK', 'ensure_role', 'void', 'scripts', 'versions', 'target', 'connect_sync', 'require_server', 'failed',
            'populated', 'refuse_loss', 'require_direction', 'Migration', 'migrate', 'current']
 
 # %% ../../../nbs/stores/31_ledger_migrate.ipynb #595f1d33
@@ -112,11 +112,22 @@ def _locked(
             conn.exec_driver_sql(f"SET LOCAL lock_timeout = {round(wait_s * 1000)}; SET LOCAL timezone = 'UTC'; SET LOCAL search_path = public")
             conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
             yield conn
-    except sa.exc.DBAPIError as e:
-        if isinstance(e.orig, psycopg.errors.LockNotAvailable):
-            raise LockHeld(f"{place(url)} was in use for {wait_s:g} s.", "Somebody else migrates it, or a worker is busy in it; stop that, or wait.") from e
-        if is_down(e.orig or e): raise down(e.orig or e, url) from e
-        raise
+    except sa.exc.DBAPIError as e: raise failed(e.orig or e, url, wait_s) from e
+
+# %% ../../../nbs/stores/31_ledger_migrate.ipynb #aa620983
+def failed(
+    e: BaseException, # of the driver
+    url: str, # names the place
+    wait_s: float, # how long locks were waited for
+) -> DeskbookError:
+    "The typed error for a migration that failed and was undone."
+    said = str(e).strip().replace("\n", " ")
+    if is_down(e): return down(e, url)
+    if isinstance(e, psycopg.errors.LockNotAvailable):
+        return LockHeld(f"{place(url)} was in use for {wait_s:g} s.", "Somebody else migrates it, or a worker is busy in it; stop that, or wait.")
+    if isinstance(e, psycopg.errors.InsufficientPrivilege): return Refused(f"{place(url)}: {said}.", "Migrate with the login that owns the database.")
+    if isinstance(e, psycopg.errors.DependentObjectsStillExist): return Refused(f"{place(url)}: {said}.", "Drop what somebody built on the ledger first.")
+    return DataError(f"{place(url)}: the migration failed and was undone: {said}.")
 
 # %% ../../../nbs/stores/31_ledger_migrate.ipynb #60a50617
 def populated(

@@ -182,6 +182,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET lock_tim
 DECLARE
   parents text[]; parent text; col text; low timestamptz; high timestamptz; month text; spare text; made text[] := '{}'; stray boolean;
 BEGIN
+  IF ahead > 120 THEN RAISE EXCEPTION 'no more than 120 months ahead' USING ERRCODE = 'invalid_parameter_value'; END IF;
   SELECT array_agg(c.relname ORDER BY c.relname) INTO parents FROM pg_partitioned_table p JOIN pg_class c ON c.oid = p.partrelid
     WHERE c.relnamespace = 'public'::regnamespace AND p.partstrat = 'r';
   IF NOT EXISTS (SELECT 1 FROM unnest(parents) AS p(name), generate_series(-1, ahead) AS s(step)
@@ -295,7 +296,7 @@ GRANT SELECT, INSERT ON {", ".join(APPEND_ONLY)} TO deskbook_app;
 GRANT SELECT, INSERT, UPDATE ON {", ".join(KEPT)} TO deskbook_app;
 GRANT SELECT, INSERT, UPDATE, DELETE ON {", ".join(FREE)} TO deskbook_app;
 REVOKE UPDATE, DELETE, TRUNCATE ON {", ".join(APPEND_ONLY)} FROM PUBLIC, deskbook_app;
-REVOKE ALL ON FUNCTION deskbook_partitions(int, timestamptz) FROM PUBLIC;
+REVOKE ALL ON FUNCTION deskbook_partitions(int, timestamptz), order_events_link(), ops_audit_events_link() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION deskbook_partitions(int, timestamptz) TO deskbook_app"""
 
 # %% ../../../../../nbs/stores/migrations/01_order_path.ipynb #b4db4df8
