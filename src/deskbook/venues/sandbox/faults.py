@@ -54,10 +54,10 @@ _ANSWERS = (
 # %% ../../../../nbs/venues/sandbox/40_faults.ipynb #f5692d9f
 # long: the catalogue is read as one list
 _ORDERS = (
-    Kind("reject", "400 with an order reject transaction.", {"reason": "INSUFFICIENT_AUTHORIZATION"}, OPENING, "orders"),
+    Kind("reject", "400 with an order reject transaction.", {"reason": "INSTRUMENT_NOT_TRADEABLE"}, OPENING, "orders"),
     Kind("cancel", "201, and the order is cancelled at once.", {"reason": "INSUFFICIENT_MARGIN"}, OPENING, "orders"),
-    Kind("halt", "The order finds its instrument halted: a market order is cancelled with MARKET_HALTED. The control port halts an instrument for longer.", {}, OPENING, "orders"),
-    Kind("partial_fill", "Only a part can be filled: IOC cancels the rest, FOK cancels all.", {"fill_frac": 0.4}, OPENING, "orders"),
+    Kind("halt", "The order finds its instrument halted: a market order is cancelled with MARKET_HALTED. The control port halts an instrument for longer.", {}, "orders.create|positions.close", "orders"),
+    Kind("partial_fill", "Only a part can be filled: IOC cancels the rest, FOK cancels all.", {"fill_frac": 0.4}, "orders.create", "orders"),
     Kind("slow_fill", "From the first strike until faults are cleared, limit orders are filled in slices, the first at once.", {"slices": 3, "every_s": 1.0}, "orders.create", "orders"),
 )
 _VIEWS = (

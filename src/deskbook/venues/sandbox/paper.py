@@ -67,7 +67,7 @@ def _ping(at: Path) -> int | None:
 def paper_kind() -> Kind:
     "The paper venue, for `stores.embedded.attach`."
     def prepare(at: Path) -> None: own_folder(at/"state", None)
-    def argv(at: Path) -> list[str]: return [sys.executable, "-c", "from deskbook.venues.sandbox.paper import main; main()", str(at)]
+    def argv(at: Path) -> list[str]: return [sys.executable, "-P", "-c", "from deskbook.venues.sandbox.paper import main; main()", str(at)]
     def url(at: Path) -> str: return endpoint(at).get("url", "")
     return Kind("paper", None, prepare, argv, url, _ping, [(int(signal.SIGTERM), 10.0)])
 

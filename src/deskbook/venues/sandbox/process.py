@@ -8,6 +8,7 @@ __all__ = ['read_config', 'read_faults', 'serve', 'main', 'run', 'SandboxProcess
 # %% ../../../../nbs/venues/sandbox/80_process.ipynb #8984e0c5
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import selectors
@@ -57,6 +58,7 @@ async def serve(
     for s in (signal.SIGINT, signal.SIGTERM): loop.add_signal_handler(s, stop.set)
     try:
         async with start_sandbox(config) as sandbox:
+            gc.freeze() # what was loaded until now is not looked through again while a client waits
             announce(sandbox)
             while not stop.is_set() and not sandbox.server.failed:
                 with contextlib.suppress(TimeoutError): await asyncio.wait_for(stop.wait(), 0.2)
@@ -134,7 +136,7 @@ def start_sandbox_process(
 ) -> SandboxProcess:
     "Start a sandbox in a child process. Raises `BadInput` or `DataError` with what it said."
     read_config(config)
-    child = subprocess.Popen([sys.executable, "-c", "from deskbook.venues.sandbox.process import main; main()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    child = subprocess.Popen([sys.executable, "-P", "-c", "from deskbook.venues.sandbox.process import main; main()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         start_new_session=True) # so that a Ctrl-C at the owner is the owner's to hand on
     try:
         assert child.stdin and child.stdout

@@ -712,6 +712,8 @@ async def start_sandbox(
     ticking = None
     try:
         if (waiting := commit(server)) is not None: await waiting
+        pass_time(server) # all that was due since the state was written
+        if (waiting := commit(server)) is not None: await waiting
         if server.failed: raise DataError(f"The sandbox cannot start: {server.failed}.")
         ports = []
         for answer, port in ((_answer, server.config.port), (answer_control, server.config.control_port)):
