@@ -434,7 +434,7 @@ class Oanda(OandaCancels):
         if self.stream_http is None:
             limits = httpx.Limits(max_connections=20, max_keepalive_connections=0)
             self.stream_http = httpx.AsyncClient(base_url=self.stream_url, headers=self.headers, limits=limits, trust_env=self.environment != "sandbox",
-                timeout=httpx.Timeout(None, connect=self.timeouts.connect_s, write=self.timeouts.write_s, pool=self.timeouts.slot_s))
+                verify=self.stream_url.startswith("https:"), timeout=httpx.Timeout(None, connect=self.timeouts.connect_s, write=self.timeouts.write_s, pool=self.timeouts.slot_s))
         http = self.stream_http
         return lambda: open_lines(http, f"{self.path}/{path}", params, silence_s, self.secrets)
 

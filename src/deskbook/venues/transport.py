@@ -158,7 +158,7 @@ def http_client(
     limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=20.0)
     wait = httpx.Timeout(timeouts.read_s, connect=timeouts.connect_s, write=timeouts.write_s, pool=timeouts.slot_s)
     return httpx.AsyncClient(base_url=base_url, headers=dict(headers), limits=limits, timeout=wait, http1=True, http2=False,
-        follow_redirects=False, trust_env=not loopback)
+        follow_redirects=False, trust_env=not loopback, verify=base_url.startswith("https:"))
 
 # %% ../../../nbs/venues/15_transport.ipynb #8e013b86
 # long: the path of one request, read from top to bottom
