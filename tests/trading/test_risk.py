@@ -388,5 +388,16 @@ def test_nulls_of_a_policy_row_have_the_defaults():
     assert r.policy_of(row) == RiskPolicy("live", "x", allowed_instruments=frozenset({"EUR_USD"}))
 
 
+def test_a_policy_of_the_account_wins_over_a_newer_one_of_its_mode():
+    def row(name, account, day, **more):
+        return {"mode": "paper", "name": name, "account": account, "active": True, "effective_from": to_datetime(NOW + day * DAY), **more}
+    rows = [row("all, new", None, -1), row("mine", "paper", -3), row("mine, older", "paper", -4), row("mine, later", "paper", 1),
+            row("mine, off", "paper", -2, active=False), row("live", "paper", -1, mode="live"), row("of another", "sandbox", -1)]
+    assert r.choose_policy(rows, "paper", "paper", NOW).name == "mine"
+    assert r.choose_policy(rows, "third", "paper", NOW).name == "all, new"
+    assert r.choose_policy(rows, "paper", "paper", NOW + 2 * DAY).name == "mine, later"
+    assert r.choose_policy([], "paper", "live", NOW) == RiskPolicy("live")
+
+
 def test_all_instruments_of_these_tests_have_prices():
     assert set(MIDS) == set(QUOTES) == set(INSTRUMENTS)

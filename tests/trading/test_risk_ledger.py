@@ -89,6 +89,19 @@ def test_twenty_looks_at_once_trip_once_and_lose_no_peak(ledger):
     run(ledger, test)
 
 
+def test_a_look_waits_for_the_one_before_it(ledger):
+    async def test(book):
+        await look(book, 100_000)
+        async with book.transaction() as tx:
+            await r.look(tx, RiskPolicy(), "paper", D(105_000), NOW)
+            second = asyncio.create_task(look(book, 94_000))
+            done, _ = await asyncio.wait([second], timeout=0.3)
+            assert not done
+        state = await second
+        assert (state.status, state.peak_equity, state.reason) == ("tripped", D(105_000), "max_daily_loss,max_drawdown")
+    run(ledger, test)
+
+
 def test_two_first_looks_at_once_make_one_memory(ledger):
     async def test(book):
         await asyncio.gather(*(look(book, 100_000) for _ in range(8)))
