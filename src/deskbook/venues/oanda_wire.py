@@ -172,7 +172,8 @@ def order_body(
     if r.price is not None: order["price"] = on_step(r.price, i.tick, "price")
     if r.price_bound is not None: order["priceBound"] = on_step(r.price_bound, i.tick, "price bound")
     if r.good_till_ms is not None: order["gtdTime"] = iso(r.good_till_ms)
-    if r.stop_loss_price is not None: order["stopLossOnFill"] = {"price": on_step(r.stop_loss_price, i.tick, "stop loss"), "timeInForce": "GTC"}
+    if r.stop_loss_price is not None:
+        order["stopLossOnFill"] = {"price": on_step(r.stop_loss_price, i.tick, "stop loss"), "timeInForce": "GTC", "clientExtensions": {"id": f"{r.client_id}-sl"}} # its name: it is ours
     return {"order": order}
 
 # %% ../../../nbs/venues/20_oanda_wire.ipynb #19876f8a
