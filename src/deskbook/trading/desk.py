@@ -25,7 +25,7 @@ from ..stores.ledger import Ledger, LedgerDown
 from ..stores.ledger_migrate import migrate
 from ..stores.live import Live, open_live
 from ..stores.records import AuditEvent, append_audits, resolve_alert
-from .book import COLUMNS, Change, Deps, ExecutionConfig, OrderRow, Signals, apply_changes, change, freeze_entries, new_id, order_row
+from .book import COLUMNS, NOT_NOW, Change, Deps, ExecutionConfig, OrderRow, Signals, apply_changes, change, freeze_entries, new_id, not_now, order_row
 from .controls import KillState, KillSwitch, SendGuard, boot_kill, kill_state, ledger_audit, missing_credentials
 from .intake import Answer, Intake, read_view
 from .leases import Lease, LeaseLost, keep_lease, new_owner, release_lease, take_lease, wait_for_event
@@ -311,6 +311,12 @@ class Desk:
         return RiskPicture(view.policy, view.state, exposures(replace(p, quotes=quotes), view.policy.mark_max_age_s), p.equity, p.equity_ms,
             view.account["freeze_reason"] or "frozen" if view.account["entries_frozen"] else "", view.blocked, await kill_state(self.kill))
 
+    async def ready(self,
+        timeout_s: float = 30.0,
+    ) -> bool: # whether it is
+        "Wait until this desk, which runs, has reconciled and sends."
+        return await wait_for_event(self.deps.signals.ready, timeout_s)
+
     async def run(self,
         stop: asyncio.Event, # set: finish what is under way, give the lease back, return
     ) -> None:
@@ -337,7 +343,7 @@ async def request_cancel(
 ) -> OrderRow:
     "Write down that an order shall be cancelled. Raises `LedgerDown`."
     async with deps.ledger.transaction() as tx:
-        order = order_row((await (await tx.execute(f"SELECT {COLUMNS} FROM orders o WHERE o.id = %s FOR UPDATE", (order_id,))).fetchall())[0])
+        order = order_row((await (await tx.execute(f"SELECT {COLUMNS} FROM orders o WHERE o.id = %s FOR NO KEY UPDATE", (order_id,))).fetchall())[0])
         if order.ended or order.state == "cancel_pending": return order
         await append_audits(tx, [AuditEvent(actor, "order.cancel", "order", str(order.id), {"state": order.state}, deps.account)])
         made: Change | None = None
@@ -365,7 +371,8 @@ async def run(
         try:
             desk.lease = await take_lease(desk.ledger, f"sender:{desk.account}", desk.owner, config.lease_ttl_s)
             if desk.lease: await epoch(desk, desk.lease, stop)
-        except* (LedgerDown, LeaseLost): pass
+        except* LeaseLost: pass
+        except* NOT_NOW as e: not_now(e)
         except* Exception as e: raise e.exceptions[0] from None
         finally: desk.lease = None
         await wait_for_event(stop, config.poll_s)
@@ -380,6 +387,7 @@ async def epoch(
     "All workers, from taking the lease to giving it back. Raises `LeaseLost` inside an `ExceptionGroup`."
     deps, flush, end = desk.deps, asyncio.Event(), asyncio.Event()
     deps.signals.holds.add("boot")
+    deps.signals.ready.clear()
     deps.signals.in_flight.clear()
     recorder = Recorder(deps, lease)
     async with asyncio.TaskGroup() as group:
@@ -406,7 +414,7 @@ async def until_done(what: Any, deps: Deps, *args: Any) -> None:
     "Repeat something that needs the ledger until the ledger is there."
     while True:
         try: await what(deps, *args); return
-        except LedgerDown: await asyncio.sleep(deps.config.poll_s)
+        except NOT_NOW as e: not_now(e); await asyncio.sleep(deps.config.poll_s)
 
 # %% ../../../nbs/trading/50_desk.ipynb #2e3663b2
 async def cancel_entries(
@@ -473,7 +481,7 @@ async def open_desk(
         known = spec if spec is not None else await asyncio.to_thread(account_spec, account, settings)
         kill = KillSwitch(settings.home/"kill_switch.json", live, key=settings.kill_switch_key, audit=ledger_audit(ledger))
         guard = SendGuard(kill, known.environment, account, settings.read_only if read_only is None else read_only, ledger)
-        venue = Oanda(known.venue_account, known.token, known.base_url, known.stream_url, known.environment, timed(guard), connections=config.max_in_flight + 8)
+        venue = Oanda(known.venue_account, known.token, known.base_url, known.stream_url, known.environment, timed(guard), connections=config.max_in_flight + 4)
         stack.push_async_callback(venue.aclose)
         await enrol(ledger, venue, account)
         deps = Deps(account, ledger, venue, config, Signals(), clock)

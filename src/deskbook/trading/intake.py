@@ -19,7 +19,7 @@ import psycopg
 from ..core.clock import to_ms
 from ..core.errors import BadInput, DeskbookError, NotFound, Refused
 from ..stores.records import AuditEvent, OrderEvent, append_audits, append_order_events
-from .book import COLUMNS, Deps, OrderRow, Overtaken, new_id, order_row, rows_json
+from .book import COLUMNS, TURN_LOST, Deps, OrderRow, Overtaken, new_id, order_row, rows_json
 from .marks import Marks, priced
 from .orders import IdempotencyConflict, Intent, OrderRefused, check_intent, client_order_id, fingerprint, idempotency_key
 from .risk_ledger import read_policy
@@ -136,7 +136,7 @@ _LOCK = "SELECT pg_advisory_xact_lock(hashtext('deskbook:' || %s))"
 _ACCOUNT = "SELECT *, clock_timestamp() AS now FROM accounts WHERE account = %s"
 _EXISTING = f"SELECT {COLUMNS} FROM orders o WHERE o.account = %s AND o.idempotency_key = ANY(%s)"
 _BLOCKS = "SELECT instrument FROM instrument_blocks WHERE account = %s"
-_LOCK_POSITIONS = "SELECT instrument FROM positions WHERE account = %s AND instrument = ANY(%s) ORDER BY instrument FOR UPDATE"
+_LOCK_POSITIONS = "SELECT instrument FROM positions WHERE account = %s AND instrument = ANY(%s) ORDER BY instrument FOR NO KEY UPDATE"
 _HELD = """
 SELECT instrument, 'held' AS side, false AS reduce_only, units FROM positions WHERE account = %(account)s AND units <> 0
 UNION ALL SELECT instrument, side, reduce_only, sum(units - filled_units) FROM orders
@@ -325,7 +325,7 @@ class Intake:
         "Fresh prices, then the transaction; again when somebody was faster or a price was missing, one by one when one offends."
         await self.prices(asks)
         try: decisions = await take(self.deps, self.guard, self.marks, self.instruments, asks)
-        except (Overtaken, MarksMissing): return await self.decide(asks)
+        except (Overtaken, MarksMissing, *TURN_LOST): return await self.decide(asks)
         except (psycopg.IntegrityError, psycopg.DataError) as e:
             if len(asks) == 1: return [await self.offends(asks[0], e)]
             return [answer for one in asks for answer in await self.decide([one])]

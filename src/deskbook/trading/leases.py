@@ -10,6 +10,7 @@ __all__ = ['LeaseLost', 'new_owner', 'Lease', 'take_lease', 'renew_lease', 'rele
 import asyncio, os, secrets, socket, time
 from dataclasses import dataclass
 from typing import Any
+import psycopg
 from ..core.errors import LockHeld
 from ..stores.ledger import Ledger, LedgerDown
 
@@ -107,4 +108,4 @@ async def keep_lease(
     "Renew until stopped. Raises `LeaseLost`."
     while not await wait_for_event(stop, lease.ttl_s/3):
         try: await renew_lease(ledger, lease)
-        except LedgerDown: pass
+        except (LedgerDown, psycopg.Error): pass

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 from ..core.clock import to_ms
-from ..stores.ledger import LedgerDown
-from .book import Deps
+from .book import NOT_NOW, Deps, not_now
 from .leases import wait_for_event
 from .risk import RiskState
 from .risk_ledger import look, read_policy
@@ -106,5 +105,5 @@ async def watch_equity(
             async with asyncio.timeout(deps.config.request_timeout_s): balance = await deps.venue.fetch_balance()
             state, tripped = await write_equity(deps, balance, "marks")
             if tripped and on_trip: await on_trip(state)
-        except (VenueError, LedgerDown, TimeoutError): pass
+        except (VenueError, TimeoutError, *NOT_NOW) as e: not_now(e)
         if not await wait_for_event(stop, least_s): await wait_for_event(deps.signals.equity, deps.config.equity_every_s - least_s)

@@ -16,9 +16,8 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal
 from ..core.errors import Refused
-from ..stores.ledger import LedgerDown
 from ..stores.records import AuditEvent, append_audits, raise_alert, resolve_alert
-from .book import COLUMNS, Deps, OrderRow, Overtaken, freeze_entries, order_row
+from .book import COLUMNS, NOT_NOW, Deps, OrderRow, Overtaken, freeze_entries, not_now, order_row
 from .leases import Lease, check_lease, require_lease, wait_for_event
 from .marks import write_equity
 from .recorder import Report, Told, record
@@ -306,6 +305,7 @@ async def boot(
     else: return False
     deps.signals.holds.discard("boot")
     deps.signals.outbox.set()
+    deps.signals.ready.set()
     return True
 
 async def try_once(
@@ -316,7 +316,7 @@ async def try_once(
 ) -> bool: # whether it succeeded
     "One reconciliation; a failure is told and not raised."
     try: await reconcile(deps, lease, cause)
-    except (VenueError, NotQuiet, TimeoutError, LedgerDown, Overtaken) as e:
+    except (VenueError, NotQuiet, TimeoutError, *NOT_NOW) as e:
         if isinstance(e, (AuthError, IpBanned)): deps.signals.holds.add("auth")
         if failures == 2: await tell_failure(deps, e)
         return False
@@ -327,7 +327,7 @@ async def tell_failure(deps: Deps, e: Exception) -> None:
     text = f"{deps.account}: three reconciliations failed in a row, the last with {type(e).__name__}: {getattr(e, 'what', e)}"
     try:
         async with deps.ledger.transaction() as tx: await raise_alert(tx, f"reconcile_failed:{deps.account}", "reconcile", "high", "reconcile_failures", text, 3.0, 2.0)
-    except LedgerDown: pass
+    except NOT_NOW: pass
 
 # %% ../../../nbs/trading/40_reconcile.ipynb #758ed4e5
 async def reconcile_often(
@@ -352,5 +352,5 @@ async def read_fills(
             since = (await deps.ledger.rows("SELECT fill_cursor FROM accounts WHERE account = %s", (deps.account,)))[0]["fill_cursor"]
             async with asyncio.timeout(2*deps.config.request_timeout_s): page = await deps.venue.fetch_fills(since)
             if page.cursor != since: await record(deps, lease, [], page, since)
-        except (VenueError, TimeoutError, LedgerDown, Overtaken): pass
+        except (VenueError, TimeoutError, *NOT_NOW) as e: not_now(e)
         if not await wait_for_event(stop, 0.1): await wait_for_event(deps.signals.fills, deps.config.fills_every_s)

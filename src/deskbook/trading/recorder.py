@@ -21,7 +21,7 @@ from ..core.clock import to_datetime, to_ms
 from ..core.errors import DataError
 from ..stores.ledger import LedgerDown
 from ..stores.records import OrderEvent, append_order_events, raise_alert
-from .book import COLUMNS, Change, Deps, OrderRow, Overtaken, event_of, freeze_entries, new_id, order_row, rows_json, write_changes
+from .book import COLUMNS, NOT_NOW, TURN_LOST, Change, Deps, OrderRow, Overtaken, event_of, freeze_entries, new_id, order_row, rows_json, write_changes
 from .leases import Lease, check_lease, require_lease, wait_for_event
 from .orders import state_after_fills, state_after_venue
 from .positions import Position, apply_fill, fill_order, filled, fold, restore
@@ -90,7 +90,8 @@ def next_state(
     if isinstance(finding, Told):
         to, told = told_state(order, finding.order, total), finding.order
         reason = told.reason if told and to in ("cancelled", "rejected", "expired") else ("seen_at_venue" if order.state == "created" else "")
-        known: dict[str, Any] = dict(filled_units=total, average_price=average, venue_order_id=order.venue_order_id or (told.venue_order_id or None if told else None))
+        one = told or next(iter(finding.fills), None) # a fill alone names the venue's order, too
+        known: dict[str, Any] = dict(filled_units=total, average_price=average, venue_order_id=order.venue_order_id or (one.venue_order_id or None if one else None))
         if order.state == "created": known["sent_at"] = now
         return replace(order, **known, state=to, reason=order.reason if to == order.state else reason)
     if isinstance(finding, Declined):
@@ -181,9 +182,9 @@ def carry_on(
 
 # %% ../../../nbs/trading/31_recorder.ipynb #dda23530
 _ORDERS = f"""SELECT {COLUMNS} FROM orders o WHERE o.account = %(account)s AND (o.id = ANY(%(ids)s) OR o.venue_order_id = ANY(%(there)s)
-  OR o.client_order_id = ANY(%(clients)s)) ORDER BY o.id FOR UPDATE"""
+  OR o.client_order_id = ANY(%(clients)s)) ORDER BY o.id FOR NO KEY UPDATE"""
 _ACCOUNT = "SELECT *, clock_timestamp() AS now FROM accounts WHERE account = %s"
-_POSITIONS = "SELECT * FROM positions WHERE account = %s AND instrument = ANY(%s) AND position_side = 'net' ORDER BY instrument FOR UPDATE"
+_POSITIONS = "SELECT * FROM positions WHERE account = %s AND instrument = ANY(%s) AND position_side = 'net' ORDER BY instrument FOR NO KEY UPDATE"
 _LAST = """SELECT i AS instrument, l.filled_at, l.fill_id FROM unnest(%s::text[]) i CROSS JOIN LATERAL (SELECT filled_at, fill_id FROM fills f
   WHERE f.account = %s AND f.instrument = i ORDER BY filled_at DESC, length(fill_id) DESC, fill_id DESC LIMIT 1) l"""
 _FILLED = "SELECT * FROM fills WHERE order_id = ANY(%s)"
@@ -201,7 +202,7 @@ async def read_for_record(
     keys = {"account": deps.account, "ids": [r.order_id for r in reports if r.order_id], "there": [t for t, _ in ids if t], "clients": [k for _, c in ids if c for k in {c, c.removesuffix(PROTECTIVE)}]}
     async with tx.pipeline():
         held = await check_lease(tx, lease) if lease else None
-        account = await tx.execute(_ACCOUNT + (" FOR UPDATE" if lock_account else ""), (deps.account,))
+        account = await tx.execute(_ACCOUNT + (" FOR NO KEY UPDATE" if lock_account else ""), (deps.account,))
         orders = await tx.execute(_ORDERS, keys)
         if lease and held: require_lease(await held.fetchall(), lease)
         return (await account.fetchall())[0], [order_row(r) for r in await orders.fetchall()]
@@ -462,7 +463,7 @@ class Recorder:
     ) -> bool: # False: not now
         "Write one batch."
         try: done = await record(self.deps, self.lease, batch)
-        except (LedgerDown, Overtaken): return False
+        except (LedgerDown, Overtaken, *TURN_LOST): return False
         except (psycopg.Error, DataError) as e: return await (self.one_by_one(batch) if len(batch) > 1 else self.give_up(batch[0], e))
         for signal, states in ((self.deps.signals.unknown, ("unknown",)), (self.deps.signals.outbox, ("submitting",))):
             if any(o.state in states for o in done.orders): signal.set()
@@ -479,7 +480,7 @@ class Recorder:
         "The ledger does not take what the venue said. The order becomes unknown, and a person is called."
         text = str(e).splitlines()[0]
         try: await self.call_a_person(text)
-        except LedgerDown: return False
+        except NOT_NOW: return False
         if isinstance(report.finding, Unheard) or report.order_id is None: return True
         return await self.write([Report(Unheard("unwritable_report"), report.order_id, {"error": text})])
 

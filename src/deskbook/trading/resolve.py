@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
-from ..stores.ledger import LedgerDown
 from ..stores.records import AuditEvent, append_audits, raise_alert
-from .book import COLUMNS, Deps, ExecutionConfig, OrderRow, Overtaken, apply_changes, change, order_row
+from .book import COLUMNS, NOT_NOW, Deps, ExecutionConfig, OrderRow, apply_changes, change, not_now, order_row
 from .leases import Lease, check_lease, require_lease, wait_for_event
 from .recorder import Declined, Recorder, Report, Told
 from .sender import take_over
@@ -60,7 +59,7 @@ def plan_resolution(
     return Resolution("resend", absent_since_ms=since)
 
 # %% ../../../nbs/trading/33_resolve.ipynb #bc341d1b
-_ONE = f"SELECT {COLUMNS} FROM orders o WHERE o.id = %s FOR UPDATE"
+_ONE = f"SELECT {COLUMNS} FROM orders o WHERE o.id = %s FOR NO KEY UPDATE"
 _QUEUE = "INSERT INTO outbox (topic, account, order_id, payload) VALUES ('submit', %s, %s, %s)"
 
 async def resend(
@@ -123,7 +122,7 @@ class Resolver:
             try:
                 if time.monotonic() - swept > 5.0: swept = time.monotonic(); await take_over(self.deps, self.lease)
                 wait_s = min(wait_s, await self.look_round())
-            except (LedgerDown, Overtaken): pass
+            except NOT_NOW as e: not_now(e)
             await wait_for_event(self.deps.signals.unknown, max(wait_s, 0.02))
 
     async def look_round(self) -> float: # seconds until the next look is due

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
 from ..core.errors import Refused
-from ..stores.ledger import LedgerDown
-from .book import COLUMNS, Change, Deps, OrderRow, Overtaken, apply_changes, change, freeze_entries, order_row, rows_json
+from .book import COLUMNS, NOT_NOW, Change, Deps, OrderRow, apply_changes, change, freeze_entries, order_row, not_now, rows_json
 from .leases import Lease, check_lease, require_lease, wait_for_event
 from .recorder import Declined, Finding, NotSent, Recorder, Report, Told, Unheard
 from ..venues.errors import AuthError, CircuitOpen, ClockSkew, DuplicateClientId, IpBanned, OrderFinal, OrderNotFound, RateLimited, Rejected, VenueError
@@ -109,7 +108,7 @@ SELECT b.id AS outbox_id, b.topic, b.attempts, {COLUMNS}, clock_timestamp() AS n
 FROM outbox b JOIN orders o ON o.id = b.order_id JOIN accounts a ON a.account = b.account
 WHERE b.account = %(account)s AND b.done_at IS NULL AND b.claimed_by IS NULL
   AND ((%(may_send)s AND b.available_at <= clock_timestamp()) OR (b.topic = 'submit' AND o.expires_at <= clock_timestamp()))
-ORDER BY b.id LIMIT %(limit)s FOR UPDATE OF o, b"""
+ORDER BY b.id LIMIT %(limit)s FOR NO KEY UPDATE OF o, b"""
 _MARK = """UPDATE outbox b SET done_at = CASE WHEN c.act IN ('end', 'drop') THEN clock_timestamp() END,
   claimed_by = CASE WHEN c.act <> 'later' THEN %(owner)s END, fencing_token = CASE WHEN c.act <> 'later' THEN %(token)s::bigint END,
   claimed_at = CASE WHEN c.act <> 'later' THEN clock_timestamp() END, available_at = CASE WHEN c.act = 'later' THEN clock_timestamp() + interval '0.5 s' ELSE b.available_at END
@@ -211,7 +210,7 @@ async def halt(
     text = f"the venue does not let us in ({type(error).__name__}: {error.what}); nothing is sent until it does"
     try:
         async with deps.ledger.transaction() as tx: await freeze_entries(tx, deps.account, "auth", text, said_in(error), "sender")
-    except LedgerDown: pass
+    except NOT_NOW: pass
 
 # %% ../../../nbs/trading/32_sender.ipynb #c1961682
 async def cancel(
@@ -246,12 +245,12 @@ async def try_again(
 ) -> None:
     "Put a row back into the outbox."
     try: await deps.ledger.rows(_AGAIN, (wait_s, outbox_id))
-    except LedgerDown: pass # the next sender finds it claimed by nobody who lives
+    except NOT_NOW: pass # the next sender finds it claimed by nobody who lives
 
 # %% ../../../nbs/trading/32_sender.ipynb #291afa20
 _ORPHANS = f"""SELECT {COLUMNS}, clock_timestamp() AS now FROM orders o WHERE o.account = %(account)s AND o.state = 'submitting' AND o.sent_at IS NOT NULL
   AND (o.fencing_token IS DISTINCT FROM %(token)s::bigint OR (o.sent_at < clock_timestamp() - make_interval(secs => %(old_s)s) AND NOT o.id = ANY(%(mine)s)))
-ORDER BY o.id FOR UPDATE"""
+ORDER BY o.id FOR NO KEY UPDATE"""
 _DONE = "UPDATE outbox SET done_at = clock_timestamp() WHERE order_id = ANY(%s) AND topic = 'submit' AND done_at IS NULL"
 _FREE = """UPDATE outbox SET claimed_by = NULL, fencing_token = NULL, claimed_at = NULL WHERE account = %s AND topic = 'cancel' AND done_at IS NULL
   AND claimed_by IS NOT NULL AND (fencing_token IS DISTINCT FROM %s::bigint OR claimed_at < clock_timestamp() - make_interval(secs => %s))"""
@@ -297,7 +296,7 @@ class Sender:
             room, claims = config.max_in_flight - len(self.calls), list[Claim]()
             try:
                 if room > 0: claims, self.more = await claim(self.deps, self.lease, min(room, config.batch_max), not signals.holds)
-            except (LedgerDown, Overtaken): await wait_for_event(stop, config.poll_s)
+            except NOT_NOW as e: not_now(e); await wait_for_event(stop, config.poll_s)
             for one in claims: self.start(one)
             if room <= 0 or not self.more: await wait_for_event(signals.outbox, config.poll_s)
         if self.calls: await asyncio.wait(self.calls, timeout=config.drain_s)
