@@ -10,7 +10,7 @@ __all__ = ['ACCOUNTS', 'SANDBOX_ACCOUNT', 'SANDBOX_TOKEN', 'SETTLED', 'AccountSp
 
 # %% ../../../nbs/trading/50_desk.ipynb #f8d18b6a
 import asyncio, signal
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -397,7 +397,7 @@ async def epoch(
         sending = group.create_task(Sender(deps, lease, recorder).run(stop), name="sender")
         working = [sending, *(group.create_task(work, name=name) for name, work in {
             "resolver": Resolver(deps, lease, recorder).run(stop), "fills": read_fills(deps, lease, stop), "reconciler": reconcile_from_boot(deps, lease, stop),
-            "equity": watch_equity(deps, stop, lambda state: cancel_entries(deps)), "listener": listen(deps, stop)}.items())]
+            "equity": watch_equity(deps, stop, lambda state: cancel_entries(deps))}.items())]
         await asyncio.wait(working)
         flush.set()
         await asyncio.wait([writer], timeout=deps.config.drain_s)
@@ -429,7 +429,7 @@ async def cancel_entries(
 async def listen(
     deps: Deps,
     stop: asyncio.Event,
-    running: bool = True, # False: this desk only submits, and waits for others to tell
+    running: Callable[[], bool] = lambda: False, # whether this desk runs: then its own workers tell who waits
 ) -> None:
     "Turn notifications into signals until stopped."
     while not stop.is_set():
@@ -440,7 +440,7 @@ async def listen(
                 while not stop.is_set():
                     told = {n.channel async for n in conn.notifies(timeout=0.5, stop_after=1) if n.payload == deps.account}
                     if "deskbook_outbox" in told: deps.signals.outbox.set()
-                    if "deskbook_orders" in told and not running: await tell_waiters(deps)
+                    if "deskbook_orders" in told and not running(): await tell_waiters(deps)
         except (LedgerDown, psycopg.Error, OSError): await wait_for_event(stop, deps.config.poll_s)
 
 async def tell_waiters(
@@ -486,7 +486,7 @@ async def open_desk(
         await enrol(ledger, venue, account)
         deps = Deps(account, ledger, venue, config, Signals(), clock)
         desk, done = Desk(deps, guard, kill, settings), asyncio.Event()
-        listener = asyncio.create_task(listen(deps, done, running=False))
+        listener = asyncio.create_task(listen(deps, done, lambda: desk.lease is not None))
         try: yield desk
         finally:
             done.set()

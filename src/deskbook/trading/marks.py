@@ -96,7 +96,7 @@ async def watch_equity(
     deps: Deps,
     stop: asyncio.Event,
     on_trip: Callable[[RiskState], Any] | None = None, # a coroutine function, called when the breaker trips
-    least_s: float = 0.2, # between two looks
+    least_s: float = 0.5, # between two looks
 ) -> None:
     "Look at the equity until stopped. A venue or a ledger that cannot be reached is tried again; equity that is old blocks entries by itself."
     while not stop.is_set():
