@@ -180,6 +180,7 @@ REASONS: Mapping[str, str] = {
     "entries_frozen": "entries are frozen since the ledger and the venue disagree (deskbook reconcile)",
     "not_reconciled": "the account has not been reconciled since the desk started",
     "units_zero": "zero units",
+    "units_negative": "a number with a sign where the side is said in words (--buy or --sell)",
     "units_not_a_number": "the units are not a finite number",
     "units_precision": "the units are no multiple of the venue's step",
     "units_below_minimum": "fewer units than the venue's smallest order",
@@ -208,6 +209,9 @@ REASONS: Mapping[str, str] = {
     "circuit_breaker": "the circuit breaker has tripped and waits for a person (deskbook risk rearm)",
     "cooldown_active": "the cooldown of the circuit breaker is not over",
     "intent_expired": "the intent was not sent in time",
+    "ledger_down": "the ledger cannot be reached, so nothing can be written down",
+    "venue_unreachable": "the venue cannot be reached, or its answer cannot be read",
+    "venue_refused_access": "the venue does not accept the key",
 }
 
 # %% ../../../nbs/trading/00_orders.ipynb #2a4f5790
