@@ -86,7 +86,8 @@ class User_:
             sys.stdin.readline()
             s.stop()
         """
-        self.proc = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        words = [sys.executable, "-c", textwrap.dedent(code)]
+        self.proc = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def told(self) -> tuple[int, bool]:
         pid, owner = self.proc.stdout.readline().split()
@@ -376,7 +377,7 @@ def test_the_newest_of_the_usual_folders_and_the_version_that_data_needs(monkeyp
 
 def test_root_keeps_data_out_of_homes(folder, monkeypatch):
     someone = User("postgres", 54321, 54321)
-    home = folder / "anna"
+    home = folder / "somebody"
     home.mkdir(parents=True, mode=0o755)
     monkeypatch.setenv("HOME", str(home))
     assert under_home(home / "desk")
@@ -388,6 +389,43 @@ def test_root_keeps_data_out_of_homes(folder, monkeypatch):
     assert moved == servers_folder(home / "desk", someone, [base]), "the same home, the same place"
     assert moved != servers_folder(home / "desk2", someone, [base])
     assert servers_folder(home / "desk") == home / "desk" / "servers", "whoever is not root stays at home"
+
+
+def test_data_is_found_again_when_a_folder_is_opened_or_closed_later(folder):
+    someone = User("postgres", 54321, 54321)
+    home, base = folder / "desk", folder / "system"
+    home.mkdir(mode=0o700)
+    moved = servers_folder(home, someone, [base])
+    assert moved.parent == base
+    home.chmod(0o755)
+    assert servers_folder(home, someone, [base]) == home / "servers", "no data yet: the home is open now"
+    (moved / "postgres" / "data").mkdir(parents=True)
+    assert servers_folder(home, someone, [base]) == moved, "the ledger is there"
+    (home / "servers" / "postgres" / "data").mkdir(parents=True)
+    home.chmod(0o700)
+    assert servers_folder(home, someone, [base]) == home / "servers", "told as unreachable later, never silently replaced"
+
+
+def test_a_folder_for_roots_data_that_somebody_else_made_is_passed_over(folder, monkeypatch):
+    someone = User("postgres", 54321, 54321)
+    theirs = folder / "theirs"
+    theirs.mkdir()
+    if os.geteuid() == 0:
+        os.chown(theirs, 12345, 12345)
+    monkeypatch.setattr(os, "geteuid", lambda: 0 if os.getuid() == 0 else 54322)
+    with pytest.raises(BadInput, match="closed to the user"):
+        servers_folder(Path("/root/desk"), someone, [theirs])
+
+
+def test_folders_are_made_the_same_whatever_the_umask(folder):
+    before = os.umask(0o077)
+    try:
+        with start_valkey(Settings(home=folder / "desk")):
+            assert (folder / "desk" / "servers").stat().st_mode & 0o777 == (0o755 if os.geteuid() == 0 else 0o700)
+        with start_postgres(Settings(home=folder / "desk"), durable=False) as s:
+            assert s.folder.is_relative_to(folder)
+    finally:
+        os.umask(before)
 
 
 def test_a_closed_folder_is_never_opened_for_the_server(tmp_path):
@@ -510,10 +548,40 @@ def test_a_child_that_was_started_holds_nothing_and_a_forked_one_stops_nothing(f
             sleeper.wait()
 
 
+def test_a_server_that_says_it_is_starting_gets_its_time(folder):
+    from dataclasses import replace
+
+    began = time.monotonic()
+
+    def slow(at):
+        return embedded.STARTING if time.monotonic() - began < 2.0 else state(folder, "slow")["pid"]
+
+    kind = replace(postgres_kind(None, False), prepare=lambda at: None, argv=lambda at: ["sleep", "60"], ping=slow, signals=[(15, 5.0)])
+    with attach(kind, folder / "slow", wait_s=0.5) as s:
+        assert keeper.alive(s.pid)
+    assert time.monotonic() - began >= 2.0
+
+
+def test_a_postgres_that_repairs_its_data_gets_its_time(folder):
+    """Recovery made slow by a command that it runs for every file. Giving up would stop it, and the next start would begin all over."""
+    with start_postgres(folder=folder, durable=False):
+        pass
+    data, user = folder / "postgres" / "data", embedded.server_user()
+    with open(data / "postgresql.auto.conf", "a") as f:
+        f.write("restore_command = 'sleep 1; false'\n")
+    (data / "recovery.signal").write_text("")
+    if user:
+        os.chown(data / "recovery.signal", user.uid, user.gid)
+    began = time.monotonic()
+    with start_postgres(folder=folder, durable=False, wait_s=1.5) as s:
+        assert sql(s.url, "SELECT 1") == (1,)
+    assert time.monotonic() - began > 1.5, "it was ready at once, so this showed nothing"
+
+
 def test_a_kind_that_never_answers_is_given_up_with_its_log(folder):
     from dataclasses import replace
 
-    mute = replace(postgres_kind(None, False), prepare=lambda at: None, argv=lambda at: ["sleep", f"60.{os.getpid()}"], ping=lambda at: None,
+    mute = replace(postgres_kind(None, False), prepare=lambda at: None, argv=lambda at: ["sleep", "60"], ping=lambda at: None,
                    signals=[(15, 5.0)])
     with pytest.raises(DataError, match="does not answer"):
         attach(mute, folder / "postgres", wait_s=1.0)

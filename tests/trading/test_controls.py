@@ -230,15 +230,15 @@ def test_engage_writes_both_and_says_who(file, valkey_url, key_prefix, ledger):
     async def go():
         async with await Ledger.open(ledger) as book, opened(file, valkey_url, key_prefix) as switch:
             switch = replace(switch, audit=ledger_audit(book), clock=fixed_clock("2025-11-03T01:03:00Z"))
-            done = await engage(switch, "anna", "prices look wrong")
+            done = await engage(switch, "operator", "prices look wrong")
             return done, await kill_state(switch), await book.rows("SELECT actor, action, resource_id, metadata FROM ops_audit_events")
 
     done, state, rows = asyncio.run(go())
     assert (done.local, done.stored, done.audited, done.errors) == (True, True, True, ())
-    assert (state.by, state.why, state.ts) == ("anna", "prices look wrong", "2025-11-03T01:03:00Z")
+    assert (state.by, state.why, state.ts) == ("operator", "prices look wrong", "2025-11-03T01:03:00Z")
     said = json.loads(redis.from_url(valkey_url).get(f"{key_prefix}ops:kill_switch:meta"))
-    assert said == {"engaged": True, "by": "anna", "reason": "prices look wrong", "ts": "2025-11-03T01:03:00Z"}
-    assert [(r["actor"], r["action"], r["metadata"]["engaged"]) for r in rows] == [("anna", "kill_switch.update", True)]
+    assert said == {"engaged": True, "by": "operator", "reason": "prices look wrong", "ts": "2025-11-03T01:03:00Z"}
+    assert [(r["actor"], r["action"], r["metadata"]["engaged"]) for r in rows] == [("operator", "kill_switch.update", True)]
 
 
 def test_engage_reaches_what_it_can(file, valkey_url, key_prefix, tmp_path):
@@ -247,7 +247,7 @@ def test_engage_reaches_what_it_can(file, valkey_url, key_prefix, tmp_path):
 
     async def go(file, url):
         async with opened(file, url, key_prefix) as switch:
-            return await engage(switch, "anna", "test")
+            return await engage(switch, "operator", "test")
 
     local_only = asyncio.run(go(file, NOWHERE))
     assert (local_only.local, local_only.stored) == (True, False) and "no-such-valkey" in local_only.errors[0]
@@ -270,7 +270,7 @@ def test_engage_does_not_need_the_ledger(file, valkey_url, key_prefix, monkeypat
 
     async def go(audit):
         async with opened(file, valkey_url, key_prefix, audit=audit) as switch:
-            return await engage(switch, "anna", "test")
+            return await engage(switch, "operator", "test")
 
     for audit, error in ((down, "the ledger is down"), (hangs, "TimeoutError")):
         done = asyncio.run(go(audit))
@@ -278,7 +278,7 @@ def test_engage_does_not_need_the_ledger(file, valkey_url, key_prefix, monkeypat
         assert error in done.errors[0]
 
 
-@pytest.mark.parametrize("by, why", [("", "why"), (" ", "why"), ("anna", "")])
+@pytest.mark.parametrize("by, why", [("", "why"), (" ", "why"), ("operator", "")])
 def test_nobody_for_no_reason(by, why, file):
     for change in (engage, clear):
         with pytest.raises(BadInput, match="by somebody for a reason"):
@@ -290,7 +290,7 @@ def test_at_boot(file, valkey_url, key_prefix):
     async def go():
         async with opened(file, valkey_url, key_prefix) as switch:
             missing = await boot_kill(switch, "keep")
-            await clear(switch, "anna", "start")
+            await clear(switch, "operator", "start")
             kept = await boot_kill(switch, "keep")
             engaged = await boot_kill(switch, "engage")
             return missing, kept, engaged
@@ -316,7 +316,7 @@ def test_clear_needs_the_credentials_of_an_account_that_needs_any(file, valkey_u
     async def go():
         async with await Ledger.open(ledger) as book, opened(file, valkey_url, key_prefix, audit=ledger_audit(book)) as switch:
             with pytest.raises(ClearRefused) as e:
-                await clear(switch, "anna", "start", missing_credentials(nothing, "oanda-practice"))
+                await clear(switch, "operator", "start", missing_credentials(nothing, "oanda-practice"))
             assert e.value.reason == "no_credentials"
             assert (await kill_state(switch)).engaged
             return await book.rows("SELECT metadata FROM ops_audit_events")
@@ -331,7 +331,7 @@ def test_clear_needs_a_readable_store(file, valkey_url, key_prefix):
 
     async def go(url):
         async with opened(file, url, key_prefix) as switch:
-            await clear(switch, "anna", "start")
+            await clear(switch, "operator", "start")
 
     with pytest.raises(ClearRefused) as e:
         asyncio.run(go(NOWHERE))
@@ -350,7 +350,7 @@ def test_a_clear_whose_file_cannot_be_written_leaves_it_engaged(tmp_path, valkey
     async def go():
         async with opened(directory, valkey_url, key_prefix) as switch:
             with pytest.raises(ClearRefused) as e:
-                await clear(switch, "anna", "start")
+                await clear(switch, "operator", "start")
             return e.value.reason, await kill_state(switch)
 
     reason, state = asyncio.run(go())
@@ -386,14 +386,14 @@ def test_an_engage_in_the_middle_of_a_clear_wins(when, reach, file, valkey_url, 
     async def go():
         live = open_live(valkey_url, key_prefix)
         other = KillSwitch(file if reach != "stored" else tmp_path / "file" / "x", live if reach != "local" else open_live(NOWHERE))
-        await clear(KillSwitch(file, live), "anna", "first")
-        await engage(KillSwitch(file, live), "bert", "before")
+        await clear(KillSwitch(file, live), "operator", "first")
+        await engage(KillSwitch(file, live), "colleague", "before")
         slow = Interrupted(live.redis, live.url, live.prefix)
-        object.__setattr__(slow, "then", {when: lambda: engage(other, "bert", "stop!")})
+        object.__setattr__(slow, "then", {when: lambda: engage(other, "colleague", "stop!")})
         try:
             refused = ""
             try:
-                await clear(KillSwitch(file, slow), "anna", "second")
+                await clear(KillSwitch(file, slow), "operator", "second")
             except ClearRefused as e:
                 refused = e.reason
             return refused, await kill_state(KillSwitch(file, live))
@@ -433,24 +433,24 @@ def test_arming_ends_by_itself_and_by_hand(ledger, clear_switch):
             guard = SendGuard(switch, "live", name, read_only=False, ledger=book)
             with pytest.raises(NotArmed, match="not armed"):
                 await guard(ORDER)
-            now = await arm(book, name, 0.4, "anna", "the London session")
-            assert now.armed and now.by == "anna"
+            now = await arm(book, name, 0.4, "operator", "the London session")
+            assert now.armed and now.by == "operator"
             await guard(ORDER)
             await asyncio.sleep(0.5)
             assert not (await arming(book, name)).armed
             with pytest.raises(NotArmed, match="its arming ended"):
                 await guard(ORDER)
             await guard(CANCEL)
-            await arm(book, name, 3600, "anna", "again")
+            await arm(book, name, 3600, "operator", "again")
             await guard(ORDER)
-            assert (await disarm(book, name, "bert", "enough")).until_ms is None
+            assert (await disarm(book, name, "colleague", "enough")).until_ms is None
             with pytest.raises(NotArmed) as e:
                 await guard(ORDER)
             assert e.value.reason == "not_armed"
             return await book.rows("SELECT actor, action, resource_id FROM ops_audit_events ORDER BY seq")
 
     rows = asyncio.run(go())
-    assert [(r["actor"], r["action"]) for r in rows] == [("anna", "live.arm"), ("anna", "live.arm"), ("bert", "live.disarm")]
+    assert [(r["actor"], r["action"]) for r in rows] == [("operator", "live.arm"), ("operator", "live.arm"), ("colleague", "live.disarm")]
     assert {r["resource_id"] for r in rows} == {name}
 
 
@@ -461,7 +461,7 @@ def test_no_time_to_arm_for(seconds, ledger):
     async def go():
         async with await Ledger.open(ledger) as book:
             with pytest.raises(BadInput, match="no time to arm for"):
-                await arm(book, name, seconds, "anna", "why")
+                await arm(book, name, seconds, "operator", "why")
             assert (await arming(book, name)).until_ms is None
 
     asyncio.run(go())
@@ -473,9 +473,9 @@ def test_only_a_live_account_that_exists_is_armed(ledger):
     async def go():
         async with await Ledger.open(ledger) as book:
             with pytest.raises(BadInput, match="no live account"):
-                await arm(book, practice, 60, "anna", "why")
+                await arm(book, practice, 60, "operator", "why")
             with pytest.raises(NotFound):
-                await arm(book, "101-none", 60, "anna", "why")
+                await arm(book, "101-none", 60, "operator", "why")
             with pytest.raises(BadInput, match="for a reason"):
                 await arm(book, practice, 60, "", "why")
             return await book.rows("SELECT armed_until FROM accounts"), await book.rows("SELECT 1 FROM ops_audit_events")
@@ -493,7 +493,7 @@ def test_an_arming_that_cannot_be_read_is_none(clear_switch, ledger, postgres_ur
                 with pytest.raises(NotArmed, match="no account"):
                     await SendGuard(switch, "live", "101-001-1", read_only=False, ledger=book)(ORDER)
                 account(ledger, "live")
-                await arm(book, "101-001-1", 60, "anna", "why")
+                await arm(book, "101-001-1", 60, "operator", "why")
                 guard = SendGuard(switch, "live", "101-001-1", read_only=False, ledger=book)
                 await guard(ORDER)
                 with psycopg.connect(postgres_url, autocommit=True) as c:
@@ -536,7 +536,7 @@ def test_the_whole_table_of_the_guard(read_only, killed, armed, ledger, clear_sw
     async def go():
         async with await Ledger.open(ledger) as book, opened(file, url, prefix) as switch:
             if armed:
-                await arm(book, account(ledger, "live"), 60, "anna", "why")
+                await arm(book, account(ledger, "live"), 60, "operator", "why")
             for environment in ("sandbox", "practice", "live", "unheard-of"):
                 guard = SendGuard(switch, environment, "101-001-1", read_only=read_only, ledger=book)
                 for write in (ORDER, CLOSE, BY_HAND, NOT_REDUCING, CANCEL):

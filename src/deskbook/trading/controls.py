@@ -38,6 +38,7 @@ class KillSwitchUnreadable(KillSwitchEngaged):
     "The kill switch cannot be read, and that counts as engaged."
     reason = "kill_switch_unreadable"
 
+# %% ../../../nbs/trading/20_controls.ipynb #6226ad7c
 class ReadOnlyOn(NotAllowed):
     "The desk is read-only."
     reason = "read_only"
@@ -63,6 +64,7 @@ def read_stored(
     if value is None: return "missing"
     return "off" if is_off(value, ("0", "false")) else "on"
 
+# %% ../../../nbs/trading/20_controls.ipynb #24f77f64
 def read_local(
     text: str | None, # what the file holds; None: there is no file
 ) -> tuple[Reading, dict[str, Any]]: # and who switched it, when and why
@@ -164,6 +166,7 @@ async def kill_state(
     by, why, ts = (str(last.get(k, "")) for k in ("by", "reason", "ts"))
     return KillState(local, stored, by, why, ts, "; ".join(e for e in (no_file, no_store) if e))
 
+# %% ../../../nbs/trading/20_controls.ipynb #8d5d65a4
 async def require_clear(
     switch: KillSwitch,
 ) -> None:
@@ -185,6 +188,7 @@ class Switched:
     audited: bool # the ledger has it
     errors: tuple[str, ...] = () # why something was not reached
 
+# %% ../../../nbs/trading/20_controls.ipynb #804044cc
 async def _told(switch: KillSwitch, engaged: bool, by: str, why: str, local: bool, stored: bool, errors: Sequence[str]) -> Switched:
     "Try to leave an audit row, whatever else failed."
     if switch.audit is None: return Switched(engaged, local, stored, False, tuple(errors))
@@ -194,12 +198,13 @@ async def _told(switch: KillSwitch, engaged: bool, by: str, why: str, local: boo
         return Switched(engaged, local, stored, False, (*errors, f"no audit row: {str(e) or type(e).__name__}"))
     return Switched(engaged, local, stored, True, tuple(errors))
 
+# %% ../../../nbs/trading/20_controls.ipynb #096c15c3
 def _who(switch: KillSwitch, engaged: bool, by: str, why: str) -> dict[str, Any]:
     "What is written beside a switch."
     if not by.strip() or not why.strip(): raise BadInput("A kill switch is switched by somebody for a reason.", "Give both `by` and `why`.")
     return {"engaged": engaged, "by": by, "reason": why, "ts": iso(switch.clock())}
 
-# %% ../../../nbs/trading/20_controls.ipynb #804044cc
+# %% ../../../nbs/trading/20_controls.ipynb #a48b929e
 LOCK_WAIT_S = 1.0
 
 def _write_engaged(switch: KillSwitch, said: dict[str, Any]) -> None:
@@ -211,6 +216,7 @@ def _write_engaged(switch: KillSwitch, said: dict[str, Any]) -> None:
     finally:
         if fd is not None: os.close(fd)
 
+# %% ../../../nbs/trading/20_controls.ipynb #457471c0
 async def engage(
     switch: KillSwitch,
     by: str, # who: a person, or the part of the desk that does it
@@ -252,6 +258,7 @@ def _write_clear(switch: KillSwitch, before: str | None, said: dict[str, Any]) -
         write_json(switch.file, said)
     finally: os.close(fd)
 
+# %% ../../../nbs/trading/20_controls.ipynb #535e03cd
 async def clear(
     switch: KillSwitch,
     by: str, # who; a person
@@ -310,6 +317,7 @@ def _arming(rows: Sequence[dict[str, Any]], account: str) -> Arming:
     r = rows[0]
     return Arming(account, r["armed"], r["armed_until"] and to_ms(r["armed_until"]), r["by"], r["environment"])
 
+# %% ../../../nbs/trading/20_controls.ipynb #84d34056
 async def arming(
     ledger: Ledger,
     account: str, # as in the ledger
@@ -343,6 +351,7 @@ async def arm(
         raise BadInput(f"{lasts_s} s is no time to arm for.", f"Above 0 and at most {MAX_ARM_S} s.")
     return await _set_armed(ledger, account, lasts_s, by, why)
 
+# %% ../../../nbs/trading/20_controls.ipynb #4c86e5f2
 async def disarm(
     ledger: Ledger,
     account: str,
