@@ -226,6 +226,7 @@ class ExecutionConfig:
     lookup_pauses_s: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0) # between looks for an unknown order; the last repeats
     block_after_s: float = 60.0 # an order unknown for so long blocks its instrument
     not_sent_pauses_s: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0) # before another try when nothing had left
+    absence_grace_s: float | None = None # of a sandbox; elsewhere the venue's own counts
     max_resends: int = 1 # after proven absence
     quiet_tries: int = 3 # reads of a moving account before the sender pauses for one
     balance_tolerance: Decimal = Decimal("0.01") # account currency
@@ -272,6 +273,7 @@ class Signals:
     fills: asyncio.Event = field(default_factory=asyncio.Event) # there may be fills to read
     unknown: asyncio.Event = field(default_factory=asyncio.Event) # there may be an order to look for
     equity: asyncio.Event = field(default_factory=asyncio.Event) # there was a fill
+    newest: int = 0 # the highest number that an answer of the venue named; a picture that ends before it is an old one
     ready: asyncio.Event = field(default_factory=asyncio.Event) # the account is reconciled, orders are sent
     holds: set[str] = field(default_factory=set) # why nothing is sent at the moment, e.g. {"boot"}; expired intents still end
     in_flight: set[UUID] = field(default_factory=set) # orders whose call has not come back

@@ -140,6 +140,7 @@ async def one_pass(
     "Read, record, compare. Raises `VenueError`, `LedgerDown`, `LeaseLost`."
     since = (await deps.ledger.rows("SELECT fill_cursor FROM accounts WHERE account = %s", (deps.account,)))[0]["fill_cursor"]
     venue = await read_venue(deps, since)
+    if venue.page.cursor.isdecimal() and int(venue.page.cursor) < deps.signals.newest: return Reconciliation(False) # an old picture: answers told us more
     if not since and not venue.quiet: return Reconciliation(False)
     shown = [Report(Told(o), said={"heard": "open orders"}) for o in venue.orders] if venue.quiet else []
     try: done = await record(deps, lease, shown, venue.page, since)

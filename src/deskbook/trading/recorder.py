@@ -6,7 +6,7 @@
 __all__ = ['Finding', 'PROTECTIVE', 'Told', 'Declined', 'Unheard', 'NotSent', 'Report', 'told_state', 'next_state', 'Matched',
            'told_ids', 'match', 'adopt', 'fill_of', 'position_of', 'carry_on', 'read_for_record', 'fill_row',
            'position_row', 'write_fills', 'fills_of', 'unblock', 'write_orders', 'changes_for', 'said_by', 'Recorded',
-           'record', 'page_reports', 'cash_moved', 'move_cursor', 'report_foreign', 'Recorder']
+           'record', 'page_reports', 'cash_moved', 'move_cursor', 'named', 'report_risen', 'report_foreign', 'Recorder']
 
 # %% ../../../nbs/trading/31_recorder.ipynb #e2c64eee
 import asyncio
@@ -373,10 +373,13 @@ async def record(
         back = {key: r.finding.wait_s for key, rs in belong.items() for r in rs if isinstance(r.finding, NotSent)}
         await write_orders(tx, adopted, changes, {c.after.id: back[c.after.id] for c in changes if c.after.id in back and c.after.sent_at is None})
         if page is not None: await move_cursor(tx, deps.account, page, cash_moved(page, account["currency"]))
+        if risen := [c.before for c in changes if c.before.state in ("rejected", "expired") and c.after.filled_units > c.before.filled_units]:
+            await report_risen(tx, deps.account, risen)
         if foreign := [o for o in adopted if o.kind == "external"]: await report_foreign(tx, deps.account, foreign)
         await tx.execute("SELECT pg_notify('deskbook_orders', %s)", (deps.account,))
     after = tuple(c.after for c in changes)
     deps.signals.waiters.tell(after)
+    deps.signals.newest = max(deps.signals.newest, *(int(i) for r in heard for i in named(r) if i.isdecimal()), 0)
     if new: deps.signals.equity.set()
     return Recorded(after, len(new), tuple(adopted))
 
@@ -413,6 +416,20 @@ async def move_cursor(
         (page.cursor, moved, account))
 
 # %% ../../../nbs/trading/31_recorder.ipynb #c41331ce
+def named(report: Report) -> list[str]:
+    "The numbers that a report names."
+    told = report.finding
+    return [told_ids(report)[0], *(f.fill_id for f in told.fills)] if isinstance(told, Told) else []
+
+async def report_risen(
+    tx: Any, # inside a transaction
+    account: str,
+    orders: Sequence[OrderRow], # that were taken for dead
+) -> None:
+    "Freeze entries and call a person: a venue filled what it had said was not there."
+    found = [{"order_id": str(o.id), "client_order_id": o.client_order_id, "state": o.state, "reason": o.reason} for o in orders]
+    await freeze_entries(tx, account, "external", f"{len(orders)} orders were filled after they had ended as {orders[0].state}", {"orders": found})
+
 async def report_foreign(
     tx: Any, # inside a transaction
     account: str,
