@@ -309,7 +309,12 @@ def test_the_role_is_made_once_by_deployers_in_several_databases(fresh_server):
         c.execute("CREATE ROLE weak LOGIN")
         with pytest.raises(Refused, match="CREATE ROLE deskbook_app NOLOGIN"):
             migrate(fresh_server.replace("//deskbook@", "//weak@"))
-    with ThreadPoolExecutor(4) as pool:
-        assert [d.after for d in pool.map(migrate, urls)] == [HEAD] * 4
+    with ThreadPoolExecutor(4) as pool, psycopg.connect(fresh_server) as somebody:
+        somebody.execute("CREATE ROLE deskbook_app NOLOGIN")  # not committed yet, so nobody sees it and everybody meets it
+        did = [pool.submit(migrate, url) for url in urls]
+        time.sleep(1.5)
+        assert not any(d.done() for d in did)
+        somebody.commit()
+        assert [d.result(30).after for d in did] == [HEAD] * 4
     with owner(fresh_server) as c:
         assert c.execute("SELECT rolcanlogin, rolsuper FROM pg_roles WHERE rolname = 'deskbook_app'").fetchall() == [{"rolcanlogin": False, "rolsuper": False}]
