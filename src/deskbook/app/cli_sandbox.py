@@ -10,10 +10,12 @@ import typer
 from ..core.errors import BadInput
 from ..core.files import strict_json
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="The sandbox venue: start it, list its faults, set them, ask what happened.")
+app = typer.Typer(add_completion=False, no_args_is_help=True,
+    help="The sandbox venue: start it, list its faults, set them, ask what happened.")
 
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON value to stdout.")]
-_Control = Annotated[str, typer.Option("--control", metavar="URL", envvar="DESKBOOK_SANDBOX_CONTROL", help="Control port of a running sandbox, as `start` printed it.")]
+_Control = Annotated[str, typer.Option("--control", metavar="URL", envvar="DESKBOOK_SANDBOX_CONTROL",
+    help="Control port of a running sandbox, as `start` printed it.")]
 
 # %% auto #0
 __all__ = ['app', 'start_command', 'announcement', 'faults_command', 'set_command', 'read_params', 'clear_command',
@@ -27,12 +29,14 @@ def start_command(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the venue on 127.0.0.1; 0: any free one.")] = 8100,
     control_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the controls; 0: any free one.")] = 8101,
     clock: Annotated[str, typer.Option(help="wall: the venue lives now. virtual: it lives at --start, --speed times as fast.")] = "wall",
-    speed: Annotated[float, typer.Option(min=0, help="Venue seconds per second, with a virtual clock; 0: only the control port moves it.")] = 1.0,
+    speed: Annotated[float, typer.Option(min=0,
+    help="Venue seconds per second, with a virtual clock; 0: only the control port moves it.")] = 1.0,
     start: Annotated[str, typer.Option(help="First moment of a virtual clock, e.g. 2025-11-03T08:00Z.")] = "",
     end: Annotated[str, typer.Option(help="End of a replay from the lake.")] = "",
     source: Annotated[str, typer.Option(help="Prices: simulated, or lake for a replay of stored candles.")] = "simulated",
     lake_venue: Annotated[str, typer.Option(help="Whose candles of the lake.")] = "",
-    instruments: Annotated[str, typer.Option(help="With commas, e.g. EUR_USD,USD_JPY. Default: all currency pairs of the simulated market.")] = "",
+    instruments: Annotated[str,
+    typer.Option(help="With commas, e.g. EUR_USD,USD_JPY. Default: all currency pairs of the simulated market.")] = "",
     seed: Annotated[int, typer.Option(min=0, help="Of the simulated market and of the faults.")] = 0,
     state: Annotated[str, typer.Option(metavar="FOLDER", help="Keep the accounts here.")] = "",
     faults: Annotated[str, typer.Option(metavar="FILE", help="JSON list of faults to start with.")] = "",
@@ -49,8 +53,10 @@ def start_command(
     """
     from deskbook.venues.sandbox.process import read_config, read_faults, run
     if venue != "oanda": raise BadInput(f"There is no sandbox of {venue!r}.", "Use oanda.")
-    told: dict[str, Any] = {"port": port, "control_port": control_port, "clock": clock, "speed": speed, "start": start or None, "end": end or None, "source": source,
-        "venue": lake_venue, "instruments": [i for i in instruments.split(",") if i], "seed": seed, "state": state, "token": token, "balance": balance,
+    told: dict[str, Any] = {"port": port, "control_port": control_port, "clock": clock, "speed": speed, "start": start or None,
+        "end": end or None, "source": source,
+        "venue": lake_venue, "instruments": [i for i in instruments.split(",") if i], "seed": seed, "state": state, "token": token,
+        "balance": balance,
         "rate_limit_per_s": rate_limit, "journal_file": journal}
     if account: told["accounts"] = account
     if faults: told["faults"] = read_faults(faults)
@@ -62,13 +68,15 @@ def _announce(ready: dict[str, Any], as_json: bool) -> None:
     if as_json: print(json.dumps(ready), flush=True)
     else: print(announcement(ready), flush=True)
 
+# %% ../../../nbs/app/61_cli_sandbox.ipynb #9682cd52
 def announcement(
     ready: dict[str, Any], # as from `Sandbox.ready`
 ) -> str:
     "What a person reads when a sandbox has started."
     lines = [f"Sandbox of OANDA v20 at {ready['url']} (controls at {ready['control_url']}). Nothing here is real money.",
         f"Accounts: {', '.join(ready['accounts'])}. Token: {ready['token']}", *([f"Note: {ready['torn']}"] if ready["torn"] else []),
-        f"Try:  curl -H 'Authorization: Bearer {ready['token']}' '{ready['url']}/v3/accounts/{ready['accounts'][0]}/summary'", "Ctrl-C stops it."]
+        f"Try:  curl -H 'Authorization: Bearer {ready['token']}' '{ready['url']}/v3/accounts/{ready['accounts'][0]}/summary'",
+        "Ctrl-C stops it."]
     return "\n".join(lines)
 
 # %% ../../../nbs/app/61_cli_sandbox.ipynb #15a628cd
@@ -104,7 +112,8 @@ def set_command(
     from deskbook.venues.sandbox.client import SandboxControl
     try: moments = json.loads(when)
     except ValueError: raise BadInput(f"--when {when!r} is not JSON.") from None
-    with SandboxControl(control) as c: name = c.add_faults([{"kind": kind, "route": route, "when": moments, "params": read_params(params or [])}])[0]
+    with SandboxControl(control) as c:
+        name = c.add_faults([{"kind": kind, "route": route, "when": moments, "params": read_params(params or [])}])[0]
     print(json.dumps({"name": name}) if as_json else f"{kind} is set as {name}.")
 
 # %% ../../../nbs/app/61_cli_sandbox.ipynb #cad86f73
@@ -160,5 +169,7 @@ def orders_command(control: _Control = "http://127.0.0.1:8101", as_json: _Json =
     if as_json:
         print(strict_json(told))
         return
-    for o in told["orders"]: print(f"{o['account']}  {o['id']:>6}  {o['client_id'] or '-':24}  {o['instrument']:10} {o['units']:>10}  {o['state']} {o['reason']}".rstrip())
+    for o in told["orders"]:
+        who = f"{o['account']}  {o['id']:>6}  {o['client_id'] or '-':24}"
+        print(f"{who}  {o['instrument']:10} {o['units']:>10}  {o['state']} {o['reason']}".rstrip())
     print(f"{len(told['orders'])} orders, {len(told['duplicates'])} client ids taken more than once.")

@@ -32,18 +32,22 @@ class SandboxControl:
         raise (NotFound if r.status_code == 404 else BadInput)(said["error"], said["todo"])
 
     def health(self) -> dict[str, Any]: return self.ask("GET", "/health")
-    def add_fault(self, kind: str, route: str = "", when: dict[str, Any] | None = None, where: dict[str, str] | None = None, name: str = "", **params: Any) -> str: # its name
+    def add_fault(self, kind: str, route: str = "", when: dict[str, Any] | None = None, where: dict[str, str] | None = None,
+            name: str = "", **params: Any) -> str: # its name
         "Set one fault; its parameters by name."
-        return self.add_faults([{"kind": kind, "route": route, "when": when or {}, "where": where or {}, "name": name, "params": params}])[0]
+        return self.add_faults([{"kind": kind, "route": route, "when": when or {}, "where": where or {}, "name": name,
+            "params": params}])[0]
     def add_faults(self, specs: list[dict[str, Any]]) -> list[str]: return self.ask("POST", "/faults", specs)["names"]
     def faults(self) -> list[dict[str, Any]]: return self.ask("GET", "/faults")["faults"]
     def clear_faults(self, name: str = "") -> None: self.ask("DELETE", f"/faults/{name}" if name else "/faults")
-    def journal(self, since: int = 0, route: str = "") -> list[dict[str, Any]]: return self.ask("GET", "/journal", since=since, route=route)["entries"]
+    def journal(self, since: int = 0, route: str = "") -> list[dict[str, Any]]:
+        return self.ask("GET", "/journal", since=since, route=route)["entries"]
     def orders(self, client_id: str = "", account: str = "") -> dict[str, Any]: # orders, duplicates, net_units
         "What the venue took."
         return self.ask("GET", "/orders", **({"client_id": client_id} if client_id else {}), **({"account": account} if account else {}))
     def accounts(self) -> dict[str, Any]: return self.ask("GET", "/accounts")
-    def make_account(self, id: str, balance: str = "100000", currency: str = "USD") -> None: self.ask("POST", "/accounts", {"id": id, "balance": balance, "currency": currency})
+    def make_account(self, id: str, balance: str = "100000", currency: str = "USD") -> None:
+        self.ask("POST", "/accounts", {"id": id, "balance": balance, "currency": currency})
     def advance(self, seconds: float) -> dict[str, Any]: return self.ask("POST", "/clock", {"advance_s": seconds})
     def set_clock(self, to: str | int) -> dict[str, Any]: return self.ask("POST", "/clock", {"to": to})
     def set_speed(self, speed: float) -> dict[str, Any]: return self.ask("POST", "/clock", {"speed": speed})

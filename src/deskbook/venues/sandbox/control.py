@@ -25,15 +25,18 @@ Handler = Callable[[SandboxServer, web.BaseRequest, Any], Awaitable[Any]]
 # %% ../../../../nbs/venues/sandbox/70_control.ipynb #fa0eb093
 def health(server: SandboxServer) -> dict[str, Any]:
     "What a person wants to see first."
-    return {"ok": not server.failed, "pid": os.getpid(), "failed": server.failed, "torn": server.log.torn if server.log else "", "time": rfc3339(server.clock()),
+    return {"ok": not server.failed, "pid": os.getpid(), "failed": server.failed, "torn": server.log.torn if server.log else "",
+        "time": rfc3339(server.clock()),
         "time_ms": server.clock(), "speed": server.clock.speed, "requests": server.journal.count, "streams": len(server.streams),
         "accounts": list(server.engine.accounts()), "faults": len(server.plan.listed())}
 
+# %% ../../../../nbs/venues/sandbox/70_control.ipynb #5f9dc59a
 def journal_of(server: SandboxServer, q: Mapping[str, str]) -> dict[str, Any]:
     "Requests since a number, oldest first."
     found = since(server.journal, int(q.get("since", 0)), q.get("route", ""), int(q.get("limit", 10_000)))
     return {"count": server.journal.count, "entries": [e.plain() for e in found]}
 
+# %% ../../../../nbs/venues/sandbox/70_control.ipynb #9ff090f9
 def orders_of(server: SandboxServer, q: Mapping[str, str]) -> dict[str, Any]:
     "Every order the venue took, the client ids it took twice, and what the fills add up to."
     orders = [o for o in server.orders() if q.get("account", o.account) == o.account and q.get("client_id", o.client_id) == o.client_id]
@@ -56,7 +59,8 @@ def clear_faults(server: SandboxServer, name: str = "") -> dict[str, Any]:
 # %% ../../../../nbs/venues/sandbox/70_control.ipynb #9a7f86dd
 def move_clock(server: SandboxServer, body: Mapping[str, Any]) -> dict[str, Any]:
     "Advance, jump or change the speed; what is due happens before this returns."
-    if server.config.clock != "virtual": raise BadInput("This sandbox lives on the wall clock.", "Start it with --clock virtual to move its time.")
+    if server.config.clock != "virtual":
+        raise BadInput("This sandbox lives on the wall clock.", "Start it with --clock virtual to move its time.")
     _only(body, ("advance_s", "to", "speed"))
     if "speed" in body: server.clock.set_speed(float(body["speed"]))
     if "advance_s" in body: server.clock.advance(round(float(body["advance_s"])*1000))
@@ -65,13 +69,16 @@ def move_clock(server: SandboxServer, body: Mapping[str, Any]) -> dict[str, Any]
     server.wake_streams()
     return {"time": rfc3339(server.clock()), "time_ms": server.clock(), "speed": server.clock.speed}
 
+# %% ../../../../nbs/venues/sandbox/70_control.ipynb #4837b2ce
 def touch_market(server: SandboxServer, body: Mapping[str, Any]) -> dict[str, Any]:
     "Freeze, halt, set or release the prices of instruments."
     _only(body, ("action", "instrument", "bid", "ask"))
     engine, name, action = server.engine, body.get("instrument"), body.get("action")
-    if action not in ("freeze", "halt", "price", "release"): raise BadInput(f"There is no action {action!r}.", "Use freeze, halt, price or release.")
+    if action not in ("freeze", "halt", "price", "release"):
+        raise BadInput(f"There is no action {action!r}.", "Use freeze, halt, price or release.")
     chosen = [name] if name else list(engine.market.universe)
-    if unknown := set(chosen) - set(engine.market.universe): raise NotFound(f"There is no instrument {min(unknown)!r}.{did_you_mean(min(unknown), engine.market.universe)}")
+    if unknown := set(chosen) - set(engine.market.universe):
+        raise NotFound(f"There is no instrument {min(unknown)!r}.{did_you_mean(min(unknown), engine.market.universe)}")
     for n in chosen:
         if action == "price": engine.set_price(n, str(body.get("bid")), str(body.get("ask")))
         else: {"freeze": engine.freeze, "halt": engine.halt, "release": engine.release}[action](n)
@@ -79,19 +86,23 @@ def touch_market(server: SandboxServer, body: Mapping[str, Any]) -> dict[str, An
     server.wake_streams()
     return {"action": action, "instruments": chosen}
 
-# %% ../../../../nbs/venues/sandbox/70_control.ipynb #4837b2ce
+# %% ../../../../nbs/venues/sandbox/70_control.ipynb #57132e2b
 def _only(body: Any, known: tuple[str, ...]) -> None:
-    if not isinstance(body, Mapping) or not body: raise BadInput("The body is not an object with something in it.", f"It may have {', '.join(known)}.")
+    if not isinstance(body, Mapping) or not body:
+        raise BadInput("The body is not an object with something in it.", f"It may have {', '.join(known)}.")
     if unknown := set(body) - set(known): raise BadInput(f"There is no {min(unknown)!r} here.", f"There is {', '.join(known)}.")
 
+# %% ../../../../nbs/venues/sandbox/70_control.ipynb #7d2dc6ef
 async def make_account(server: SandboxServer, body: Mapping[str, Any]) -> dict[str, Any]:
     "A new account with money in it."
     _only(body, ("id", "balance", "currency"))
     if body.get("id") in server.engine.accounts(): raise BadInput(f"There is an account {body['id']} already.")
-    server.engine.create_account(str(body["id"]), str(body.get("balance", server.config.balance)), str(body.get("currency", server.config.currency)))
+    server.engine.create_account(str(body["id"]), str(body.get("balance", server.config.balance)),
+        str(body.get("currency", server.config.currency)))
     if (waiting := commit(server)) is not None: await waiting
     return {"accounts": list(server.engine.accounts())}
 
+# %% ../../../../nbs/venues/sandbox/70_control.ipynb #66d2ae25
 def cut_streams(server: SandboxServer) -> dict[str, Any]:
     "End every open stream."
     n = len(server.streams)
@@ -99,6 +110,7 @@ def cut_streams(server: SandboxServer) -> dict[str, Any]:
     server.wake_streams()
     return {"cut": n}
 
+# %% ../../../../nbs/venues/sandbox/70_control.ipynb #1aed6b09
 def reset(server: SandboxServer) -> dict[str, Any]:
     "No faults, an empty journal, an untouched market. Accounts stay: what a venue has booked stays booked."
     clear_faults(server)
@@ -116,7 +128,8 @@ async def control(server: SandboxServer, request: web.BaseRequest) -> Any:
     except ValueError: raise BadInput("The body is not JSON.") from None
     match request.method, path.partition("/")[0]:
         case "GET", "" | "health": return health(server)
-        case "GET", "kinds": return {k.name: {"does": k.does, "params": k.params, "routes": k.routes, "group": k.group} for k in KINDS.values()}
+        case "GET", "kinds":
+            return {k.name: {"does": k.does, "params": k.params, "routes": k.routes, "group": k.group} for k in KINDS.values()}
         case "GET", "faults": return {"faults": server.plan.listed()}
         case "POST", "faults": return set_faults(server, body)
         case "DELETE", "faults": return clear_faults(server, path.partition("/")[2])
@@ -136,9 +149,12 @@ LOCAL = ("127.0.0.1", "localhost")
 
 async def answer_control(server: SandboxServer, request: web.BaseRequest) -> web.Response:
     "Answer one request of the control port; errors are `{error, todo}`."
-    if request.host.rpartition(":")[0] not in LOCAL or "Origin" in request.headers: return _said(403, {"error": "The control port is for programs on this machine.", "todo": ""})
+    if request.host.rpartition(":")[0] not in LOCAL or "Origin" in request.headers:
+        return _said(403, {"error": "The control port is for programs on this machine.", "todo": ""})
     try: return _said(200, await control(server, request))
     except NotFound as e: return _said(404, {"error": e.what, "todo": e.todo})
-    except (DeskbookError, ValueError, TypeError) as e: return _said(400, {"error": getattr(e, "what", str(e)), "todo": getattr(e, "todo", "")})
+    except (DeskbookError, ValueError, TypeError) as e:
+        return _said(400, {"error": getattr(e, "what", str(e)), "todo": getattr(e, "todo", "")})
 
-def _said(status: int, body: Any) -> web.Response: return web.Response(status=status, body=dumps(plain(body)), content_type="application/json")
+def _said(status: int, body: Any) -> web.Response:
+    return web.Response(status=status, body=dumps(plain(body)), content_type="application/json")

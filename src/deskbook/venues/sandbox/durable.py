@@ -32,7 +32,8 @@ def read_log(
             for account, transactions in json.loads(data[good:end]): logs.setdefault(account, []).extend(transactions)
         except (ValueError, TypeError):
             if data.find(b"\n", end + 1) < 0 and end == len(data) - 1: break
-            raise DataError(f"{name} cannot be read from byte {good} on, and good lines follow.", "Restore it from a copy, or start with another state folder.") from None
+            raise DataError(f"{name} cannot be read from byte {good} on, and good lines follow.",
+                "Restore it from a copy, or start with another state folder.") from None
         good = end + 1
     return logs, good
 
@@ -48,7 +49,8 @@ class TransactionLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder/"lock")
         try: self._lock.acquire(timeout=0)
-        except Timeout: raise LockHeld(f"{self.folder} is in use by another sandbox.", "Attach to that one, or choose another state folder.") from None
+        except Timeout:
+            raise LockHeld(f"{self.folder} is in use by another sandbox.", "Attach to that one, or choose another state folder.") from None
         try: self._open(dict(identity))
         except BaseException:
             self._lock.release()
@@ -59,7 +61,8 @@ class TransactionLog:
         path = self.folder/"transactions.jsonl"
         data = path.read_bytes() if path.exists() else b""
         self.logs, good = read_log(data, str(path))
-        self.torn = f"{len(data) - good} bytes of a half-written line at the end of {path.name} were cut off; nobody had been told of them." if good < len(data) else ""
+        lost = len(data) - good
+        self.torn = f"{lost} bytes of a half-written line at the end of {path.name} were cut off; nobody had heard of them." if lost else ""
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         if self.torn: os.ftruncate(self._fd, good)
         os.fsync(self._fd)
@@ -83,6 +86,7 @@ def sync_folder(folder: Path) -> None:
     try: os.fsync(fd)
     finally: os.close(fd)
 
+# %% ../../../../nbs/venues/sandbox/55_durable.ipynb #04e40f62
 def _same_identity(path: Path, identity: dict[str, Any]) -> None:
     "Remember what the state belongs to, or compare. Raises `BadInput`."
     identity = {"format": FORMAT, **identity}

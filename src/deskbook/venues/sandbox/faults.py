@@ -35,10 +35,11 @@ LOOKUPS = "account.*|orders.list|orders.pending|orders.get|trades.*|positions.*|
 # %% ../../../../nbs/venues/sandbox/40_faults.ipynb #d4d8e940
 # long: the catalogue is read as one list
 _ANSWERS = (
-    Kind("latency", "The answer, or with at=arrival the request itself, takes longer: fixed milliseconds, or a lognormal with this median and 99th percentile.",
+    Kind("latency", "The answer, or with at=arrival the request, takes longer: by fixed milliseconds, or lognormal with a median and a p99.",
         {"ms": 0.0, "p50_ms": 0.0, "p99_ms": 0.0, "max_ms": 30_000.0, "at": "answer"}),
     Kind("spike", "A rare long pause before the answer.", {"ms": 2_000.0, "rate": 0.01}),
-    Kind("http_error", "An error status with the venue's JSON body.", {"status": 500, "accepted": False, "message": "Internal Server Error"}),
+    Kind("http_error", "An error status with the venue's JSON body.", 
+        {"status": 500, "accepted": False, "message": "Internal Server Error"}),
     Kind("html", "A gateway's error page instead of JSON.", {"status": 502, "accepted": False}),
     Kind("truncated_json", "The right status and the first part of the body; with cut_connection the connection ends within the body.",
         {"keep_frac": 0.5, "accepted": True, "cut_connection": False}),
@@ -48,7 +49,8 @@ _ANSWERS = (
     Kind("accept_then_drop", "The request is carried out, then the connection is reset.", {}, WRITES),
     Kind("accept_then_hang", "The request is carried out, then there is silence until the client gives up.", {"hang_s": 600.0}, WRITES),
     Kind("hang", "Silence until the client gives up; nothing was done.", {"hang_s": 600.0}),
-    Kind("accept_late", "The client hears a reset, a 504 or nothing now; the request is carried out later.", {"delay_s": 3.0, "answer": "reset"}, WRITES),
+    Kind("accept_late", "The client hears a reset, a 504 or nothing now; the request is carried out later.",
+        {"delay_s": 3.0, "answer": "reset"}, WRITES),
 )
 
 # %% ../../../../nbs/venues/sandbox/40_faults.ipynb #f5692d9f
@@ -56,12 +58,16 @@ _ANSWERS = (
 _ORDERS = (
     Kind("reject", "400 with an order reject transaction.", {"reason": "INSTRUMENT_NOT_TRADEABLE"}, OPENING, "orders"),
     Kind("cancel", "201, and the order is cancelled at once.", {"reason": "INSUFFICIENT_MARGIN"}, OPENING, "orders"),
-    Kind("halt", "The order finds its instrument halted: a market order is cancelled with MARKET_HALTED. The control port halts an instrument for longer.", {}, "orders.create|positions.close", "orders"),
-    Kind("partial_fill", "Only a part can be filled: IOC cancels the rest, FOK cancels all.", {"fill_frac": 0.4}, "orders.create", "orders"),
-    Kind("slow_fill", "From the first strike until faults are cleared, limit orders are filled in slices, the first at once.", {"slices": 3, "every_s": 1.0}, "orders.create", "orders"),
+    Kind("halt", "The order finds its instrument halted: MARKET_HALTED. The control port halts an instrument for longer.", {},
+        "orders.create|positions.close", "orders"),
+    Kind("partial_fill", "Only a part can be filled: IOC cancels the rest, FOK cancels all.", {"fill_frac": 0.4},
+        "orders.create", "orders"),
+    Kind("slow_fill", "From the first strike until faults are cleared, limit orders are filled in slices, the first at once.",
+        {"slices": 3, "every_s": 1.0}, "orders.create", "orders"),
 )
 _VIEWS = (
-    Kind("late_visibility", "The order is carried out and acknowledged, but no lookup shows it, or anything after it, for a while.", {"delay_s": 2.0}, OPENING, "views"),
+    Kind("late_visibility", "The order is carried out and acknowledged, but no lookup shows it, or anything after it, for a while.",
+        {"delay_s": 2.0}, OPENING, "views"),
     Kind("rest_lag", "Lookups show the account as it was; the transaction stream is up to date.", {"lag_s": 2.0}, LOOKUPS, "views"),
     Kind("transactions_duplicated", "A transaction is told twice.", {"rate": 1.0}, "transactions.*", "views"),
     Kind("transactions_reordered", "Neighbouring transactions come in the wrong order.", {"rate": 1.0}, "transactions.*", "views"),
@@ -71,8 +77,10 @@ _VIEWS = (
 _STREAMS = (
     Kind("stream_cut", "The connection ends, cleanly or by a reset.", {"reset": True}, "*.stream", "streams"),
     Kind("stream_refused", "A new connection is answered with this status.", {"status": 503}, "*.stream", "streams"),
-    Kind("stream_frozen", "The connection stays open and says nothing any more, no heartbeat either; a new one works.", {"forever": True}, "*.stream", "streams"),
-    Kind("stale_prices", "Heartbeats go on, prices do not; asked by REST, the old price comes with its old time.", {}, "pricing*", "streams"),
+    Kind("stream_frozen", "The connection stays open and says nothing any more, no heartbeat either; a new one works.", 
+        {"forever": True}, "*.stream", "streams"),
+    Kind("stale_prices", "Heartbeats go on, prices do not; asked by REST, the old price comes with its old time.", {},
+        "pricing*", "streams"),
     Kind("garbled_line", "A line that is not JSON, cut in the middle.", {}, "*.stream", "streams"),
 )
 
@@ -82,13 +90,17 @@ _CANDLES = (
     Kind("candles_unordered", "Some neighbours are swapped.", {"rate": 0.2}, "candles", "candles"),
     Kind("candles_duplicated", "Some candles come twice.", {"rate": 0.1}, "candles", "candles"),
     Kind("candles_missing", "Some candles are left out; the same ones each time.", {"rate": 0.1}, "candles", "candles"),
-    Kind("candles_revised", "A candle that closed a short while ago shows another close, high and low than it will later.", {"age_s": 120.0, "bp": 2.0}, "candles", "candles"),
-    Kind("candles_late_close", "A candle that closed a short while ago still says complete: false.", {"delay_s": 20.0}, "candles", "candles"),
+    Kind("candles_revised", "A candle that closed a short while ago shows another close, high and low than it will later.",
+        {"age_s": 120.0, "bp": 2.0}, "candles", "candles"),
+    Kind("candles_late_close", "A candle that closed a short while ago still says complete: false.", {"delay_s": 20.0},
+        "candles", "candles"),
 )
 _VENUE = (
-    Kind("maintenance", "Every request is answered with 504 and a time-out message, or with a 502 page; streams are closed.", {"status": 504}, "*", "venue"),
+    Kind("maintenance", "Every request is answered with 504 and a time-out message, or with a 502 page; streams are closed.",
+        {"status": 504}, "*", "venue"),
     Kind("revoked", "The token is no longer good: 401, and streams are closed.", {}, "*", "venue"),
-    Kind("clock_offset", "The venue's clock is wrong: Date header and times in bodies, candles excepted.", {"offset_ms": 750.0, "drift_ppm": 0.0}, "*", "venue"),
+    Kind("clock_offset", "The venue's clock is wrong: Date header and times in bodies, candles excepted.",
+        {"offset_ms": 750.0, "drift_ppm": 0.0}, "*", "venue"),
 )
 KINDS: dict[str, Kind] = {k.name: k for k in (*_ANSWERS, *_ORDERS, *_VIEWS, *_STREAMS, *_CANDLES, *_VENUE)}
 
@@ -128,16 +140,19 @@ def read_fault(
     now_ms: int = 0, # venue time now, for `after_s` and `for_s`
 ) -> Fault:
     "Check one fault of a file or of the control port. Raises `BadInput` naming what is wrong."
-    if not isinstance(spec, Mapping): raise BadInput(f"A fault is an object, not {spec!r}.", 'For example {"kind": "accept_then_drop", "when": {"nth": [1]}}.')
+    if not isinstance(spec, Mapping):
+        raise BadInput(f"A fault is an object, not {spec!r}.", 'For example {"kind": "accept_then_drop", "when": {"nth": [1]}}.')
     _only(spec, ("kind", "route", "when", "params", "where", "name"), "A fault")
     kind = str(spec.get("kind", ""))
     if kind not in KINDS: raise BadInput(f"There is no fault {kind!r}.{did_you_mean(kind, KINDS)}", "`deskbook sandbox faults` lists them.")
     route = str(spec.get("route") or KINDS[kind].routes)
     for p in route.split("|"):
-        if not any(fnmatchcase(r.name, p) for r in ROUTES): raise BadInput(f"No route is called {p!r}.{did_you_mean(p, {r.name for r in ROUTES})}")
+        if not any(fnmatchcase(r.name, p) for r in ROUTES):
+            raise BadInput(f"No route is called {p!r}.{did_you_mean(p, {r.name for r in ROUTES})}")
     where = {str(k): str(v) for k, v in dict(spec.get("where") or {}).items()}
     _only(where, ("instrument", "account", "client_id"), "`where`")
-    return Fault(kind, route, _read_when(spec.get("when") or {}, now_ms), _read_params(kind, spec.get("params") or {}), where, str(spec.get("name") or ""))
+    return Fault(kind, route, _read_when(spec.get("when") or {}, now_ms), _read_params(kind, spec.get("params") or {}), where,
+        str(spec.get("name") or ""))
 
 # %% ../../../../nbs/venues/sandbox/40_faults.ipynb #4747c8b6
 def _only(given: Mapping[str, Any], known: Iterable[str], what: str) -> None:
@@ -156,8 +171,10 @@ def _read_params(kind: str, given: Any) -> dict[str, Any]:
     for name, value in given.items():
         want, bad = type(defaults[name]), f"Fault {kind!r}: {name}={value!r}"
         if want in (int, float):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value): raise BadInput(f"{bad} is not a number.")
-            if (value < 0 and name not in SIGNED) or (want is int and value != int(value)): raise BadInput(f"{bad} is not a number it can have.")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise BadInput(f"{bad} is not a number.")
+            if (value < 0 and name not in SIGNED) or (want is int and value != int(value)):
+                raise BadInput(f"{bad} is not a number it can have.")
         elif not isinstance(value, want): raise BadInput(f"{bad} is not a {want.__name__}.")
         if name in CHOICES and value not in CHOICES[name]: raise BadInput(f"{bad} is not one of {', '.join(CHOICES[name])}.")
     return {**defaults, **{n: type(defaults[n])(v) for n, v in given.items()}}
@@ -168,13 +185,16 @@ def _read_when(w: Any, now_ms: int) -> When:
     _only(w, _WHEN, "`when`")
     nth = w.get("nth", [])
     nth = tuple(nth) if isinstance(nth, (list, tuple)) else (nth,)
-    if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in nth): raise BadInput(f"`nth` {w['nth']!r} must be whole numbers from 1.")
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in nth):
+        raise BadInput(f"`nth` {w['nth']!r} must be whole numbers from 1.")
     rate, every, times = w.get("rate", 1.0), w.get("every", 0), w.get("times", 0)
     if not isinstance(rate, (int, float)) or not 0 <= rate <= 1: raise BadInput(f"`rate` {rate!r} must be between 0 and 1.")
-    if not (isinstance(every, int) and isinstance(times, int) and every >= 0 and times >= 0): raise BadInput("`every` and `times` must be whole numbers, 0 or more.")
+    if not (isinstance(every, int) and isinstance(times, int) and every >= 0 and times >= 0):
+        raise BadInput("`every` and `times` must be whole numbers, 0 or more.")
     start, end = _window(w, now_ms)
     return When(nth, every, float(rate), start, end, times)
 
+# %% ../../../../nbs/venues/sandbox/40_faults.ipynb #830569f4
 def _window(w: Mapping[str, Any], now_ms: int) -> tuple[int | None, int | None]:
     "From and until, in venue time."
     if "between" in w:
@@ -198,6 +218,7 @@ def draw(
     h = hashlib.blake2b(f"{seed}:{fault}:{n}:{purpose}".encode(), digest_size=8).digest()
     return int.from_bytes(h, "big")/2**64
 
+# %% ../../../../nbs/venues/sandbox/40_faults.ipynb #57676659
 def strikes(
     when: When,
     n: int, # the request is the nth that the fault concerns, from 1
@@ -245,7 +266,8 @@ class FaultPlan:
         self._given += 1
         name = fault.name or f"f{self._given}"
         if name in self._faults: raise BadInput(f"A fault called {name!r} is already set.", "Remove it first, or give another name.")
-        self._faults[name] = replace(fault, name=name, route=fault.route or KINDS[fault.kind].routes, params={**KINDS[fault.kind].params, **fault.params})
+        self._faults[name] = replace(fault, name=name, route=fault.route or KINDS[fault.kind].routes,
+            params={**KINDS[fault.kind].params, **fault.params})
         self._asked[name] = self._struck[name] = 0
         self._by_route.clear()
         return name
@@ -270,6 +292,7 @@ def _concerns(fault: Fault, about: Mapping[str, str]) -> bool:
     "Whether the request is one of those that the fault chose."
     return all(fnmatchcase(about.get(k, ""), pattern) for k, pattern in fault.where.items())
 
+# %% ../../../../nbs/venues/sandbox/40_faults.ipynb #6228991f
 def strikes_on(
     plan: FaultPlan,
     route: str, # name of the route
@@ -282,7 +305,8 @@ def strikes_on(
         faults = plan._by_route[route] = [f for f in plan._faults.values() if any(fnmatchcase(route, p) for p in f.route.split("|"))]
     out = []
     for f in faults:
-        if (kinds is not None and f.kind not in kinds) or not f.when.open_at(now_ms) or (f.where and not _concerns(f, about or {})): continue
+        if (kinds is not None and f.kind not in kinds) or not f.when.open_at(now_ms) or (f.where and not _concerns(f, about or {})):
+            continue
         plan._asked[f.name] = n = plan._asked[f.name] + 1
         if strikes(f.when, n, plan._struck[f.name], draw(plan.seed, f.name, n) if f.when.rate < 1 else 0.0):
             plan._struck[f.name] += 1
@@ -320,6 +344,7 @@ def spoil_candles(
     if strike.kind == "candles_revised": return [_revised(r, strike["bp"]) if fresh(r, strike["age_s"]) else r for r in rows]
     return swapped(rows, hit)
 
+# %% ../../../../nbs/venues/sandbox/40_faults.ipynb #17816275
 def swapped(
     rows: list[Any],
     hit: Any, # row -> bool: change places with the next one

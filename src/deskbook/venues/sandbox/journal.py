@@ -118,7 +118,8 @@ def taken_orders(
             kind, key = t["type"], (account, t.get("orderID", ""))
             if kind.endswith("_ORDER"):
                 out[account, t["id"]] = {"account": account, "id": t["id"], "client_id": (t.get("clientExtensions") or {}).get("id", ""),
-                    "instrument": t.get("instrument", ""), "type": kind.removesuffix("_ORDER"), "units": Decimal(t.get("units", "0")), "time": t["time"],
+                    "instrument": t.get("instrument", ""), "type": kind.removesuffix("_ORDER"), "units": Decimal(t.get("units", "0")),
+                    "time": t["time"],
                     "dependent": "units" not in t and "tradeID" in t}
             elif kind == "ORDER_FILL" and key in out:
                 o = out[key]
@@ -137,6 +138,7 @@ def duplicates(
         if o.client_id: by.setdefault((o.account, o.client_id), []).append(o.id)
     return {c: ids for (_, c), ids in by.items() if len(ids) > 1}
 
+# %% ../../../../nbs/venues/sandbox/50_journal.ipynb #408c806e
 def net_units(
     orders: Iterable[TakenOrder],
 ) -> dict[str, dict[str, str]]: # account: {instrument: signed units}

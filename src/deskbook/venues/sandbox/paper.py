@@ -35,18 +35,21 @@ def endpoint(
     try: return read_json(at/"endpoint.json")
     except (OSError, DataError): return {}
 
+# %% ../../../../nbs/venues/sandbox/90_paper.ipynb #74f5fd77
 def main() -> None:
     "Run the paper venue of the folder named on the command line."
     at = Path(sys.argv[1])
     os.umask(0o077)
     before = endpoint(at)
-    told = {"state": str(at/"state"), "accounts": [PAPER_ACCOUNT], "balance": PAPER_BALANCE, "token": before.get("token") or secrets.token_urlsafe(24)}
+    told = {"state": str(at/"state"), "accounts": [PAPER_ACCOUNT], "balance": PAPER_BALANCE,
+        "token": before.get("token") or secrets.token_urlsafe(24)}
     ports = [int(before[k].rpartition(":")[2]) if k in before else 0 for k in ("url", "control_url")]
     try: _serve(at, {**told, "port": ports[0], "control_port": ports[1]})
     except BadInput:
         if not any(ports): raise
         _serve(at, told)
 
+# %% ../../../../nbs/venues/sandbox/90_paper.ipynb #013ef8df
 def _serve(at: Path, told: dict[str, Any]) -> None:
     def announce(s: Sandbox) -> None:
         if s.server.log and s.server.log.torn: print(s.server.log.torn, file=sys.stderr, flush=True)
@@ -64,6 +67,7 @@ def _ping(at: Path) -> int | None:
     except (OSError, ValueError): return None
     return said["pid"] if health.get("pid") == said["pid"] and health.get("ok") else None
 
+# %% ../../../../nbs/venues/sandbox/90_paper.ipynb #2815c50e
 def paper_kind() -> Kind:
     "The paper venue, for `stores.embedded.attach`."
     def prepare(at: Path) -> None: own_folder(at/"state", None)
@@ -71,7 +75,7 @@ def paper_kind() -> Kind:
     def url(at: Path) -> str: return endpoint(at).get("url", "")
     return Kind("paper", None, prepare, argv, url, _ping, [(int(signal.SIGTERM), 10.0)])
 
-# %% ../../../../nbs/venues/sandbox/90_paper.ipynb #2815c50e
+# %% ../../../../nbs/venues/sandbox/90_paper.ipynb #89277116
 @dataclass
 class PaperVenue:
     "The running paper venue. It stays up until the last process that has one of these stops it or ends."
@@ -85,6 +89,7 @@ class PaperVenue:
     def __exit__(self, *_: object) -> None: self.stop()
     def stop(self) -> None: self.server.stop()
 
+# %% ../../../../nbs/venues/sandbox/90_paper.ipynb #7962ea15
 def start_paper_venue(
     settings: Settings | None = None, # None: from the environment
     wait_s: float = 40.0, # how long it may take
@@ -95,13 +100,13 @@ def start_paper_venue(
     said = endpoint(at)
     return PaperVenue(said["url"], said["control_url"], said["token"], said["accounts"][0], server)
 
-# %% ../../../../nbs/venues/sandbox/90_paper.ipynb #89277116
+# %% ../../../../nbs/venues/sandbox/90_paper.ipynb #f4da099e
 _KEPT: dict[Path, PaperVenue] = {}
 
 def paper_venue_url(
     home: Path, # `Settings.home`
 ) -> str: # e.g. "http://127.0.0.1:43817"
-    "Address of the paper venue of this home, started if needed, and kept until this process ends. `start_paper_venue` gives its token as well."
+    "Address of the paper venue of this home, started if needed and kept until this process ends; `start_paper_venue` has its token."
     home = Path(os.path.realpath(home))
     if home not in _KEPT or _ping(servers_folder(home)/"paper") is None: _KEPT[home] = start_paper_venue(Settings(home=home))
     return _KEPT[home].url

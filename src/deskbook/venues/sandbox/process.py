@@ -37,6 +37,7 @@ def read_config(
     values["faults"] = tuple(f if isinstance(f, Fault) else read_fault(f) for f in told.get("faults", ()))
     return ServerConfig(**values)
 
+# %% ../../../../nbs/venues/sandbox/80_process.ipynb #37f4433d
 def read_faults(
     path: str | Path, # JSON: a list of faults, or {"faults": [...]}
 ) -> tuple[Fault, ...]:
@@ -73,14 +74,17 @@ def _stop_with_owner(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> No
         while os.read(0, 4096): pass
     with contextlib.suppress(RuntimeError): loop.call_soon_threadsafe(stop.set)
 
+# %% ../../../../nbs/venues/sandbox/80_process.ipynb #9e5df1d2
 async def _child(config: ServerConfig, owned: bool) -> None:
     stop = asyncio.Event()
     if owned: threading.Thread(target=_stop_with_owner, args=(asyncio.get_running_loop(), stop), daemon=True).start()
     await serve(config, lambda s: print(json.dumps({**s.ready(), "pid": os.getpid()}), flush=True), stop)
 
+# %% ../../../../nbs/venues/sandbox/80_process.ipynb #f4cfdcdf
 def main() -> None:
     "The first line of standard input is the configuration; the rest of it is the owner's life."
-    with os.fdopen(os.dup(0), "rb", buffering=0) as unbuffered: line = unbuffered.readline() # the rest is for the thread that waits for the end
+    # the rest is for the thread that waits for the end
+    with os.fdopen(os.dup(0), "rb", buffering=0) as unbuffered: line = unbuffered.readline()
     try: asyncio.run(_child(read_config(json.loads(line)), owned=True))
     except DeskbookError as e:
         print(json.dumps({"error": e.what, "todo": e.todo}), flush=True)
@@ -136,7 +140,8 @@ def start_sandbox_process(
 ) -> SandboxProcess:
     "Start a sandbox in a child process. Raises `BadInput` or `DataError` with what it said."
     read_config(config)
-    child = subprocess.Popen([sys.executable, "-P", "-c", "from deskbook.venues.sandbox.process import main; main()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    child = subprocess.Popen([sys.executable, "-P", "-c", "from deskbook.venues.sandbox.process import main; main()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         start_new_session=True) # so that a Ctrl-C at the owner is the owner's to hand on
     try:
         assert child.stdin and child.stdout
@@ -148,7 +153,8 @@ def start_sandbox_process(
         child.kill()
         child.wait()
         raise
-    return SandboxProcess(**{k: told[k] for k in ("url", "control_url", "token", "accounts", "torn", "pid")}, process=child, control=SandboxControl(told["control_url"]))
+    return SandboxProcess(**{k: told[k] for k in ("url", "control_url", "token", "accounts", "torn", "pid")}, process=child,
+        control=SandboxControl(told["control_url"]))
 
 # %% ../../../../nbs/venues/sandbox/80_process.ipynb #11957a6f
 def _first_line(child: subprocess.Popen, timeout_s: float) -> dict[str, Any]:
@@ -158,8 +164,10 @@ def _first_line(child: subprocess.Popen, timeout_s: float) -> dict[str, Any]:
         wait.register(child.stdout, selectors.EVENT_READ)
         line = child.stdout.readline() if wait.select(timeout_s) else b""
     try: return json.loads(line)
-    except ValueError: raise DataError(f"The sandbox did not start: {line.decode(errors='replace').strip() or 'it said nothing'}.") from None
+    except ValueError:
+        raise DataError(f"The sandbox did not start: {line.decode(errors='replace').strip() or 'it said nothing'}.") from None
 
+# %% ../../../../nbs/venues/sandbox/80_process.ipynb #249fefbd
 @contextlib.contextmanager
 def sandbox_process(**config: Any) -> Iterator[SandboxProcess]:
     "A sandbox in a child process until the block ends; as for `start_sandbox_process`."

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TOO_MANY', 'LINE_KINDS', 'REQUEST_KINDS', 'ON_LINE', 'AT_OPENING', 'HTML', 'VENUE_TIMEOUT', 'ServerConfig',
            'make_clock', 'make_market', 'Stream', 'Cut', 'SandboxServer', 'commit', 'publish', 'headers', 'respond',
-           'Nothing', 'drop', 'cut_connection', 'pause', 'gone', 'hang', 'handle', 'client_id_of', 'page', 'refusal',
-           'faulty', 'cut_short', 'accept_late', 'offset_ms', 'seen_id', 'view', 'carried_out', 'slices', 'available',
-           'spoilt', 'step_ms', 'stream', 'say', 'sleep', 'open_fault', 'Beat', 'tick', 'pass_time', 'make_server',
-           'Sandbox', 'start_sandbox']
+           'Nothing', 'drop', 'cut_connection', 'pause', 'gone', 'hang', 'handle', 'client_id_of', 'about', 'page',
+           'refusal', 'faulty', 'cut_short', 'accept_late', 'offset_ms', 'seen_id', 'view', 'carried_out', 'slices',
+           'available', 'spoilt', 'step_ms', 'stream', 'say', 'sleep', 'open_fault', 'Beat', 'tick', 'pass_time',
+           'make_server', 'Sandbox', 'start_sandbox']
 
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #70a46404
 import asyncio
@@ -27,19 +27,20 @@ from typing import Any
 from aiohttp import web
 
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #9d26027c
-from ...core.clock import fixed_clock
+from ...core.clock import DAY_MS, fixed_clock
 from ...core.errors import BadInput, DataError, did_you_mean
 from ...market.candles import normalise_instrument
 from . import market as markets
 from .clock import SandboxClock
 from .durable import TransactionLog
 from .engine import SandboxConfig, SandboxEngine
-from .faults import KINDS, Fault, FaultPlan, Strike, delay_s, read_fault, spoil_candles, spoil_transactions, strikes_on
+from deskbook.venues.sandbox.faults import (KINDS, Fault, FaultPlan, Strike, delay_s, read_fault, spoil_candles, spoil_transactions,
+    strikes_on)
 from .journal import Entry, Journal, TakenOrder, taken_orders
 from .market import FX_UNIVERSE, Market, SimulatedSource, lake_source
 from .operations import Answer, Call, carry_out
-from deskbook.venues.sandbox.wire import (UNAUTHORISED, WireError, as_unix, check_token, dumps, map_times, match_route, names, parse_time, query,
-    rfc3339, shift_time, truth)
+from .wire import (UNAUTHORISED, WireError, as_unix, check_token, dumps, map_times, match_route, names, parse_time,
+    query, rfc3339, shift_time, truth)
 
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #3c2925a3
 # long: one field after another
@@ -76,18 +77,22 @@ def make_clock(config: ServerConfig) -> SandboxClock:
     "Raises `BadInput`."
     if config.clock == "virtual": return SandboxClock(config.start, config.speed)
     if config.clock != "wall": raise BadInput(f"There is no clock {config.clock!r}.", "Use wall or virtual.")
-    if config.speed != 1 or config.start is not None: raise BadInput("A wall clock has no speed and no start.", "Use --clock virtual with them.")
+    if config.speed != 1 or config.start is not None:
+        raise BadInput("A wall clock has no speed and no start.", "Use --clock virtual with them.")
     return SandboxClock(None, 1.0, wall_ns=time.time_ns)
 
+# %% ../../../../nbs/venues/sandbox/60_server.ipynb #9dccfad9
 def make_market(config: ServerConfig) -> Market:
     "Raises `BadInput`, `NotFound` or `DataError` when the source cannot give prices."
     if config.source == "simulated":
         chosen = tuple(normalise_instrument(i) for i in config.instruments) or FX_UNIVERSE
         if unknown := sorted(set(chosen) - set(FX_UNIVERSE)):
-            raise BadInput(f"The simulated market has no {unknown[0]}.{did_you_mean(unknown[0], FX_UNIVERSE)}", f"It has {', '.join(FX_UNIVERSE)}.")
+            raise BadInput(f"The simulated market has no {unknown[0]}.{did_you_mean(unknown[0], FX_UNIVERSE)}",
+                f"It has {', '.join(FX_UNIVERSE)}.")
         return Market(SimulatedSource(chosen, config.seed))
     if config.source != "lake": raise BadInput(f"There is no source of prices {config.source!r}.", "Use simulated or lake.")
-    if not config.instruments or config.start is None or config.end is None: raise BadInput("A replay needs instruments, a start and an end.", "Use --instruments, --start and --end.")
+    if not config.instruments or config.start is None or config.end is None:
+        raise BadInput("A replay needs instruments, a start and an end.", "Use --instruments, --start and --end.")
     return Market(lake_source(config.instruments, config.start, config.end, config.venue or None))
 
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #25233f66
@@ -108,6 +113,7 @@ class Stream:
     cut: bool = False # somebody wants it closed
     lines: int = 0
 
+# %% ../../../../nbs/venues/sandbox/60_server.ipynb #2a0baf63
 class Cut(ConnectionError):
     "This stream ends here."
 
@@ -160,7 +166,7 @@ class SandboxServer:
 
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #857bda74
 def commit(server: SandboxServer) -> asyncio.Future | None: # None: nothing to wait for
-    "Make durable what the engine did since the last call, and tell the streams once it is. Who only looked waits as well: it may have seen it."
+    "Make durable what the engine did since the last call, then tell the streams. Who only looked waits as well: it may have seen it."
     if not server.fresh: return server.flushing
     fresh, server.fresh = server.fresh, []
     now = time.monotonic()
@@ -202,11 +208,15 @@ def publish(server: SandboxServer, fresh: Iterable[tuple[str, dict[str, Any]]]) 
 @lru_cache(maxsize=64)
 def _http_date(s: int) -> str: return formatdate(s, usegmt=True)
 
+# %% ../../../../nbs/venues/sandbox/60_server.ipynb #a48ef0d5
 def headers(server: SandboxServer, request_id: str, offset_ms: float = 0.0) -> dict[str, str]:
     "What every answer carries."
-    return {"Content-Type": "application/json", "RequestID": request_id, "Date": _http_date(int(server.clock() + offset_ms)//1000), "Server": "deskbook-sandbox"}
+    return {"Content-Type": "application/json", "RequestID": request_id, "Date": _http_date(int(server.clock() + offset_ms)//1000),
+        "Server": "deskbook-sandbox"}
 
-def respond(server: SandboxServer, request: web.BaseRequest, entry: Entry, answer: Answer, unix: bool = False, offset_ms: float = 0.0) -> web.Response:
+# %% ../../../../nbs/venues/sandbox/60_server.ipynb #7abd0621
+def respond(server: SandboxServer, request: web.BaseRequest, entry: Entry, answer: Answer, unix: bool = False,
+    offset_ms: float = 0.0) -> web.Response:
     "A whole answer."
     body = answer.body
     if offset_ms and entry.route != "candles": body = map_times(body, lambda t: shift_time(t, offset_ms))
@@ -223,12 +233,14 @@ class Nothing(web.StreamResponse):
     "No answer: the connection is gone."
     async def prepare(self, request: Any) -> Any: raise ConnectionResetError("dropped by a fault")
 
+# %% ../../../../nbs/venues/sandbox/60_server.ipynb #0e3e3abc
 def drop(server: SandboxServer, request: web.BaseRequest, entry: Entry, outcome: str = "dropped", reset: bool = True) -> web.StreamResponse:
     "Close the connection without a word."
     server.journal.done(entry, None, outcome)
     cut_connection(request, reset)
     return Nothing()
 
+# %% ../../../../nbs/venues/sandbox/60_server.ipynb #f126e63f
 def cut_connection(request: web.BaseRequest, reset: bool) -> None:
     "Close a socket now; with `reset` the other side is told that something went wrong."
     if (transport := request.transport) is None: return
@@ -236,7 +248,7 @@ def cut_connection(request: web.BaseRequest, reset: bool) -> None:
         with contextlib.suppress(OSError): sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
 
-# %% ../../../../nbs/venues/sandbox/60_server.ipynb #0e3e3abc
+# %% ../../../../nbs/venues/sandbox/60_server.ipynb #277b529b
 async def pause(server: SandboxServer, request: web.BaseRequest | None, s: float) -> bool: # False: the client or the server has gone
     "Wait `s` seconds, or until nobody waits any more."
     end = time.monotonic() + s
@@ -245,10 +257,12 @@ async def pause(server: SandboxServer, request: web.BaseRequest | None, s: float
         with contextlib.suppress(TimeoutError): await asyncio.wait_for(server.stopping.wait(), min(left, 0.05))
     return True
 
+# %% ../../../../nbs/venues/sandbox/60_server.ipynb #86dd9f03
 def gone(request: web.BaseRequest) -> bool:
     "The client has closed its connection."
     return (t := request.transport) is None or t.is_closing()
 
+# %% ../../../../nbs/venues/sandbox/60_server.ipynb #ef8c1a08
 async def hang(server: SandboxServer, request: web.BaseRequest, entry: Entry, s: float) -> web.StreamResponse:
     "Say nothing."
     entry.outcome = "hung"
@@ -269,14 +283,16 @@ async def handle(server: SandboxServer, request: web.BaseRequest) -> web.StreamR
     except WireError as e:
         entry = server.journal.arrive(now, request.method, "", request.raw_path, body=body, port=port)
         return respond(server, request, _numbered(entry), Answer(e.status, e.body))
-    entry = _numbered(server.journal.arrive(now, request.method, route.name, request.raw_path, account=values.get("account", ""), body=body, port=port))
+    entry = _numbered(server.journal.arrive(now, request.method, route.name, request.raw_path, account=values.get("account", ""), body=body,
+        port=port))
     if server.failed: return drop(server, request, entry)
     call = Call(route, values, {}, body, f"http://{request.host}", path, now)
     try:
         call.q = query(text)
         if route.writes: entry.client_id = client_id_of(call)
         _within_rate(server, address)
-        strikes = strikes_on(server.plan, route.name, now, _about(call, entry), AT_OPENING if route.stream else REQUEST_KINDS) if server.plan else []
+        strikes = strikes_on(server.plan, route.name, now, about(call, entry.client_id),
+            AT_OPENING if route.stream else REQUEST_KINDS) if server.plan else []
         if strikes: entry.faults = tuple(s.fault.name for s in strikes)
         if route.stream: return await stream(server, request, call, entry, strikes, unix, address)
         if strikes or server.holds: return await faulty(server, request, call, entry, strikes, unix)
@@ -292,6 +308,7 @@ def _numbered(entry: Entry) -> Entry:
     entry.request_id = str(42_000_000 + entry.seq)
     return entry
 
+# %% ../../../../nbs/venues/sandbox/60_server.ipynb #73fa4187
 def client_id_of(call: Call) -> str:
     "The client id of the order in a request; also of a close, where it stands in other fields."
     try: body = call.parsed
@@ -302,14 +319,19 @@ def client_id_of(call: Call) -> str:
         if isinstance(ext, dict) and isinstance(ext.get("id"), str): return ext["id"]
     return call.values["order"][1:] if call.values.get("order", "").startswith("@") else ""
 
-# %% ../../../../nbs/venues/sandbox/60_server.ipynb #73fa4187
-def _about(call: Call, entry: Entry) -> dict[str, str]:
+# %% ../../../../nbs/venues/sandbox/60_server.ipynb #244e4fa4
+def about(
+    call: Call,
+    client_id: str = "", # of its order
+) -> dict[str, str]: # account, instrument, client_id
     "What a fault's `where` can look at."
     instrument = call.values.get("instrument", "")
-    if call.route.name == "orders.create" and call.body:
-        with contextlib.suppress(WireError): instrument = str((call.parsed.get("order") or {}).get("instrument", ""))
-    return {"account": call.account, "instrument": instrument, "client_id": entry.client_id}
+    if call.route.name == "orders.create":
+        with contextlib.suppress(WireError):
+            if isinstance(order := call.parsed.get("order"), dict): instrument = str(order.get("instrument", ""))
+    return {"account": call.account, "instrument": instrument, "client_id": client_id}
 
+# %% ../../../../nbs/venues/sandbox/60_server.ipynb #d99e6158
 def _within_rate(server: SandboxServer, address: str) -> None:
     "Raises `WireError` 429 above the limit of requests in one second."
     if not (limit := server.config.rate_limit_per_s): return
@@ -323,22 +345,26 @@ TOO_MANY = "Rate limit exceeded: too many requests in this second."
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #19a3ae14
 LINE_KINDS = frozenset(("stream_cut", "stream_frozen", "garbled_line"))
 REQUEST_KINDS = frozenset(KINDS) - LINE_KINDS
-ON_LINE = LINE_KINDS | {"stale_prices", "transactions_duplicated", "transactions_reordered", "clock_offset"} # asked about for each line of a stream
+# asked about for each line of a stream
+ON_LINE = LINE_KINDS | {"stale_prices", "transactions_duplicated", "transactions_reordered", "clock_offset"}
 AT_OPENING = frozenset(KINDS) - ON_LINE # asked about when a stream is opened
-HTML = b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>\r\n<center><h1>502 Bad Gateway</h1></center>\r\n</body>\r\n</html>\r\n"
+HTML = "<html>\r\n<head><title>{0}</title></head>\r\n<body>\r\n<center><h1>{0}</h1></center>\r\n</body>\r\n</html>\r\n"
 VENUE_TIMEOUT = "Timeout waiting for response."
 
 def page(status: int) -> Answer:
     "What a gateway says when the venue behind it is away."
-    return Answer(status, HTML.replace(b"502 Bad Gateway", f"{status} {'Gateway Timeout' if status == 504 else 'Bad Gateway'}".encode()), {"Content-Type": "text/html"})
+    text = HTML.format(f"{status} {'Gateway Timeout' if status == 504 else 'Bad Gateway'}")
+    return Answer(status, text.encode(), {"Content-Type": "text/html"})
 
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #3f5fe1a1
 def refusal(by: dict[str, Strike]) -> Answer | None: # None: the request goes through
     "What the venue says instead of doing anything."
     if s := by.get("maintenance"): return Answer(504, {"errorMessage": VENUE_TIMEOUT}) if s["status"] == 504 else page(s["status"])
     if "revoked" in by: return Answer(401, {"errorMessage": UNAUTHORISED})
-    if s := by.get("rate_limited"): return Answer(429, {"errorMessage": TOO_MANY}, {} if s["retry_after_s"] < 0 else {"Retry-After": f"{s['retry_after_s']:g}"})
-    if (s := by.get("stream_refused")) is not None: return Answer(s["status"], {"errorMessage": "Service unavailable, please try again later."})
+    if s := by.get("rate_limited"):
+        return Answer(429, {"errorMessage": TOO_MANY}, {} if s["retry_after_s"] < 0 else {"Retry-After": f"{s['retry_after_s']:g}"})
+    if (s := by.get("stream_refused")) is not None:
+        return Answer(s["status"], {"errorMessage": "Service unavailable, please try again later."})
     if (s := by.get("http_error")) and not s["accepted"]: return Answer(s["status"], {"errorMessage": s["message"]})
     if (s := by.get("html")) and not s["accepted"]: return page(s["status"])
     if (s := by.get("empty_body")) and not s["accepted"]: return Answer(200, b"")
@@ -347,7 +373,8 @@ def refusal(by: dict[str, Strike]) -> Answer | None: # None: the request goes th
 
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #1c06a78d
 # long: the life of a request under faults, in the order in which things can go wrong
-async def faulty(server: SandboxServer, request: web.BaseRequest, call: Call, entry: Entry, strikes: Sequence[Strike], unix: bool) -> web.StreamResponse:
+async def faulty(server: SandboxServer, request: web.BaseRequest, call: Call, entry: Entry, strikes: Sequence[Strike],
+    unix: bool) -> web.StreamResponse:
     "Answer a request that something goes wrong with."
     by = {s.kind: s for s in reversed(strikes)}
     offset = offset_ms(server, strikes, call.now_ms)
@@ -375,7 +402,8 @@ async def faulty(server: SandboxServer, request: web.BaseRequest, call: Call, en
     return respond(server, request, entry, answer, unix and not isinstance(answer.body, bytes), offset)
 
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #597f7b42
-async def cut_short(server: SandboxServer, request: web.BaseRequest, entry: Entry, status: int, part: bytes, length: int) -> web.StreamResponse:
+async def cut_short(server: SandboxServer, request: web.BaseRequest, entry: Entry, status: int, part: bytes,
+    length: int) -> web.StreamResponse:
     "Announce `length` bytes, send some, and hang up."
     said = web.StreamResponse(status=status, headers={**headers(server, entry.request_id), "Content-Length": str(length)})
     with contextlib.suppress(ConnectionError):
@@ -408,8 +436,9 @@ def offset_ms(server: SandboxServer, strikes: Iterable[Strike], now_ms: int) -> 
     return ahead
 
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #6de78523
-_VIEWS = ("account.summary", "account.details", "account.changes", "orders.list", "orders.pending", "orders.get", "trades.list", "trades.open", "trades.get",
-    "positions.list", "positions.open", "positions.get", "transactions.list", "transactions.idrange", "transactions.sinceid", "transactions.get")
+_VIEWS = ("account.summary", "account.details", "account.changes", "orders.list", "orders.pending", "orders.get", "trades.list",
+    "trades.open", "trades.get", "positions.list", "positions.open", "positions.get", "transactions.list", "transactions.idrange",
+    "transactions.sinceid", "transactions.get")
 
 def seen_id(server: SandboxServer, call: Call, by: dict[str, Strike]) -> int | None: # None: all of it
     "Up to which transaction this request may see."
@@ -422,6 +451,7 @@ def seen_id(server: SandboxServer, call: Call, by: dict[str, Strike]) -> int | N
     if s := by.get("rest_lag"): ends += [i - 1 for at, i in server.arrivals.get(call.account, ()) if at > now - s["lag_s"]]
     return min(ends) if ends else None
 
+# %% ../../../../nbs/venues/sandbox/60_server.ipynb #5895aae6
 def view(server: SandboxServer, call: Call, by: dict[str, Strike]) -> SandboxEngine:
     "The engine that a request reads from."
     if (last := seen_id(server, call, by)) is None or last >= server.engine.account_state(call.account).last_id: return server.engine
@@ -440,7 +470,7 @@ async def carried_out(server: SandboxServer, call: Call, by: dict[str, Strike]) 
     engine, usual = server.engine, server.engine.config
     mine = call.account in engine.accounts()
     last = engine.account_state(call.account).last_id if mine else 0
-    instrument = call.values.get("instrument") or (str((call.parsed.get("order") or {}).get("instrument", "")) if call.route.name == "orders.create" else "")
+    instrument = about(call)["instrument"]
     if s := by.get("slow_fill"): engine.configure(slices=slices(s["slices"], s["every_s"]))
     if s := by.get("partial_fill"): engine.configure(levels=((available(call, s["fill_frac"]), Decimal(0)),))
     for kind in ("reject", "cancel"):
@@ -467,13 +497,15 @@ def slices(
     part = (Decimal(1)/n).quantize(Decimal("0.0001"), ROUND_FLOOR)
     return tuple((round(i*every_s*1000), part if i < n - 1 else 1 - part*(n - 1)) for i in range(n))
 
+# %% ../../../../nbs/venues/sandbox/60_server.ipynb #df828a44
 def available(
     call: Call,
     frac: float, # of what the order asks for
 ) -> Decimal: # units the book shall have, > 0
     "How much of an order can be filled."
     with contextlib.suppress(WireError, ArithmeticError, KeyError, TypeError):
-        if call.route.name == "orders.create": return max((abs(Decimal(str(call.parsed["order"]["units"])))*Decimal(str(frac))).to_integral_value(ROUND_FLOOR), Decimal(1))
+        if call.route.name == "orders.create":
+            return max((abs(Decimal(str(call.parsed["order"]["units"])))*Decimal(str(frac))).to_integral_value(ROUND_FLOOR), Decimal(1))
     return Decimal(1)
 
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #62fe2e15
@@ -485,21 +517,25 @@ def spoilt(server: SandboxServer, call: Call, answer: Answer, strikes: Sequence[
         if s.kind.startswith("candles_") and "candles" in body:
             step = step_ms(body["granularity"])
             body = {**body, "candles": spoil_candles(body["candles"], s, call.now_ms, step, lambda r: parse_time(r["time"]))}
-        elif s.kind.startswith("transactions_") and "transactions" in body: body = {**body, "transactions": spoil_transactions(body["transactions"], s)}
+        elif s.kind.startswith("transactions_") and "transactions" in body:
+            body = {**body, "transactions": spoil_transactions(body["transactions"], s)}
         elif s.kind == "stale_prices" and "prices" in body:
             body = {**body, "prices": [server.stale.setdefault(p["instrument"], p) for p in body["prices"]]}
     return Answer(answer.status, body, answer.headers)
 
+# %% ../../../../nbs/venues/sandbox/60_server.ipynb #6df456ef
 def step_ms(
     granularity: str, # "S5" ... "M1" ... "D", "W", "M"
 ) -> int:
     "Length of a candle; of a month about."
     unit = {"S": 1000, "M": 60_000, "H": 3_600_000}.get(granularity[0])
-    return {"D": 86_400_000, "W": 7*86_400_000, "M": 30*86_400_000}[granularity] if unit is None or len(granularity) == 1 else unit*int(granularity[1:])
+    if unit is None or len(granularity) == 1: return {"D": DAY_MS, "W": 7*DAY_MS, "M": 30*DAY_MS}[granularity]
+    return unit*int(granularity[1:])
 
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #f1a55b13
 # long: opening, talking, closing
-async def stream(server: SandboxServer, request: web.BaseRequest, call: Call, entry: Entry, strikes: Sequence[Strike], unix: bool, address: str) -> web.StreamResponse:
+async def stream(server: SandboxServer, request: web.BaseRequest, call: Call, entry: Entry, strikes: Sequence[Strike], unix: bool,
+    address: str) -> web.StreamResponse:
     "Answer one request for a stream; returns when it has ended. Raises `WireError` before the first byte."
     by = {s.kind: s for s in reversed(strikes)}
     await pause(server, request, sum(delay_s(s) for s in strikes if s.kind in ("latency", "spike")))
@@ -508,7 +544,8 @@ async def stream(server: SandboxServer, request: web.BaseRequest, call: Call, en
     if (said := refusal(by)) is not None: return respond(server, request, entry, said, unix)
     check_token(request.headers.get("Authorization"), server.tokens)
     server.engine.account_state(call.account)
-    if sum(other.address == address for other in server.streams) >= server.config.max_streams: raise WireError(429, "Too many open streams.")
+    if sum(other.address == address for other in server.streams) >= server.config.max_streams:
+        raise WireError(429, "Too many open streams.")
     talk = _prices(server, call) if call.route.name == "pricing.stream" else _transactions(server, call)
     said_headers = {**headers(server, entry.request_id), "Content-Type": "application/octet-stream"}
     opened = Stream(call.route.name, call.account, address, entry, unix, web.StreamResponse(status=200, headers=said_headers), request)
@@ -557,14 +594,16 @@ async def sleep(server: SandboxServer, s: Stream) -> None:
     step = min(max(server.config.price_gap_ms/1000/max(server.clock.speed, 1.0), 0.02), server.config.heartbeat_s/4)
     if not s.queue:
         with contextlib.suppress(TimeoutError): await asyncio.wait_for(s.wake.wait(), step)
-    if s.cut or server.stopping.is_set() or gone(s.request) or server.failed or open_fault(server, ("maintenance", "revoked")): raise Cut("closed")
+    if s.cut or server.stopping.is_set() or gone(s.request) or server.failed or open_fault(server, ("maintenance", "revoked")):
+        raise Cut("closed")
 
+# %% ../../../../nbs/venues/sandbox/60_server.ipynb #a2daa3d0
 def open_fault(server: SandboxServer, kinds: Sequence[str]) -> bool:
     "Whether a fault of these kinds has its window open and strikes everything in it."
     if not server.plan: return False
+    def all_of_them(f: Fault) -> bool: return f.when.rate == 1 and not (f.when.nth or f.when.every or f.when.times) and f.route == KINDS[f.kind].routes
     now = server.clock()
-    return any(f.kind in kinds and f.when.open_at(now) and f.route == KINDS[f.kind].routes and f.when.rate == 1 and not (f.when.nth or f.when.every or f.when.times)
-        for f in server.plan.faults())
+    return any(f.kind in kinds and f.when.open_at(now) and all_of_them(f) for f in server.plan.faults())
 
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #5ce43e95
 class Beat:
@@ -596,12 +635,14 @@ def _prices(server: SandboxServer, call: Call) -> Any:
             await sleep(server, s)
     return talk
 
+# %% ../../../../nbs/venues/sandbox/60_server.ipynb #dac2f512
 def _mark(price: dict[str, Any]) -> Any: return price["time"], price["tradeable"], price["closeoutBid"], price["closeoutAsk"]
 
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #995fce60
 def _transactions(server: SandboxServer, call: Call) -> Any:
     "The loop of a transaction stream."
-    def beat_line() -> dict[str, Any]: return {"type": "HEARTBEAT", "lastTransactionID": str(server.told[call.account]), "time": rfc3339(server.clock())}
+    def beat_line() -> dict[str, Any]:
+        return {"type": "HEARTBEAT", "lastTransactionID": str(server.told[call.account]), "time": rfc3339(server.clock())}
     async def talk(s: Stream) -> None:
         beat = Beat(server)
         await say(server, s, beat_line())
@@ -618,6 +659,7 @@ async def tick(server: SandboxServer) -> None:
         pass_time(server)
         with contextlib.suppress(TimeoutError): await asyncio.wait_for(server.stopping.wait(), server.config.tick_s)
 
+# %% ../../../../nbs/venues/sandbox/60_server.ipynb #5a250563
 def pass_time(server: SandboxServer) -> None:
     "Do what is due by now."
     if server.failed: return
@@ -635,7 +677,8 @@ def make_server(config: ServerConfig) -> SandboxServer:
     if not config.state:
         server = SandboxServer(config, SandboxEngine(market, clock, config.engine), clock)
     else:
-        log = TransactionLog(config.state, {"source": config.source, "venue": config.venue, "seed": config.seed, "instruments": sorted(config.instruments)})
+        log = TransactionLog(config.state, {"source": config.source, "venue": config.venue, "seed": config.seed,
+            "instruments": sorted(config.instruments)})
         try:
             _not_before(clock, log, config)
             server = SandboxServer(config, SandboxEngine.restore(log.logs, market, clock, config.engine), clock, log)
@@ -646,12 +689,14 @@ def make_server(config: ServerConfig) -> SandboxServer:
         if account not in server.engine.accounts(): server.engine.create_account(account, config.balance, config.currency)
     return server
 
+# %% ../../../../nbs/venues/sandbox/60_server.ipynb #cd863041
 def _not_before(clock: SandboxClock, log: TransactionLog, config: ServerConfig) -> None:
     "The venue's present is not before its last transaction."
     newest = max((parse_time(ts[-1]["time"]) for ts in log.logs.values() if ts), default=0)
     if newest <= clock(): return
     if config.clock == "virtual": clock.set(newest)
-    elif newest > clock() + 60_000: raise BadInput(f"The state in {log.folder} reaches to {rfc3339(newest)}, which lies ahead.", "Start with --clock virtual.")
+    elif newest > clock() + 60_000:
+        raise BadInput(f"The state in {log.folder} reaches to {rfc3339(newest)}, which lies ahead.", "Start with --clock virtual.")
 
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #a287791e
 @dataclass(frozen=True)
@@ -690,6 +735,7 @@ async def _listen(handler: Any, port: int) -> tuple[web.ServerRunner, int]:
         raise BadInput(f"Port {port} of 127.0.0.1 cannot be used: {e.strerror or e}.", "Choose another, or 0 for any free one.") from None
     return runner, runner.addresses[0][1]
 
+# %% ../../../../nbs/venues/sandbox/60_server.ipynb #bfe29a69
 async def _answer(server: SandboxServer, request: web.BaseRequest) -> web.StreamResponse:
     "A defect of the sandbox is an error 500 with a traceback in its log, never a hanging client."
     try: return await handle(server, request)
@@ -697,8 +743,10 @@ async def _answer(server: SandboxServer, request: web.BaseRequest) -> web.Stream
     except Exception as e:
         if gone(request): return Nothing()
         logging.getLogger("deskbook.sandbox").exception("%s %s", request.method, request.raw_path)
-        if request.method != "GET": server.failed = f"{request.method} {request.raw_path} ended in {e!r}" # what is half done must not be built upon
-        return web.Response(status=500, body=dumps({"errorMessage": "The sandbox failed; its log says how."}), content_type="application/json")
+        # what is half done must not be built upon
+        if request.method != "GET": server.failed = f"{request.method} {request.raw_path} ended in {e!r}"
+        return web.Response(status=500, body=dumps({"errorMessage": "The sandbox failed; its log says how."}),
+            content_type="application/json")
 
 # %% ../../../../nbs/venues/sandbox/60_server.ipynb #1e2eec98
 # long: everything that is started is stopped here, in the other order

@@ -127,6 +127,7 @@ def parse_time(
     except OverflowError: pass
     raise BadInput(f"{text!r} is not a time.", "Write it like 2025-11-03T09:30:00Z or as seconds since 1970.")
 
+# %% ../../../../nbs/venues/sandbox/30_wire.ipynb #1fba47b7
 def wire_time(
     text: str, # RFC 3339 or seconds
     name: str = "time", # the parameter, for the error
@@ -136,7 +137,8 @@ def wire_time(
     except BadInput: raise WireError(400, f"Invalid value specified for '{name}'") from None
 
 # %% ../../../../nbs/venues/sandbox/30_wire.ipynb #67985f26
-TIME_KEYS = frozenset(("time", "timestamp", "createTime", "createdTime", "openTime", "closeTime", "filledTime", "cancelledTime", "triggeredTime",
+TIME_KEYS = frozenset(("time", "timestamp", "createTime", "createdTime", "openTime", "closeTime", "filledTime", "cancelledTime",
+    "triggeredTime",
     "gtdTime", "from", "to", "resettablePLTime", "lastOrderFillTimestamp", "positionValueTime"))
 
 def map_times(
@@ -144,7 +146,9 @@ def map_times(
     change: Any, # RFC 3339 text -> text
 ) -> Any: # the same with every time changed; the original stays as it was
     "Apply `change` to every time in a body."
-    if isinstance(body, dict): return {k: change(v) if k in TIME_KEYS and isinstance(v, str) and v[10:11] == "T" else map_times(v, change) for k, v in body.items()}
+    if isinstance(body, dict):
+        return {k: change(v) if k in TIME_KEYS and isinstance(v, str) and v[10:11] == "T" else map_times(v, change)
+            for k, v in body.items()}
     if isinstance(body, list): return [map_times(v, change) for v in body]
     return body
 
@@ -168,6 +172,7 @@ def query(
     "Read a query string."
     return dict(parse_qsl(text, keep_blank_values=True)) if text else {}
 
+# %% ../../../../nbs/venues/sandbox/30_wire.ipynb #6bf17022
 def whole(
     q: Mapping[str, str],
     name: str, # of the parameter
@@ -177,11 +182,12 @@ def whole(
 ) -> int | None:
     "A whole number. Raises `WireError` 400."
     if name not in q: return default
-    if not q[name].isascii() or not q[name].isdigit() or len(q[name]) > 18 or (n := int(q[name])) < least: raise WireError(400, f"Invalid value specified for '{name}'")
+    if not q[name].isascii() or not q[name].isdigit() or len(q[name]) > 18 or (n := int(q[name])) < least:
+        raise WireError(400, f"Invalid value specified for '{name}'")
     if most is not None and n > most: raise WireError(400, f"Maximum value for '{name}' exceeded")
     return n
 
-# %% ../../../../nbs/venues/sandbox/30_wire.ipynb #6bf17022
+# %% ../../../../nbs/venues/sandbox/30_wire.ipynb #e9f8e1da
 def truth(
     q: Mapping[str, str],
     name: str, # of the parameter
@@ -192,6 +198,7 @@ def truth(
     if (word := q[name].lower()) not in ("true", "false"): raise WireError(400, f"Invalid value specified for '{name}'")
     return word == "true"
 
+# %% ../../../../nbs/venues/sandbox/30_wire.ipynb #f444edbc
 def names(
     q: Mapping[str, str],
     name: str, # of the parameter
@@ -202,6 +209,7 @@ def names(
     if required and not found: raise WireError(400, f"Invalid value specified for '{name}'")
     return found or None
 
+# %% ../../../../nbs/venues/sandbox/30_wire.ipynb #d3591e0b
 def moment(
     q: Mapping[str, str],
     name: str, # of the parameter
@@ -222,6 +230,7 @@ def json_object(
 
 _compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, check_circular=False).encode
 
+# %% ../../../../nbs/venues/sandbox/30_wire.ipynb #c678e37d
 def dumps(
     body: Any, # JSON types
 ) -> bytes:
@@ -234,7 +243,8 @@ def order_times(
 ) -> Any: # the same, `gtdTime` in RFC 3339
     "Bring the times of an order into the spelling of the engine, also those of orders it carries. Raises `WireError` 400."
     if not isinstance(order, dict): return order
-    return {k: rfc3339(wire_time(v, k)) if k == "gtdTime" and isinstance(v, str) else order_times(v) if isinstance(v, dict) else v for k, v in order.items()}
+    def one(k: str, v: Any) -> Any: return rfc3339(wire_time(v, k)) if k == "gtdTime" and isinstance(v, str) else order_times(v)
+    return {k: one(k, v) for k, v in order.items()}
 
 # %% ../../../../nbs/venues/sandbox/30_wire.ipynb #ac6ded10
 UNAUTHORISED = "Insufficient authorization to perform request."
@@ -257,6 +267,7 @@ def link_header(
     "The `Link` header that leads to older orders."
     return f'<{url}?{urlencode({**q, "beforeID": last_id})}>; rel="next"'
 
+# %% ../../../../nbs/venues/sandbox/30_wire.ipynb #2b21f687
 def page_urls(
     url: str, # of the idrange route
     first: int, # id of the first transaction
@@ -270,7 +281,8 @@ def page_urls(
 
 # %% ../../../../nbs/venues/sandbox/30_wire.ipynb #d8a52109
 TYPE_GROUPS = {
-    "ORDER": ("MARKET_ORDER", "LIMIT_ORDER", "STOP_ORDER", "MARKET_IF_TOUCHED_ORDER", "TAKE_PROFIT_ORDER", "STOP_LOSS_ORDER", "TRAILING_STOP_LOSS_ORDER", "FIXED_PRICE_ORDER"),
+    "ORDER": ("MARKET_ORDER", "LIMIT_ORDER", "STOP_ORDER", "MARKET_IF_TOUCHED_ORDER", "TAKE_PROFIT_ORDER", "STOP_LOSS_ORDER",
+        "TRAILING_STOP_LOSS_ORDER", "FIXED_PRICE_ORDER"),
     "FUNDING": ("TRANSFER_FUNDS", "TRANSFER_FUNDS_REJECT"),
     "ADMIN": ("CREATE", "CLOSE", "REOPEN", "CLIENT_CONFIGURE", "CLIENT_CONFIGURE_REJECT"),
 }
