@@ -9,7 +9,7 @@ __all__ = ['COLUMNS', 'TURN_LOST', 'NOT_NOW', 'Cause', 'OrderRow', 'order_row', 
 
 # %% ../../../nbs/trading/25_book.ipynb #b5a9c5bc
 import asyncio, json, logging, os, threading, time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from decimal import Decimal
@@ -288,3 +288,4 @@ class Deps:
     config: ExecutionConfig = field(default_factory=ExecutionConfig)
     signals: Signals = field(default_factory=Signals)
     clock: Clock = system_clock
+    monotonic: Callable[[], float] = time.monotonic # seconds; measures how long an order has not been found

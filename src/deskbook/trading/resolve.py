@@ -25,8 +25,8 @@ class Search:
     "What is remembered between two looks for one order."
     looks: int = 0
     absent_since_ms: int | None = None # the venue's time of the first look that found nothing
-    absent_since: float | None = None # the same on `time.monotonic()`
-    due: float = 0.0 # `time.monotonic()` of the next look
+    absent_since: float | None = None # the same on the monotonic clock, seconds
+    due: float = 0.0 # of the next look, same clock
     blocked: bool = False # the instrument is blocked for it already
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def plan_resolution(
     now: datetime, # of the database
     grace_s: float, # of the venue, `Capabilities.absence_grace_s`
     config: ExecutionConfig,
-    monotonic: float = float("inf"), # `time.monotonic()` now
+    monotonic: float, # seconds, now
 ) -> Resolution:
     "Adopt it, look again, send it once more, or end it."
     pauses = config.lookup_pauses_s
@@ -132,20 +132,20 @@ class Resolver:
         rows = await self.deps.ledger.rows(_UNKNOWN, (self.deps.account,))
         orders = [order_row(r) for r in rows]
         self.searches = {o.id: self.searches.get(o.id) or self.begin(o, r["now"]) for o, r in zip(orders, rows, strict=True)}
-        clock = time.monotonic()
+        clock = self.deps.monotonic()
         await asyncio.gather(*(self.look(o, r["now"]) for o, r in zip(orders, rows, strict=True) if self.searches[o.id].due <= clock))
-        return min((s.due for s in self.searches.values()), default=clock + 60) - time.monotonic()
+        return min((s.due for s in self.searches.values()), default=clock + 60) - self.deps.monotonic()
 
     def begin(self, order: OrderRow, now: datetime) -> Search:
         "The first look is due when the order says."
         wait_s = (order.next_lookup_at - now).total_seconds() if order.next_lookup_at else 0.0
-        return Search(due=time.monotonic() + max(0.0, wait_s))
+        return Search(due=self.deps.monotonic() + max(0.0, wait_s))
 
     async def look(self, order: OrderRow, now: datetime) -> None:
         "One look, and what follows from it."
         config, search = self.deps.config, self.searches[order.id]
         async with self.turns: found = await find(self.deps, order)
-        clock = time.monotonic()
+        clock = self.deps.monotonic()
         plan = plan_resolution(order, found, search, now, grace_of(self.deps), config, clock)
         said = {"heard": "lookup", "looks": search.looks + 1, **told_of(found), **({"absent_since_ms": plan.absent_since_ms} if plan.absent_since_ms else {})}
         wait_s = plan.wait_s or 1.0 # what is written now is not looked for in this moment
