@@ -514,6 +514,15 @@ def test_an_order_above_the_margin_is_cancelled_with_201():
     filled(engine, -40_000)
 
 
+@pytest.mark.parametrize(("commission", "spread", "fits"), [(0, 1.0, True), (5000, 1.0, False), (0, 40.0, False)])
+def test_commission_and_spread_are_paid_before_margin_is_looked_at(commission, spread, fits):
+    engine, _ = make(balance="1300", commission_per_million=Decimal(commission), market=own_market(spread_multiple=spread))
+    _, body = submit(engine, 50_000)  # about 1,100 dollars of margin
+    assert ("orderFillTransaction" in body) == fits and (fits or body["orderCancelTransaction"]["reason"] == "INSUFFICIENT_MARGIN")
+    a = engine.summary(ME)["account"]
+    assert Decimal(a["NAV"]) >= Decimal(a["marginUsed"])
+
+
 def test_reducing_always_passes():
     engine, _ = make(balance="1000", market=own_market())
     filled(engine, 40_000)

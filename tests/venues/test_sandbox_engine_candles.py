@@ -134,6 +134,13 @@ def test_a_rising_minute_sees_its_low_first():
         assert all(p.at(p.time(k)) == k and (k == 0 or p.at(p.time(k) - 1) == k - 1) for k in range(len(p)))
 
 
+def test_a_remembered_quote_ends_with_its_tick():
+    for t in range(NOW - 25_000, NOW + 70_000, 31):
+        q, p = MARKET.quote(NAME, t), MARKET.path(NAME, t)
+        k = p.at(t)
+        assert (q.bid, q.ask, q.time_ms) == (p.bid[k], p.ask[k], p.time(k))
+
+
 # -- replays
 
 def frame(prices, start="2025-11-04T08:00Z", every=1, quotes=True, name=NAME):

@@ -114,7 +114,8 @@ ORDER_TYPES = {f"{t}_ORDER": t for t in ("MARKET", "LIMIT", "STOP", "TAKE_PROFIT
 def _created(a: Account, t: Transaction) -> None:
     trade = a.trades.get(t.get("tradeID", ""))
     kind, price = ORDER_TYPES[t["type"]], t.get("price")
-    o = Order(t, kind, trade.instrument if trade else t["instrument"], ZERO if trade else Decimal(t["units"]), None if price is None else Decimal(price))
+    name, units = (trade.instrument, ZERO) if trade else (t["instrument"], Decimal(t["units"]))
+    o = Order(t, kind, name, units, None if price is None else Decimal(price))
     a.orders[o.id] = a.pending[o.id] = o
     if o.client_id: a.by_client[o.client_id] = a.pending_client[o.client_id] = o.id
     if trade and kind == "STOP_LOSS": trade.stop_loss = o.id
@@ -164,8 +165,8 @@ def _booked(a: Account, t: Transaction) -> None:
 # %% ../../../../nbs/venues/sandbox/12_account.ipynb #4096b4e0
 def _opened(a: Account, t: Transaction, opened: dict[str, Any]) -> str:
     "A new trade at the end of its position."
-    units, ext = Decimal(opened["units"]), opened.get("clientExtensions")
-    trade = Trade(opened["tradeID"], t["instrument"], Decimal(opened["price"]), t["time"], units, units, Decimal(opened["initialMarginRequired"]), ext)
+    units, margin, ext = Decimal(opened["units"]), Decimal(opened["initialMarginRequired"]), opened.get("clientExtensions")
+    trade = Trade(opened["tradeID"], t["instrument"], Decimal(opened["price"]), t["time"], units, units, margin, ext)
     a.trades[trade.id] = a.open_trades[trade.id] = trade
     position = a.positions[t["instrument"]]
     position.trades[trade.id] = trade
@@ -213,8 +214,9 @@ def _margin_call(a: Account, t: Transaction) -> None: a.margin_call_time = t["ti
 def _nothing(a: Account, t: Transaction) -> None: "A rejection changes nothing but the log."
 
 _APPLY: dict[str, Callable[[Account, Transaction], None]] = {
-    **dict.fromkeys(ORDER_TYPES, _created), "ORDER_FILL": _filled, "ORDER_CANCEL": _cancelled, "CREATE": _birth, "CLIENT_CONFIGURE": _configured,
-    "TRANSFER_FUNDS": _funded, "DAILY_FINANCING": _financed, "MARGIN_CALL_ENTER": _margin_call, "MARGIN_CALL_EXIT": _margin_call,
+    **dict.fromkeys(ORDER_TYPES, _created), "ORDER_FILL": _filled, "ORDER_CANCEL": _cancelled, "CREATE": _birth,
+    "CLIENT_CONFIGURE": _configured, "TRANSFER_FUNDS": _funded, "DAILY_FINANCING": _financed,
+    "MARGIN_CALL_ENTER": _margin_call, "MARGIN_CALL_EXIT": _margin_call,
     **dict.fromkeys([*(f"{t}_REJECT" for t in ORDER_TYPES), "ORDER_CANCEL_REJECT", "TRANSFER_FUNDS_REJECT"], _nothing)}
 
 # %% ../../../../nbs/venues/sandbox/12_account.ipynb #fafec712
@@ -223,8 +225,10 @@ def apply(
     t: Transaction, # the next one
 ) -> None:
     "Carry out one transaction. Raises `DataError` when it is not the next one, or of an unknown type."
-    if int(t["id"]) != account.last_id + 1: raise DataError(f"Transaction {t['id']} of account {account.id} follows {account.last_id}.", "Its log lacks something.")
-    if (act := _APPLY.get(t["type"])) is None: raise DataError(f"Transaction {t['id']} has the unknown type {t['type']!r}.", "The log is of another version.")
+    if int(t["id"]) != account.last_id + 1:
+        raise DataError(f"Transaction {t['id']} of account {account.id} follows {account.last_id}.", "Its log lacks something.")
+    if (act := _APPLY.get(t["type"])) is None:
+        raise DataError(f"Transaction {t['id']} has the unknown type {t['type']!r}.", "The log is of another version.")
     act(account, t)
     account.last_id, account.last_time = account.last_id + 1, t["time"]
 
@@ -237,5 +241,6 @@ def fold(
     for t in log:
         apply(account, t)
         if (said := t.get("accountBalance")) is not None and Decimal(said) != account.balance:
-            raise DataError(f"Transaction {t['id']} of account {account_id} says balance {said}; its log adds up to {account.balance}.", "The log was changed.")
+            what = f"Transaction {t['id']} of account {account_id} says balance {said}; its log adds up to {account.balance}."
+            raise DataError(what, "The log was changed.")
     return account

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import polars as pl
 from ...core.clock import DAY_MS, MINUTE_MS
-from .market import Day, Market, day_of, minute_path
+from .market import Day, Market, day_of, minute_path, usual_spread
 from .wire import WireError, rfc3339
 
 # %% auto #0
@@ -74,12 +74,17 @@ class Rows:
     def cut(self, a: int, b: int) -> Rows: # positions
         return Rows(self.times[a:b], self.bid[a:b], self.mid[a:b], self.ask[a:b], self.volume[a:b])
 
+# %% ../../../../nbs/venues/sandbox/13_candles.ipynb #93909444
 def joined(parts: list[Rows]) -> Rows:
     "Rows one after another."
     times, bid, mid, ask, volume = (np.concatenate([getattr(p, k) for p in parts]) for k in ("times", "bid", "mid", "ask", "volume"))
     return Rows(times, bid, mid, ask, volume)
 
-def grouped(bid: np.ndarray, mid: np.ndarray, ask: np.ndarray, volume: np.ndarray, starts: np.ndarray) -> Rows: # starts of each row's period, ascending
+def grouped(
+    bid: np.ndarray, mid: np.ndarray, ask: np.ndarray, # int64 (n, 4)
+    volume: np.ndarray, # int64 (n,)
+    starts: np.ndarray, # int64 (n,), start of each row's period, ascending
+) -> Rows:
     "Put the rows of each period together."
     first = np.flatnonzero(np.r_[True, starts[1:] != starts[:-1]])
     last = np.r_[first[1:], starts.size] - 1
@@ -121,8 +126,7 @@ def _cut_day(d: Day, a: int, b: int) -> Rows:
 
 def _from_source(market: Market, name: str, a: int, b: int) -> Day:
     i = market.instrument(name)
-    spread = max(int(1.2 * 10 ** (i.display_precision + i.pip_location)), 1)
-    return day_of(market.source.candles(name, a // MINUTE_MS * MINUTE_MS, b), i.display_precision, spread, market.spread_multiple)
+    return day_of(market.source.candles(name, a // MINUTE_MS * MINUTE_MS, b), i.display_precision, usual_spread(i), market.spread_multiple)
 
 # %% ../../../../nbs/venues/sandbox/13_candles.ipynb #bbcd70dd
 def ticks(
@@ -142,7 +146,8 @@ def ticks(
     return grouped(b, m, a, np.ones(t.size, dtype=np.int64), t // step_ms * step_ms)
 
 # %% ../../../../nbs/venues/sandbox/13_candles.ipynb #87a372f0
-def _bad(name: str, why: str = "") -> WireError: return WireError(400, f"Invalid value specified for '{name}'" + (f". {why}" if why else ""))
+def _bad(name: str, why: str = "") -> WireError:
+    return WireError(400, f"Invalid value specified for '{name}'" + (f". {why}" if why else ""))
 
 def check_window(
     granularity: str,
@@ -186,7 +191,8 @@ def hours(
 
 def _by_hours(granularity: str, a: int, b: int, alignment: Alignment) -> bool:
     "Whether hours will do."
-    return (granularity in ("D", "W", "M") or (granularity[0] == "H" and granularity != "H1")) and b - a > 3 * DAY_MS and alignment.zone in ("America/New_York", "UTC")
+    long = granularity in ("D", "W", "M") or (granularity[0] == "H" and granularity != "H1")
+    return long and b - a > 3 * DAY_MS and alignment.zone in ("America/New_York", "UTC")
 
 # %% ../../../../nbs/venues/sandbox/13_candles.ipynb #7ec020dc
 def _rows(market: Market, name: str, a: int, b: int, now: int, granularity: str, alignment: Alignment) -> Rows:
@@ -262,7 +268,9 @@ def candles(
     check_window(granularity, price, count, start_ms, end_ms, now)
     alignment = _alignment(daily_alignment, alignment_timezone, weekly_alignment)
     rows = find_rows(market, name, now, granularity, count, start_ms, end_ms, include_first, alignment)
-    return {"instrument": name, "granularity": granularity, "candles": rows_json(rows, market.instrument(name).display_precision, price, _ends(rows, granularity, alignment) <= now)}
+    complete = _ends(rows, granularity, alignment) <= now
+    found = rows_json(rows, market.instrument(name).display_precision, price, complete)
+    return {"instrument": name, "granularity": granularity, "candles": found}
 
 def _alignment(hour: int, zone: str, weekday: str) -> Alignment:
     "Raises `WireError` 400."

@@ -41,18 +41,30 @@ class Reject:
 # %% ../../../../nbs/venues/sandbox/14_checks.ipynb #a42b3099
 # long: a table
 REJECT_MESSAGES = {
-    "INSTRUMENT_MISSING": "No instrument is given.", "INSTRUMENT_UNKNOWN": "There is no such instrument.",
-    "INSTRUMENT_PRICE_UNKNOWN": "There is no price, or no rate into the account's currency.", "INSTRUMENT_NOT_TRADEABLE": "The account may not trade this instrument.",
-    "UNITS_MISSING": "No units are given.", "UNITS_INVALID": "The units are not a size of an order.",
-    "UNITS_PRECISION_EXCEEDED": "The units have more decimals than the instrument allows.", "UNITS_LIMIT_EXCEEDED": "The units are above the largest order.",
-    "UNITS_MINIMUM_NOT_MET": "The units are below the smallest order.", "PRICE_MISSING": "This order needs a price.", "PRICE_INVALID": "The price is not above zero.",
-    "PRICE_PRECISION_EXCEEDED": "The price has more decimals than the instrument allows.", "PRICE_BOUND_INVALID": "The price bound is not above zero.",
+    "INSTRUMENT_MISSING": "No instrument is given.",
+    "INSTRUMENT_UNKNOWN": "There is no such instrument.",
+    "INSTRUMENT_PRICE_UNKNOWN": "There is no price, or no rate into the account's currency.",
+    "INSTRUMENT_NOT_TRADEABLE": "The account may not trade this instrument.",
+    "UNITS_MISSING": "No units are given.",
+    "UNITS_INVALID": "The units are not a size of an order.",
+    "UNITS_PRECISION_EXCEEDED": "The units have more decimals than the instrument allows.",
+    "UNITS_LIMIT_EXCEEDED": "The units are above the largest order.",
+    "UNITS_MINIMUM_NOT_MET": "The units are below the smallest order.",
+    "PRICE_MISSING": "This order needs a price.",
+    "PRICE_INVALID": "The price is not above zero.",
+    "PRICE_PRECISION_EXCEEDED": "The price has more decimals than the instrument allows.",
+    "PRICE_BOUND_INVALID": "The price bound is not above zero.",
     "PRICE_BOUND_PRECISION_EXCEEDED": "The price bound has more decimals than the instrument allows.",
-    "TIME_IN_FORCE_INVALID": "This order cannot have this time in force.", "TIME_IN_FORCE_GTD_TIMESTAMP_MISSING": "GTD needs a gtdTime.",
-    "TIME_IN_FORCE_GTD_TIMESTAMP_IN_PAST": "The gtdTime has passed.", "ORDER_FILL_POSITION_ACTION_INVALID": "There is no such positionFill.",
-    "TRIGGER_CONDITION_INVALID": "The sandbox triggers on the default side only.", "CLIENT_ORDER_ID_INVALID": "The client order id is not acceptable.",
-    "CLIENT_ORDER_ID_ALREADY_EXISTS": "A pending order has this client order id.", "CLIENT_TRADE_ID_INVALID": "The client trade id is not acceptable.",
-    "CLIENT_TRADE_ID_ALREADY_EXISTS": "An open trade has this client trade id.", "STOP_LOSS_ON_FILL_PRICE_INVALID": "The price of the stop loss is not above zero.",
+    "TIME_IN_FORCE_INVALID": "This order cannot have this time in force.",
+    "TIME_IN_FORCE_GTD_TIMESTAMP_MISSING": "GTD needs a gtdTime.",
+    "TIME_IN_FORCE_GTD_TIMESTAMP_IN_PAST": "The gtdTime has passed.",
+    "ORDER_FILL_POSITION_ACTION_INVALID": "There is no such positionFill.",
+    "TRIGGER_CONDITION_INVALID": "The sandbox triggers on the default side only.",
+    "CLIENT_ORDER_ID_INVALID": "The client order id is not acceptable.",
+    "CLIENT_ORDER_ID_ALREADY_EXISTS": "A pending order has this client order id.",
+    "CLIENT_TRADE_ID_INVALID": "The client trade id is not acceptable.",
+    "CLIENT_TRADE_ID_ALREADY_EXISTS": "An open trade has this client trade id.",
+    "STOP_LOSS_ON_FILL_PRICE_INVALID": "The price of the stop loss is not above zero.",
     "STOP_LOSS_ON_FILL_PRICE_PRECISION_EXCEEDED": "The price of the stop loss has too many decimals.",
     "STOP_LOSS_ON_FILL_DISTANCE_INVALID": "The distance of the stop loss is not above zero.",
     "STOP_LOSS_ON_FILL_DISTANCE_PRECISION_EXCEEDED": "The distance of the stop loss has too many decimals.",
@@ -61,16 +73,22 @@ REJECT_MESSAGES = {
     "STOP_LOSS_ON_FILL_TIME_IN_FORCE_INVALID": "The stop loss cannot have this time in force.",
     "STOP_LOSS_ON_FILL_GTD_TIMESTAMP_MISSING": "The stop loss is GTD and has no gtdTime.",
     "STOP_LOSS_ON_FILL_GTD_TIMESTAMP_IN_PAST": "The gtdTime of the stop loss has passed.",
-    "STOP_LOSS_ON_FILL_GUARANTEED_NOT_ALLOWED": "Guaranteed stops are not offered.", "TAKE_PROFIT_ON_FILL_PRICE_MISSING": "The take profit has no price.",
+    "STOP_LOSS_ON_FILL_GUARANTEED_NOT_ALLOWED": "Guaranteed stops are not offered.",
+    "TAKE_PROFIT_ON_FILL_PRICE_MISSING": "The take profit has no price.",
     "TAKE_PROFIT_ON_FILL_PRICE_INVALID": "The price of the take profit is not above zero.",
     "TAKE_PROFIT_ON_FILL_PRICE_PRECISION_EXCEEDED": "The price of the take profit has too many decimals.",
     "TAKE_PROFIT_ON_FILL_TIME_IN_FORCE_INVALID": "The take profit cannot have this time in force.",
     "TAKE_PROFIT_ON_FILL_GTD_TIMESTAMP_MISSING": "The take profit is GTD and has no gtdTime.",
     "TAKE_PROFIT_ON_FILL_GTD_TIMESTAMP_IN_PAST": "The gtdTime of the take profit has passed.",
-    "TRAILING_STOP_LOSS_ORDERS_NOT_SUPPORTED": "The sandbox has no trailing stops.", "PENDING_ORDERS_ALLOWED_EXCEEDED": "There are too many pending orders.",
-    "ORDER_DOESNT_EXIST": "There is no such pending order.", "TRADE_DOESNT_EXIST": "There is no such open trade.", "TRADE_ID_UNSPECIFIED": "No trade is given.",
-    "STOP_LOSS_ORDER_ALREADY_EXISTS": "The trade has a stop loss.", "TAKE_PROFIT_ORDER_ALREADY_EXISTS": "The trade has a take profit.",
-    "CLOSE_TRADE_UNITS_EXCEED_TRADE_SIZE": "The trade has fewer units.", "CLOSEOUT_POSITION_DOESNT_EXIST": "There is no such position.",
+    "TRAILING_STOP_LOSS_ORDERS_NOT_SUPPORTED": "The sandbox has no trailing stops.",
+    "PENDING_ORDERS_ALLOWED_EXCEEDED": "There are too many pending orders.",
+    "ORDER_DOESNT_EXIST": "There is no such pending order.",
+    "TRADE_DOESNT_EXIST": "There is no such open trade.",
+    "TRADE_ID_UNSPECIFIED": "No trade is given.",
+    "STOP_LOSS_ORDER_ALREADY_EXISTS": "The trade has a stop loss.",
+    "TAKE_PROFIT_ORDER_ALREADY_EXISTS": "The trade has a take profit.",
+    "CLOSE_TRADE_UNITS_EXCEED_TRADE_SIZE": "The trade has fewer units.",
+    "CLOSEOUT_POSITION_DOESNT_EXIST": "There is no such position.",
     "CLOSEOUT_POSITION_UNITS_EXCEED_POSITION_SIZE": "The position has fewer units.",
     "CLOSEOUT_POSITION_INCOMPLETE_SPECIFICATION": "Neither side is to be closed.",
 }
@@ -101,7 +119,8 @@ _LONGEST = {"id": 128, "tag": 128, "comment": 128}
 def read_extensions(value: Any, name: str) -> dict[str, str] | None:
     "`id`, `tag` and `comment` as given. Raises `WireError` 400 when they are not text."
     if value is None: return None
-    if not isinstance(value, Mapping) or not all(isinstance(v, str) for v in value.values()): raise WireError(400, f"Invalid value specified for '{name}'")
+    if not isinstance(value, Mapping) or not all(isinstance(v, str) for v in value.values()):
+        raise WireError(400, f"Invalid value specified for '{name}'")
     return {k: value[k] for k in _LONGEST if k in value} or None
 
 def bad_id(extensions: dict[str, str] | None) -> bool:
@@ -130,7 +149,7 @@ def price_reason(
 
 # %% ../../../../nbs/venues/sandbox/14_checks.ipynb #206add2b
 _RESTING = ("GTC", "GTD", "GFD")
-TIMES_IN_FORCE = {"MARKET": ("FOK", "IOC"), "LIMIT": ("GTC", "GTD", "GFD", "FOK", "IOC"), "STOP": _RESTING, "STOP_LOSS": _RESTING, "TAKE_PROFIT": _RESTING}
+TIMES_IN_FORCE = {"MARKET": ("FOK", "IOC"), "LIMIT": (*_RESTING, "FOK", "IOC"), **dict.fromkeys(("STOP", "STOP_LOSS", "TAKE_PROFIT"), _RESTING)}
 POSITION_FILLS = ("DEFAULT", "OPEN_ONLY", "REDUCE_FIRST", "REDUCE_ONLY")
 
 def read_lifetime(
@@ -164,8 +183,10 @@ def read_on_fill(
     if str(value.get("guaranteed", False)).lower() == "true": return None, f"{prefix}GUARANTEED_NOT_ALLOWED"
     tif, _, reason = read_lifetime(value, kind, now_ms, prefix)
     client = read_extensions(value.get("clientExtensions"), f"{name}.clientExtensions")
-    out = {**{k: as_text(v, i.display_precision) for k, v in number.items()}, "timeInForce": tif, **({"gtdTime": value["gtdTime"]} if tif == "GTD" and not reason else {})}
-    return {**out, **({"clientExtensions": client} if client else {})}, reason
+    out: dict[str, Any] = {**{k: as_text(v, i.display_precision) for k, v in number.items()}, "timeInForce": tif}
+    if tif == "GTD" and not reason: out["gtdTime"] = value["gtdTime"]
+    if client: out["clientExtensions"] = client
+    return out, reason
 
 # %% ../../../../nbs/venues/sandbox/14_checks.ipynb #cd085547
 def _level_reason(number: dict[str, Decimal], kind: str, i: SandboxInstrument) -> str:
@@ -213,7 +234,8 @@ def read_order(
         fields["triggerCondition"] = order.get("triggerCondition") or "DEFAULT"
         if fields["triggerCondition"] != "DEFAULT": return Reject("TRIGGER_CONDITION_INVALID", fields)
     if reason := _read_extras(order, i, now_ms, client, fields): return Reject(reason, fields)
-    return OrderSpec(kind, i, units, price, bound, tif, gtd_ms, fill, fields, (client or {}).get("id", ""), (fields.get("tradeClientExtensions") or {}).get("id", ""))
+    trade_client = (fields.get("tradeClientExtensions") or {}).get("id", "")
+    return OrderSpec(kind, i, units, price, bound, tif, gtd_ms, fill, fields, (client or {}).get("id", ""), trade_client)
 
 # %% ../../../../nbs/venues/sandbox/14_checks.ipynb #19ff59a9
 def _read_extras(order: Mapping[str, Any], i: SandboxInstrument, now_ms: int, client: dict[str, str] | None, fields: dict[str, Any]) -> str:
@@ -222,7 +244,8 @@ def _read_extras(order: Mapping[str, Any], i: SandboxInstrument, now_ms: int, cl
     if trade := read_extensions(order.get("tradeClientExtensions"), "order.tradeClientExtensions"):
         fields["tradeClientExtensions"] = trade
         if bad_id(trade): return "CLIENT_TRADE_ID_INVALID"
-    if order.get("trailingStopLossOnFill") is not None or order.get("guaranteedStopLossOnFill") is not None: return "TRAILING_STOP_LOSS_ORDERS_NOT_SUPPORTED"
+    if order.get("guaranteedStopLossOnFill") is not None: return "STOP_LOSS_ON_FILL_GUARANTEED_NOT_ALLOWED"
+    if order.get("trailingStopLossOnFill") is not None: return "TRAILING_STOP_LOSS_ORDERS_NOT_SUPPORTED"
     for key, kind in (("stopLossOnFill", "STOP_LOSS"), ("takeProfitOnFill", "TAKE_PROFIT")):
         if order.get(key) is None: continue
         found, reason = read_on_fill(order[key], kind, i, now_ms)
@@ -238,7 +261,9 @@ def _read_dependent(order: Mapping[str, Any], kind: str, fields: dict[str, Any],
     if order.get("price") is None: return Reject("PRICE_MISSING", fields)
     price = read_number(order["price"], "order.price")
     tif, gtd_ms, reason = read_lifetime(order, kind, now_ms)
-    fields |= {"price": format(price, "f"), "timeInForce": tif, "triggerCondition": "DEFAULT", **({"gtdTime": order["gtdTime"]} if gtd_ms is not None else {})}
-    if not reason and bad_id(fields.get("clientExtensions")): reason = "CLIENT_ORDER_ID_INVALID"
+    fields |= {"price": format(price, "f"), "timeInForce": tif, "triggerCondition": "DEFAULT"}
+    if gtd_ms is not None: fields["gtdTime"] = order["gtdTime"]
+    client = fields.get("clientExtensions")
+    if not reason and bad_id(client): reason = "CLIENT_ORDER_ID_INVALID"
     if reason: return Reject(reason, fields)
-    return OrderSpec(kind, None, Decimal(0), price, None, tif, gtd_ms, "REDUCE_ONLY", fields, (fields.get("clientExtensions") or {}).get("id", ""))
+    return OrderSpec(kind, None, Decimal(0), price, None, tif, gtd_ms, "REDUCE_ONLY", fields, (client or {}).get("id", ""))

@@ -41,7 +41,8 @@ class SandboxClock:
     def set(self, at: "str | int") -> int: # epoch ms
         "Jump forward. Raises `BadInput` for a moment in the past: transactions cannot be unmade."
         with self._lock:
-            if (ms := to_ms(at)) < int(self._now()): raise BadInput(f"{iso(ms)} lies before the venue's present, {iso(int(self._now()))}.", "Its clock only goes forward.")
+            ms, now = to_ms(at), int(self._now())
+            if ms < now: raise BadInput(f"{iso(ms)} lies before the venue's present, {iso(now)}.", "Its clock only goes forward.")
             self._anchor_ms, self._anchor_ns = float(ms), self._wall_ns()
         return ms
 

@@ -8,20 +8,21 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 from .account import ZERO, Account, Order, Position, Trade
-from .instruments import as_price, as_text
+from .instruments import SandboxInstrument, as_price, as_text
 from .market import HomeRate, Market, SandboxQuote, home_rate
 from .matching import SandboxConfig, home, margin_of, money, netting, profit, take
 from .views import figures
 from .wire import parse_time
 
 # %% auto #0
-__all__ = ['CANCEL_REASONS', 'Attempt', 'Plan', 'reducible', 'on_fill_price', 'on_fill_reason', 'margin_suffices', 'plan_fill']
+__all__ = ['CANCEL_REASONS', 'Attempt', 'Plan', 'reducible', 'on_fill_price', 'on_fill_reason', 'Scene', 'margin_suffices',
+           'opening_reason', 'plan_fill']
 
 # %% ../../../../nbs/venues/sandbox/19_fills.ipynb #f85a90c5
-CANCEL_REASONS = frozenset("""MARKET_HALTED INSUFFICIENT_MARGIN INSUFFICIENT_LIQUIDITY BOUNDS_VIOLATION FIFO_VIOLATION POSITION_CLOSEOUT_FAILED
-    CLIENT_TRADE_ID_ALREADY_EXISTS STOP_LOSS_ON_FILL_LOSS TAKE_PROFIT_ON_FILL_LOSS LOSING_TAKE_PROFIT STOP_LOSS_ON_FILL_GTD_TIMESTAMP_IN_PAST
-    TAKE_PROFIT_ON_FILL_GTD_TIMESTAMP_IN_PAST TIME_IN_FORCE_EXPIRED CLIENT_REQUEST LINKED_TRADE_CLOSED INTERNAL_SERVER_ERROR ACCOUNT_LOCKED
-    ACCOUNT_NEW_POSITIONS_LOCKED POSITION_SIZE_EXCEEDED OPEN_TRADES_ALLOWED_EXCEEDED""".split())
+CANCEL_REASONS = frozenset("""MARKET_HALTED INSUFFICIENT_MARGIN INSUFFICIENT_LIQUIDITY BOUNDS_VIOLATION FIFO_VIOLATION
+    POSITION_CLOSEOUT_FAILED CLIENT_TRADE_ID_ALREADY_EXISTS STOP_LOSS_ON_FILL_LOSS STOP_LOSS_ON_FILL_GTD_TIMESTAMP_IN_PAST
+    TAKE_PROFIT_ON_FILL_LOSS LOSING_TAKE_PROFIT TAKE_PROFIT_ON_FILL_GTD_TIMESTAMP_IN_PAST TIME_IN_FORCE_EXPIRED CLIENT_REQUEST
+    LINKED_TRADE_CLOSED INTERNAL_SERVER_ERROR ACCOUNT_LOCKED ACCOUNT_NEW_POSITIONS_LOCKED POSITION_SIZE_EXCEEDED OPEN_TRADES_ALLOWED_EXCEEDED""".split())
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
@@ -75,35 +76,105 @@ def on_fill_reason(
 ) -> str: # "": fine
     "Why the dependent orders forbid this fill."
     sign, out = (1, quote.bid_price) if buy else (-1, quote.ask_price)
-    for key in ("stopLossOnFill", "takeProfitOnFill"):
-        if (gtd := (created.get(key) or {}).get("gtdTime")) and parse_time(gtd) <= now_ms: return f"{'STOP_LOSS' if key[0] == 's' else 'TAKE_PROFIT'}_ON_FILL_GTD_TIMESTAMP_IN_PAST"
+    for key, kind in (("stopLossOnFill", "STOP_LOSS"), ("takeProfitOnFill", "TAKE_PROFIT")):
+        gtd = (created.get(key) or {}).get("gtdTime")
+        if gtd and parse_time(gtd) <= now_ms: return f"{kind}_ON_FILL_GTD_TIMESTAMP_IN_PAST"
     if (stop := created.get("stopLossOnFill")) and (on_fill_price(stop, price, buy) - out) * sign >= 0: return "STOP_LOSS_ON_FILL_LOSS"
     if (goal := created.get("takeProfitOnFill")) and (Decimal(goal["price"]) - price) * sign <= 0:
         return "TAKE_PROFIT_ON_FILL_LOSS" if (out - Decimal(goal["price"])) * sign >= 0 else "LOSING_TAKE_PROFIT"
     return ""
 
+# %% ../../../../nbs/venues/sandbox/19_fills.ipynb #2b43d26e
+@dataclass(frozen=True, slots=True)
+class Scene:
+    "Where a fill would happen."
+    a: Account
+    o: Order
+    position: Position | None
+    instrument: SandboxInstrument
+    quote: SandboxQuote
+    rate: HomeRate # quote currency into the account's
+    market: Market
+    config: SandboxConfig
+    now_ms: int
+
+    def margin(self, units: Decimal) -> Decimal: return margin_of(units, self.quote, self.rate, self.instrument, self.config)
+    @property
+    def held(self) -> Decimal: return self.position.units if self.position else ZERO
+
 # %% ../../../../nbs/venues/sandbox/19_fills.ipynb #f7f29ed5
 def margin_suffices(
-    a: Account,
-    position: Position | None,
-    name: str, # instrument
+    s: Scene,
     done: Decimal, # signed units that fill
     opened: Decimal, # signed units of them that open
-    quote: SandboxQuote,
-    rate: HomeRate,
-    market: Market,
-    config: SandboxConfig,
-    now_ms: int,
     costs: Decimal, # account currency
 ) -> bool:
     "Whether the account can carry the position after the fill."
-    i, held = market.universe[name], position.units if position else ZERO
-    before, after = (margin_of(u, quote, rate, i, config) for u in (held, held + done))
+    before, after = s.margin(s.held), s.margin(s.held + done)
     if after <= before: return True
-    f = figures(a, market, now_ms, config)
-    return f.nav - costs - (quote.ask_price - quote.bid_price) * abs(opened) * rate.mid >= f.margin_used - before + after
+    f = figures(s.a, s.market, s.now_ms, s.config)
+    spread = (s.quote.ask_price - s.quote.bid_price) * abs(opened) * s.rate.mid
+    return f.nav - costs - spread >= f.margin_used - before + after
+
+def opening_reason(
+    s: Scene,
+    done: Decimal, opened: Decimal, # signed units that fill, and those of them that open
+    price: Decimal,
+    costs: Decimal, # account currency
+) -> str: # "": nothing
+    "What speaks against opening units."
+    created = s.o.created
+    if (created.get("tradeClientExtensions") or {}).get("id") in s.a.trade_client: return "CLIENT_TRADE_ID_ALREADY_EXISTS"
+    guarded = "stopLossOnFill" in created or "takeProfitOnFill" in created
+    if guarded and (why := on_fill_reason(created, price, s.quote, done > 0, s.now_ms)): return why
+    most = s.instrument.maximum_position_size
+    if most and abs(s.held + done) > most: return "POSITION_SIZE_EXCEEDED"
+    return "" if margin_suffices(s, done, opened, costs) else "INSUFFICIENT_MARGIN"
 
 # %% ../../../../nbs/venues/sandbox/19_fills.ipynb #98e87740
+def _half_spread(s: Scene, units: Decimal) -> str:
+    "What crossing half the spread cost."
+    return f"{abs(units) * (s.quote.ask_price - s.quote.bid_price) / 2 * s.rate.mid:.4f}"
+
+def _reduction(s: Scene, trade: Trade, leaving: Decimal, price: Decimal) -> tuple[dict[str, str], Decimal, Decimal]: # line; profit in quote and home currency
+    "The line of one trade that loses units."
+    raw = profit(trade, leaving, price)
+    earned = home(raw, s.rate, s.config.conversion_fee_frac)
+    return {"tradeID": trade.id, "units": f"{leaving:f}", "price": str(price), "realizedPL": f"{earned:.4f}", "financing": "0.0000",
+        "halfSpreadCost": _half_spread(s, leaving), "guaranteedExecutionFee": "0.0000"}, raw, earned
+
+def _opening(s: Scene, opened: Decimal, price: Decimal) -> dict[str, Any]:
+    "The line of the trade that opens. Its id is the id of the fill, which will be the account's next transaction."
+    extensions = s.o.created.get("tradeClientExtensions")
+    return {"tradeID": str(s.a.last_id + 1), "units": as_text(opened, s.instrument.trade_units_precision), "price": str(price),
+        "guaranteedExecutionFee": "0.0000", "halfSpreadCost": _half_spread(s, opened), "initialMarginRequired": f"{s.margin(opened):.4f}",
+        **({"clientExtensions": extensions} if extensions else {})}
+
+# %% ../../../../nbs/venues/sandbox/19_fills.ipynb #1d90f8e4
+def _written(
+    s: Scene,
+    want: Attempt,
+    done: Decimal, opened: Decimal, # signed
+    closes: list[tuple[Trade, Decimal]],
+    price: Decimal, commission: Decimal,
+) -> dict[str, Any]:
+    # long: one field of the wire after another
+    "The fields of the fill."
+    digits, lines = s.instrument.trade_units_precision, [(t, u, *_reduction(s, t, u, price)) for t, u in closes]
+    pl = sum((earned for *_, earned in lines), ZERO)
+    fields: dict[str, Any] = {
+        "orderID": s.o.id, **({"clientOrderID": s.o.client_id} if s.o.client_id else {}), "instrument": s.o.instrument,
+        "units": as_text(done, digits), "requestedUnits": as_text(want.units, digits), "price": str(price), "fullVWAP": str(price),
+        "reason": want.reason, "pl": f"{pl:.4f}", "quotePL": f"{sum((raw for *_, raw, _ in lines), ZERO):f}", "financing": "0.0000",
+        "commission": f"{commission:.4f}", "guaranteedExecutionFee": "0.0000", "accountBalance": f"{s.a.balance + pl - commission:.4f}",
+        "gainQuoteHomeConversionFactor": f"{s.rate.gain:f}", "lossQuoteHomeConversionFactor": f"{s.rate.loss:f}",
+        "halfSpreadCost": _half_spread(s, done)}
+    if closed := [line for t, u, line, *_ in lines if not t.units + u]: fields["tradesClosed"] = closed
+    if reduced := [line for t, u, line, *_ in lines if t.units + u]: fields["tradeReduced"] = reduced[0]
+    if opened: fields["tradeOpened"] = _opening(s, opened, price)
+    return fields
+
+# %% ../../../../nbs/venues/sandbox/19_fills.ipynb #92782487
 def plan_fill(
     a: Account,
     o: Order,
@@ -116,46 +187,17 @@ def plan_fill(
     # long: the control flow of a fill, from the first reason to the last amount
     "What trying to fill an order would do. Raises `NoRate` when its profit could not be converted."
     if not quote.tradeable: return Plan(None, "MARKET_HALTED")
-    position, created = a.positions.get(o.instrument), o.created
-    units, reason = (want.units, "") if want.only else reducible(position, want.units, created.get("positionFill", "DEFAULT"), want.whole)
+    position, i = a.positions.get(o.instrument), market.universe[o.instrument]
+    units, reason = (want.units, "") if want.only else reducible(position, want.units, o.created.get("positionFill", "DEFAULT"), want.whole)
     if not units: return Plan(None, reason)
     done, ticks, stopped = take(quote, units, config, want.bound, want.slippage, want.deep)
     if done != units:
         reason = "BOUNDS_VIOLATION" if stopped else "INSUFFICIENT_LIQUIDITY"
         if want.whole or not done: return Plan(None, reason)
-    i, buy = market.universe[o.instrument], done > 0
     price, rate = as_price(ticks, i.display_precision), home_rate(market, i.quote, a.currency, now_ms)
+    scene = Scene(a, o, position, i, quote, rate, market, config, now_ms)
     closes, opened = netting(position, done, want.only)
     commission = money(abs(done) * price * rate.mid * config.commission_per_million / 1_000_000) if config.commission_per_million else ZERO
-    trade_ext = created.get("tradeClientExtensions")
-    if opened:
-        if trade_ext and trade_ext.get("id") in a.trade_client: return Plan(None, "CLIENT_TRADE_ID_ALREADY_EXISTS")
-        if ("stopLossOnFill" in created or "takeProfitOnFill" in created) and (why := on_fill_reason(created, price, quote, buy, now_ms)): return Plan(None, why)
-        if i.maximum_position_size and abs((position.units if position else ZERO) + done) > i.maximum_position_size: return Plan(None, "POSITION_SIZE_EXCEEDED")
-        if not margin_suffices(a, position, i.name, done, opened, quote, rate, market, config, now_ms, commission): return Plan(None, "INSUFFICIENT_MARGIN")
-    gone, quote_pl, pl = [], ZERO, ZERO
-    for trade, leaving in closes:
-        raw = profit(trade, leaving, price)
-        earned = home(raw, rate, config.conversion_fee_frac)
-        quote_pl, pl = quote_pl + raw, pl + earned
-        gone.append((trade, {"tradeID": trade.id, "units": f"{leaving:f}", "price": str(price), "realizedPL": f"{earned:.4f}", "financing": "0.0000",
-            "halfSpreadCost": _half_spread(leaving, quote, rate), "guaranteedExecutionFee": "0.0000"}))
-    fields: dict[str, Any] = {
-        "orderID": o.id, **({"clientOrderID": o.client_id} if o.client_id else {}), "instrument": o.instrument, "units": as_text(done, i.trade_units_precision),
-        "requestedUnits": as_text(want.units, i.trade_units_precision), "price": str(price), "fullVWAP": str(price), "reason": want.reason,
-        "pl": f"{pl:.4f}", "quotePL": f"{quote_pl:f}", "financing": "0.0000", "commission": f"{commission:.4f}", "guaranteedExecutionFee": "0.0000",
-        "accountBalance": f"{a.balance + pl - commission:.4f}", "gainQuoteHomeConversionFactor": f"{rate.gain:f}", "lossQuoteHomeConversionFactor": f"{rate.loss:f}",
-        "halfSpreadCost": _half_spread(done, quote, rate)}
-    ended = [(t, r) for t, r in gone if t.units + Decimal(r["units"]) == 0]
-    if ended: fields["tradesClosed"] = [r for _, r in ended]
-    if reduced := [r for t, r in gone if t.units + Decimal(r["units"]) != 0]: fields["tradeReduced"] = reduced[0]
-    if opened: fields["tradeOpened"] = {
-        "tradeID": str(a.last_id + 1), "units": as_text(opened, i.trade_units_precision), "price": str(price), "guaranteedExecutionFee": "0.0000",
-        "halfSpreadCost": _half_spread(opened, quote, rate), "initialMarginRequired": f"{margin_of(opened, quote, rate, i, config):.4f}",
-        **({"clientExtensions": trade_ext} if trade_ext else {})}
-    return Plan(fields, reason, tuple(t for t, _ in ended))
-
-# %% ../../../../nbs/venues/sandbox/19_fills.ipynb #1d90f8e4
-def _half_spread(units: Decimal, quote: SandboxQuote, rate: HomeRate) -> str:
-    "What crossing half the spread cost."
-    return f"{abs(units) * (quote.ask_price - quote.bid_price) / 2 * rate.mid:.4f}"
+    if opened and (why := opening_reason(scene, done, opened, price, commission)): return Plan(None, why)
+    fields = _written(scene, want, done, opened, closes, price, commission)
+    return Plan(fields, reason, tuple(t for t, leaving in closes if not t.units + leaving))

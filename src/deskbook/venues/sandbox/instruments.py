@@ -51,8 +51,9 @@ def as_text(
     return f"{value:.{places}f}"
 
 # %% ../../../../nbs/venues/sandbox/02_instruments.ipynb #865ae740
-_RATES = {"AUD_USD": ("-0.0120", "-0.0090"), "EUR_USD": ("-0.0235", "-0.0035"), "GBP_USD": ("-0.0130", "-0.0120"), "NZD_USD": ("-0.0160", "-0.0080"),
-    "USD_CAD": ("0.0030", "-0.0300"), "USD_CHF": ("0.0240", "-0.0520"), "USD_JPY": ("0.0260", "-0.0560"), "XAU_USD": ("-0.0610", "0.0180")}
+_RATES = {
+    "AUD_USD": ("-0.0120", "-0.0090"), "EUR_USD": ("-0.0235", "-0.0035"), "GBP_USD": ("-0.0130", "-0.0120"),
+    "NZD_USD": ("-0.0160", "-0.0080"), "USD_CAD": ("0.0030", "-0.0300"), "USD_CHF": ("0.0240", "-0.0520"), "USD_JPY": ("0.0260", "-0.0560"), "XAU_USD": ("-0.0610", "0.0180")}
 
 def sandbox_instrument(
     name: str, # e.g. "EUR_USD"
@@ -60,7 +61,8 @@ def sandbox_instrument(
     "The rules of one instrument, from its name."
     long, short = (Decimal(r) for r in _RATES.get(name, ("-0.0150", "-0.0150")))
     rates: dict[str, Any] = {"long_rate_frac": long, "short_rate_frac": short}
-    if name[:4] in ("XAU_", "XAG_", "XPT_", "XPD_"): return SandboxInstrument(name, "METAL", -2, 3, margin_rate_frac=Decimal("0.05"), **rates)
+    metal = name[:4] in ("XAU_", "XAG_", "XPT_", "XPD_")
+    if metal: return SandboxInstrument(name, "METAL", -2, 3, margin_rate_frac=Decimal("0.05"), **rates)
     if not is_currency_pair(name): return SandboxInstrument(name, "CFD", 0, 1, 2, Decimal("0.01"), margin_rate_frac=Decimal("0.5"), **rates)
     if name.endswith(("_JPY", "_HUF", "_KRW")): return SandboxInstrument(name, pip_location=-2, display_precision=3, **rates)
     return SandboxInstrument(name, **rates)
@@ -93,9 +95,11 @@ def instrument_json(
         "name": i.name, "type": i.kind, "displayName": i.name.replace("_", "/"),
         "pipLocation": i.pip_location, "displayPrecision": i.display_precision, "tradeUnitsPrecision": i.trade_units_precision,
         "minimumTradeSize": as_text(i.minimum_trade_size, i.trade_units_precision),
-        "maximumTrailingStopDistance": as_text(10_000 * pip, i.display_precision), "minimumTrailingStopDistance": as_text(5 * pip, i.display_precision),
+        "maximumTrailingStopDistance": as_text(10_000 * pip, i.display_precision),
+        "minimumTrailingStopDistance": as_text(5 * pip, i.display_precision),
         "maximumPositionSize": as_text(i.maximum_position_size, i.trade_units_precision),
         "maximumOrderUnits": as_text(i.maximum_order_units, i.trade_units_precision),
-        "marginRate": format(i.margin_rate_frac.normalize(), "f"), "guaranteedStopLossOrderMode": "DISABLED", "tags": [{"type": "ASSET_CLASS", "name": i.kind}],
+        "marginRate": format(i.margin_rate_frac.normalize(), "f"), "guaranteedStopLossOrderMode": "DISABLED",
+        "tags": [{"type": "ASSET_CLASS", "name": i.kind}],
         "financing": {"longRate": str(i.long_rate_frac), "shortRate": str(i.short_rate_frac),
             "financingDaysOfWeek": [{"dayOfWeek": d, "daysCharged": n} for d, n in zip(_DAYS, i.days_charged)]}}

@@ -21,9 +21,9 @@ from ...market.simulated import SIMULATED, simulate_candles
 from .instruments import SandboxInstrument, as_price, find_instrument, universe_of
 
 # %% auto #0
-__all__ = ['FX_UNIVERSE', 'Source', 'SimulatedSource', 'FrameSource', 'lake_source', 'Day', 'day_of', 'ticks_of', 'tick_time',
-           'Path', 'minute_path', 'SandboxQuote', 'Override', 'Market', 'set_price', 'freeze', 'halt', 'release',
-           'Levels', 'first_hit', 'NoRate', 'HomeRate', 'home_rate']
+__all__ = ['FX_UNIVERSE', 'Source', 'SimulatedSource', 'FrameSource', 'lake_source', 'usual_spread', 'Day', 'day_of', 'ticks_of',
+           'tick_time', 'Path', 'minute_path', 'SandboxQuote', 'Override', 'Market', 'set_price', 'freeze', 'halt',
+           'release', 'Levels', 'first_hit', 'NoRate', 'HomeRate', 'home_rate']
 
 # %% ../../../../nbs/venues/sandbox/10_market.ipynb #126c1a54
 class Source(Protocol):
@@ -52,7 +52,7 @@ class FrameSource:
         frame: pl.DataFrame, # M1 candles, any instruments, any order
     ):
         good = clean_candles(frame).candles
-        if good.is_empty(): raise DataError("There are no candles to replay.", "Give a frame with instrument, time, open, high, low, close.")
+        if good.is_empty(): raise DataError("There are no candles to replay.", "Give instrument, time, open, high, low and close.")
         self._frames = {str(k[0]): f for k, f in good.partition_by("instrument", as_dict=True).items()}
         self.instruments = tuple(sorted(self._frames))
 
@@ -77,6 +77,10 @@ def lake_source(
     return FrameSource(Lake(lake).candles(list(instruments), start, end, venue=venue))
 
 # %% ../../../../nbs/venues/sandbox/10_market.ipynb #6e02f7ef
+def usual_spread(i: SandboxInstrument) -> int:
+    "The spread, in ticks, of an instrument whose candles have no quotes: 1.2 pips."
+    return max(12 * 10 ** (i.display_precision + i.pip_location) // 10, 1)
+
 @dataclass(frozen=True)
 class Day:
     "The minutes of one UTC day. Rows of `bid` and `ask` are open, high, low, close in ticks."
@@ -96,7 +100,8 @@ def day_of(
     q = {c: frame[c].to_numpy() * scale for c in QUOTE_COLUMNS}
     m = {p: frame[p].to_numpy() * scale for p in ("open", "high", "low", "close")}
     side = {"bid": -1, "ask": 1}
-    raw = {s: np.stack([np.where(np.isnan(q[f"{s}_{p}"]), m[p] + k * spread_ticks / 2, q[f"{s}_{p}"]) for p in m], axis=1) for s, k in side.items()}
+    def quoted(s: str, p: str) -> np.ndarray: return np.where(np.isnan(q[f"{s}_{p}"]), m[p] + side[s] * spread_ticks / 2, q[f"{s}_{p}"])
+    raw = {s: np.stack([quoted(s, p) for p in m], axis=1) for s in side}
     mid, half = (raw["bid"] + raw["ask"]) / 2, (raw["ask"] - raw["bid"]) / 2 * spread_multiple
     bid, ask = np.rint(mid - half).astype(np.int64), np.rint(mid + half).astype(np.int64)
     volume = np.nan_to_num(frame["volume"].to_numpy(), nan=1.0).clip(1, 1e9).astype(np.int64)
@@ -189,8 +194,8 @@ class Market:
         if (found := self._days.get((name, number))) is None:
             if len(self._days) >= 96: self._days.pop(next(iter(self._days)))
             frame = self.source.candles(name, number * DAY_MS, (number + 1) * DAY_MS)
-            pip_ticks = 10 ** (self.instrument(name).display_precision + self.instrument(name).pip_location)
-            found = self._days[name, number] = day_of(frame, self.instrument(name).display_precision, max(int(1.2 * pip_ticks), 1), self.spread_multiple)
+            digits = self.instrument(name).display_precision
+            found = self._days[name, number] = day_of(frame, digits, usual_spread(self.instrument(name)), self.spread_multiple)
         return found
 
     def is_open(self, name: str, ms: int) -> bool:
@@ -245,7 +250,9 @@ class Market:
         "The quote of an instrument somebody touched."
         o, digits = self.overrides[name], self.universe[name].display_precision
         if o.quote is None: return None if (q := self._tick(name, ms)) is None else replace(q, tradeable=q.tradeable and not o.halted)
-        return SandboxQuote(*o.quote, ms if o.quote_ms is None else o.quote_ms, self.tradeable(name, ms), *(as_price(x, digits) for x in o.quote))
+        bid, ask = o.quote
+        at = ms if o.quote_ms is None else o.quote_ms
+        return SandboxQuote(bid, ask, at, self.tradeable(name, ms), as_price(bid, digits), as_price(ask, digits))
 
 # %% ../../../../nbs/venues/sandbox/10_market.ipynb #3e365948
 def _span(cal: TradingCalendar, end: int | None, ms: int) -> tuple[int, int, bool]:
@@ -264,7 +271,8 @@ def set_price(
 ) -> None:
     "Quote these prices until `release`. Raises `BadInput` when they cross or are off tick."
     ticks = tuple(Decimal(x).scaleb(market.instrument(name).display_precision) for x in (bid, ask))
-    if not all(t.is_finite() and t > 0 and t == t.to_integral_value() for t in ticks): raise BadInput(f"{bid}/{ask} are not prices of {name}.", "Mind its decimals.")
+    good = all(t.is_finite() and t > 0 and t == t.to_integral_value() for t in ticks)
+    if not good: raise BadInput(f"{bid}/{ask} are not prices of {name}.", "Mind its decimals.")
     if ticks[0] >= ticks[1]: raise BadInput(f"Bid {bid} is not below ask {ask}.", "Swap them.")
     market.overrides[name] = replace(market.overrides.get(name, Override()), quote=(int(ticks[0]), int(ticks[1])), quote_ms=None)
 
@@ -359,8 +367,9 @@ def home_rate(
     if (direct := _pair_rate(market, currency, home, ms)) is not None: return direct
     if "USD" not in (currency, home):
         one, two = _pair_rate(market, currency, "USD", ms), _pair_rate(market, "USD", home, ms)
-        if one is not None and two is not None: return HomeRate(_rounded(one.gain * two.gain), _rounded(one.loss * two.loss), _rounded(one.mid * two.mid))
-    raise NoRate(f"There is no rate from {currency} to {home}.", f"Add {home}_{currency} or {currency}_{home} to the market of the sandbox.")
+        if one is not None and two is not None:
+            return HomeRate(_rounded(one.gain * two.gain), _rounded(one.loss * two.loss), _rounded(one.mid * two.mid))
+    raise NoRate(f"There is no rate from {currency} to {home}.", f"Add {home}_{currency} or {currency}_{home} to the market.")
 
 def _pair_rate(market: Market, a: str, b: str, ms: int) -> HomeRate | None:
     "The rate of one pair, in either direction."

@@ -23,9 +23,10 @@ class SandboxConfig:
     financing: bool = True # book DAILY_FINANCING at 17:00 New York
     commission_per_million: Decimal = ZERO # account currency for a million of notional, >= 0
     slippage_ticks: int = 0 # worse than the book, for market and stop orders, >= 0
-    levels: tuple[tuple[Decimal, Decimal], ...] = ((Decimal(1_000_000), ZERO), (Decimal(2_000_000), Decimal("0.25")), (Decimal(5_000_000), Decimal("0.75")),
-        (Decimal(10_000_000), Decimal("1.5"))) # units, distance from the best in spreads
-    slices: tuple[tuple[int, Decimal], ...] = () # of a resting limit order: ms after its first fill, fraction of its units; fractions sum to 1
+    levels: tuple[tuple[Decimal, Decimal], ...] = ( # units, distance from the best price in spreads
+        (Decimal(1_000_000), ZERO), (Decimal(2_000_000), Decimal("0.25")), (Decimal(5_000_000), Decimal("0.75")),
+        (Decimal(10_000_000), Decimal("1.5")))
+    slices: tuple[tuple[int, Decimal], ...] = () # of a resting limit order: ms after its first fill, fraction of its units; they sum to 1
     find_filled_by_client_id: bool = True # whether `@clientID` still finds an order that has ended
     fifo: bool = True # only the oldest trade of an instrument may be closed by hand
     max_pending_orders: int = 1000
@@ -34,7 +35,8 @@ class SandboxConfig:
     def __post_init__(self):
         if self.slices and (sum(f for _, f in self.slices) != 1 or list(self.slices) != sorted(self.slices) or self.slices[0][0] != 0):
             raise BadInput(f"slices {self.slices} are no schedule.", "Start at 0 ms, ascend, and let the fractions add up to 1.")
-        if not self.levels or any(u <= 0 or d < 0 for u, d in self.levels): raise BadInput(f"levels {self.levels} are no book.", "Give units above 0 and distances of 0 or more.")
+        if not self.levels or any(u <= 0 or d < 0 for u, d in self.levels):
+            raise BadInput(f"levels {self.levels} are no book.", "Give units above 0 and distances of 0 or more.")
 
 # %% ../../../../nbs/venues/sandbox/16_matching.ipynb #7848da9a
 def book(

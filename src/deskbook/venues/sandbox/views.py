@@ -36,13 +36,14 @@ def price_json(
 ) -> dict[str, Any]:
     "A price as the pricing endpoint and its stream tell it."
     bids, asks = levels_json(quote, False, i, config), levels_json(quote, True, i, config)
-    return {"type": "PRICE", "time": rfc3339(quote.time_ms), "bids": bids, "asks": asks, "closeoutBid": bids[-1]["price"], "closeoutAsk": asks[-1]["price"],
-        "status": "tradeable" if quote.tradeable else "non-tradeable", "tradeable": quote.tradeable, "instrument": i.name}
+    return {"type": "PRICE", "time": rfc3339(quote.time_ms), "bids": bids, "asks": asks,
+        "closeoutBid": bids[-1]["price"], "closeoutAsk": asks[-1]["price"], "status": "tradeable" if quote.tradeable else "non-tradeable",
+        "tradeable": quote.tradeable, "instrument": i.name}
 
 # %% ../../../../nbs/venues/sandbox/17_views.ipynb #61f8295f
-_ORDER_FIELDS = ("instrument", "units", "price", "priceBound", "timeInForce", "gtdTime", "positionFill", "triggerCondition", "clientExtensions",
-    "tradeClientExtensions", "stopLossOnFill", "takeProfitOnFill", "tradeID", "clientTradeID", "tradeClose", "longPositionCloseout",
-    "shortPositionCloseout", "marginCloseout")
+_ORDER_FIELDS = ("instrument", "units", "price", "priceBound", "timeInForce", "gtdTime", "positionFill", "triggerCondition",
+    "clientExtensions", "tradeClientExtensions", "stopLossOnFill", "takeProfitOnFill", "tradeID", "clientTradeID", "tradeClose",
+    "longPositionCloseout", "shortPositionCloseout", "marginCloseout")
 
 def order_json(
     o: Order,
@@ -91,13 +92,14 @@ def trade_json(
 ) -> dict[str, Any]:
     # long: one field of the wire after another
     "A trade as the trades endpoint tells it."
-    out: dict[str, Any] = {"id": t.id, "instrument": t.instrument, "price": str(t.price), "openTime": t.open_time, "state": "OPEN" if t.units else "CLOSED",
-        "initialUnits": f"{t.initial:f}", "initialMarginRequired": as_text(t.initial_margin, 4), "currentUnits": f"{t.units:f}",
+    out: dict[str, Any] = {"id": t.id, "instrument": t.instrument, "price": str(t.price), "openTime": t.open_time,
+        "state": "OPEN" if t.units else "CLOSED", "initialUnits": f"{t.initial:f}", "currentUnits": f"{t.units:f}",
+        "initialMarginRequired": as_text(t.initial_margin, 4),
         "realizedPL": as_text(t.realised, 4), "financing": as_text(t.financing, 4), "dividendAdjustment": "0.0000"}
     if t.extensions: out["clientExtensions"] = dict(t.extensions)
     if t.units and m:
         now = to_home(((m.quote.bid_price if t.units > 0 else m.quote.ask_price) - t.price) * t.units, m.rate)
-        out |= {"unrealizedPL": as_text(money(now), 4), "marginUsed": as_text(money(margin_of(t.units, m.quote, m.rate, m.instrument, config)), 4)}
+        out |= {"unrealizedPL": as_text(money(now), 4), "marginUsed": as_text(margin_of(t.units, m.quote, m.rate, m.instrument, config), 4)}
     if t.closed_units:
         out["averageClosePrice"] = f"{t.closed_value / t.closed_units:.{-int(t.price.as_tuple().exponent)}f}"
         out["closingTransactionIDs"] = list(t.closing_ids)
@@ -124,9 +126,9 @@ def position_json(
 
 def _side_json(p: Position, side: Side, held: bool, m: Mark | None, now: Decimal) -> dict[str, Any]:
     "Long or short."
-    out: dict[str, Any] = {"units": f"{p.units:f}" if held else "0", "pl": as_text(side.pl, 4),
-        "resettablePL": as_text(side.pl, 4), "financing": as_text(side.financing, 4), "guaranteedExecutionFees": "0.0000", "dividendAdjustment": "0.0000",
-        "unrealizedPL": as_text(now if held else ZERO, 4)}
+    pl = as_text(side.pl, 4)
+    out: dict[str, Any] = {"units": f"{p.units:f}" if held else "0", "pl": pl, "resettablePL": pl, "financing": as_text(side.financing, 4),
+        "guaranteedExecutionFees": "0.0000", "dividendAdjustment": "0.0000", "unrealizedPL": as_text(now if held else ZERO, 4)}
     if held and m: out |= {"averagePrice": as_text(p.cost / p.units, m.instrument.display_precision), "tradeIDs": list(p.trades)}
     return out
 
@@ -178,9 +180,10 @@ def state_json(
     "The figures as the account endpoints tell them."
     used, free = as_text(f.margin_used, 4), as_text(f.margin_available, 4)
     return {"unrealizedPL": as_text(f.unrealised, 4), "NAV": as_text(f.nav, 4), "marginUsed": used, "marginAvailable": free,
-        "positionValue": as_text(f.position_value, 4), "marginCloseoutUnrealizedPL": as_text(f.unrealised_mid, 4), "marginCloseoutNAV": as_text(f.nav_mid, 4),
-        "marginCloseoutMarginUsed": used, "marginCloseoutPercent": as_text(f.closeout_frac, 5), "marginCloseoutPositionValue": as_text(f.position_value, 4),
-        "withdrawalLimit": as_text(max(min(f.margin_available, f.balance), ZERO), 4), "marginCallMarginUsed": used, "marginCallPercent": as_text(f.call_frac, 5)}
+        "positionValue": as_text(f.position_value, 4), "marginCloseoutPositionValue": as_text(f.position_value, 4),
+        "marginCloseoutUnrealizedPL": as_text(f.unrealised_mid, 4), "marginCloseoutNAV": as_text(f.nav_mid, 4),
+        "marginCloseoutMarginUsed": used, "marginCloseoutPercent": as_text(f.closeout_frac, 5), "withdrawalLimit": as_text(max(min(f.margin_available, f.balance), ZERO), 4),
+        "marginCallMarginUsed": used, "marginCallPercent": as_text(f.call_frac, 5)}
 
 # %% ../../../../nbs/venues/sandbox/17_views.ipynb #b822b874
 def summary_json(
@@ -192,8 +195,9 @@ def summary_json(
     out = {"id": a.id, "alias": a.alias, "currency": a.currency, "createdByUserID": user_id(a.id), "createdTime": a.created_time,
         "guaranteedStopLossOrderMode": "DISABLED", "hedgingEnabled": False, "marginRate": format(a.margin_rate.normalize(), "f"),
         "balance": as_text(a.balance, 4), "pl": as_text(a.pl, 4), "resettablePL": as_text(a.pl, 4), "resettablePLTime": a.created_time,
-        "financing": as_text(a.financing, 4), "commission": as_text(a.commission, 4), "dividendAdjustment": "0", "guaranteedExecutionFees": "0.0000",
-        "openTradeCount": len(a.open_trades), "openPositionCount": sum(1 for p in a.positions.values() if p.units), "pendingOrderCount": len(a.pending),
+        "financing": as_text(a.financing, 4), "commission": as_text(a.commission, 4), "dividendAdjustment": "0.0000",
+        "guaranteedExecutionFees": "0.0000", "openTradeCount": len(a.open_trades), "pendingOrderCount": len(a.pending),
+        "openPositionCount": sum(1 for p in a.positions.values() if p.units),
         **state_json(f), "lastTransactionID": str(a.last_id)}
     if a.last_fill_time: out["lastOrderFillTimestamp"] = a.last_fill_time
     if a.margin_call_time: out["marginCallEnterTime"] = a.margin_call_time
