@@ -38,7 +38,7 @@ from .resolve import Resolver
 from .risk import Exposures, RiskPolicy, RiskState, exit_room, exposures
 from .sender import Sender, take_over, timed, unsent
 from ..venues.model import Guard, Instrument, Venue, Write
-from ..venues.oanda import Oanda
+from ..venues.oanda import ABSENCE_GRACE_S, Oanda
 
 # %% ../../../nbs/trading/50_desk.ipynb #bf1f1610
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class AccountSpec:
     token: str = field(repr=False) # never shown
     base_url: str | None = None # None: the environment's own
     stream_url: str | None = None
+    absence_grace_s: float = ABSENCE_GRACE_S # how long after sending an order may still turn up; less only in drills
 
     @property
     def mode(self) -> Literal["paper", "live"]: return "live" if self.environment == "live" else "paper"
@@ -481,7 +482,8 @@ async def open_desk(
         known = spec if spec is not None else await asyncio.to_thread(account_spec, account, settings)
         kill = KillSwitch(settings.home/"kill_switch.json", live, key=settings.kill_switch_key, audit=ledger_audit(ledger))
         guard = SendGuard(kill, known.environment, account, settings.read_only if read_only is None else read_only, ledger)
-        venue = Oanda(known.venue_account, known.token, known.base_url, known.stream_url, known.environment, timed(guard), connections=config.max_in_flight + 4)
+        venue = Oanda(known.venue_account, known.token, known.base_url, known.stream_url, known.environment, timed(guard), connections=config.max_in_flight + 4,
+            absence_grace_s=known.absence_grace_s)
         stack.push_async_callback(venue.aclose)
         await enrol(ledger, venue, account)
         deps = Deps(account, ledger, venue, config, Signals(), clock)
