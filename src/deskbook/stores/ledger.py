@@ -24,7 +24,8 @@ from ..core.files import strict_json
 
 # %% auto #0
 __all__ = ['SCHEMA', 'ROLE', 'LedgerDown', 'LedgerVersion', 'plain_url', 'place', 'is_down', 'down', 'clean_text', 'storable',
-           'json_text', 'connection_options', 'alive', 'Ledger', 'schema_version', 'require_schema']
+           'json_text', 'connection_options', 'alive', 'prepare', 'not_prepared', 'connect', 'schema_version',
+           'require_schema', 'Connections', 'Ledger']
 
 # %% ../../../nbs/stores/30_ledger.ipynb #20f2dc4f
 class LedgerDown(SourceError):
@@ -132,14 +133,116 @@ def alive(
     except psycopg.Error: return False
 
 # %% ../../../nbs/stores/30_ledger.ipynb #be62cadb
-class Ledger:
-    "A pool of connections to one database. Make it with `Ledger.open`."
-    def __init__(self, url: str, role: str | None, pool: AsyncConnectionPool[AsyncConnection[DictRow]], timeout_s: float, idle_in_transaction_s: float):
-        self.url, self.role, self.pool, self.timeout_s, self.idle_in_transaction_s = url, role, pool, timeout_s, idle_in_transaction_s
+async def prepare(
+    conn: AsyncConnection[Any], # fresh
+    role: str | None, # None: stay who logged in
+    idle_in_transaction_s: float, # 0: for ever
+) -> None:
+    "Role, time zone and types: what every connection starts with."
+    set_json_dumps(json_text, conn)
+    conn.adapters.register_dumper(dict, _Dicts)
+    taken = f"SET ROLE {role};" if role else ""
+    await conn.execute(f"{taken} SET timezone = 'UTC'; SET search_path = public; SET idle_in_transaction_session_timeout = {round(idle_in_transaction_s * 1000)}")
 
+def not_prepared(e: psycopg.Error, url: str, role: str | None) -> Exception:
+    "Why a connection could not be made ours."
+    if is_down(e): return down(e, url)
+    if isinstance(e, psycopg.errors.InsufficientPrivilege):
+        return Refused(f"{place(url)}: the login may not act as {role}.", f"As an administrator: GRANT {role} TO the login.")
+    return LedgerVersion(f"{place(url)}: {str(e).splitlines()[0]}.", "Run `deskbook ledger migrate`.")
+
+# %% ../../../nbs/stores/30_ledger.ipynb #ce4aa291
+async def connect(
+    url: str, # as for `plain_url`
+    role: str | None = ROLE,
+    timeout_s: float = 10.0,
+    idle_in_transaction_s: float = 60.0,
+) -> AsyncConnection[DictRow]: # autocommit; the caller closes it
+    "One connection of the desk. Raises `LedgerDown`, `LedgerVersion` and `Refused`."
+    try: conn: AsyncConnection[DictRow] = await AsyncConnection.connect(plain_url(url), **connection_options(timeout_s))
+    except psycopg.OperationalError as e: raise down(e, url) from e
+    try: await prepare(conn, role, idle_in_transaction_s)
+    except psycopg.Error as e:
+        await conn.close()
+        raise not_prepared(e, url, role) from e
+    return conn
+
+# %% ../../../nbs/stores/30_ledger.ipynb #567cc060
+async def schema_version(
+    conn: AsyncConnection[Any],
+) -> str: # e.g. "0001"; "" when the database was never migrated
+    "The version of the schema in this database."
+    there = await (await conn.execute("SELECT to_regclass('public.alembic_version') IS NOT NULL AS there")).fetchone()
+    if not there or not there["there"]: return ""
+    row = await (await conn.execute("SELECT version_num FROM alembic_version")).fetchone()
+    return row["version_num"] if row else ""
+
+async def require_schema(
+    conn: AsyncConnection[Any],
+    url: str, # names the place
+) -> None:
+    "Raise `LedgerVersion` unless the database is at `SCHEMA`."
+    if (found := await schema_version(conn)) == SCHEMA: return
+    if not found: raise LedgerVersion(f"{place(url)} has no tables of deskbook.", "Run `deskbook ledger migrate`.")
+    todo = "Run `deskbook ledger migrate`." if found < SCHEMA else "Install the deskbook that migrated it, or a newer one."
+    raise LedgerVersion(f"{place(url)} is at schema {found}, and this deskbook is written for {SCHEMA}.", todo)
+
+# %% ../../../nbs/stores/30_ledger.ipynb #205f698a
+class Connections:
+    # long: lending, beginning and giving back belong together
+    "A pool whose connections work when they are lent."
+    def __init__(self, url: str, role: str | None, min_size: int, max_size: int, timeout_s: float, idle_in_transaction_s: float):
+        self.url, self.role, self.timeout_s, self.idle_in_transaction_s = plain_url(url), role, timeout_s, idle_in_transaction_s
+        async def ours(conn: AsyncConnection[Any]) -> None: await prepare(conn, role, idle_in_transaction_s)
+        self.pool: AsyncConnectionPool[AsyncConnection[DictRow]] = AsyncConnectionPool(self.url, kwargs=connection_options(), open=False, configure=ours,
+            min_size=min_size, max_size=max_size, timeout=timeout_s, reconnect_timeout=2.0)
+
+    async def connect(self) -> AsyncConnection[DictRow]: # autocommit; close it yourself
+        "A connection outside the pool, e.g. to LISTEN."
+        return await connect(self.url, self.role, self.timeout_s, self.idle_in_transaction_s)
+
+    async def borrow(self) -> AsyncConnection[DictRow]:
+        "A connection that works. Raises `LedgerDown` after `timeout_s`."
+        give_up = time.monotonic() + self.timeout_s
+        while True:
+            left = give_up - time.monotonic()
+            try: conn = await self.pool.getconn(timeout=max(0.05, min(1.0, left)))
+            except PoolTimeout as e:
+                if left <= 1.0: raise await self._why_none() from e
+                continue
+            if alive(conn): return conn
+            await self.drop(conn)
+
+    async def begin(self) -> AsyncConnection[DictRow]:
+        "A connection in a transaction. One that breaks at BEGIN has done nothing yet, so another is taken."
+        give_up = time.monotonic() + self.timeout_s
+        while True:
+            conn = await self.borrow()
+            try:
+                await conn.execute("BEGIN")
+                return conn
+            except BaseException as e:
+                await self.drop(conn)
+                if not (isinstance(e, psycopg.Error) and is_down(e)): raise
+                if time.monotonic() > give_up: raise down(e, self.url) from e
+
+    async def drop(self, conn: AsyncConnection[Any]) -> None:
+        "Give back one that is of no use; the pool makes another."
+        await conn.close()
+        await self.pool.putconn(conn)
+
+    async def _why_none(self) -> LedgerDown:
+        "Down, or only busy?"
+        try: await (await self.connect()).close()
+        except LedgerDown as why: return why
+        return LedgerDown(f"{place(self.url)}: all {self.pool.max_size} connections were in use for {self.timeout_s:g} s.", "Raise max_size, or find who holds them.")
+
+# %% ../../../nbs/stores/30_ledger.ipynb #d3018545
+class Ledger(Connections):
+    # long: what a transaction promises is read in one piece
+    "The way into one database. Make it with `Ledger.open`."
     @classmethod
     async def open(
-        # long: the arguments, and a first connection that says clearly what is wrong
         cls,
         url: str, # PostgreSQL URL, e.g. "postgresql:///deskbook?host=/tmp/desk"
         *,
@@ -151,16 +254,12 @@ class Ledger:
         idle_in_transaction_s: float = 60.0, # the server ends a transaction whose owner does nothing for so long; 0: never
     ) -> Ledger:
         "Connect. Raises `LedgerDown`, `LedgerVersion`, `Refused` (the login may not take the role) or `BadInput`."
-        url = plain_url(url)
         place(url)
         logging.getLogger("psycopg.pool").addHandler(logging.NullHandler()) # its failures reach the caller as errors
-        pool: AsyncConnectionPool[AsyncConnection[DictRow]] = AsyncConnectionPool(url, kwargs=connection_options(), open=False, min_size=min_size,
-            max_size=max_size, timeout=timeout_s, reconnect_timeout=2.0)
-        ledger = cls(url, role, pool, timeout_s, idle_in_transaction_s)
-        pool._configure = ledger._prepare
-        async with await ledger.connect() as first:
+        ledger = cls(url, role, min_size, max_size, timeout_s, idle_in_transaction_s)
+        async with await ledger.connect() as first: # says clearly what is wrong, which the pool would not
             if check_schema: await require_schema(first, url)
-        try: await pool.open(wait=True, timeout=timeout_s)
+        try: await ledger.pool.open(wait=True, timeout=timeout_s)
         except PoolTimeout as e: raise down(e, url) from e
         return ledger
 
@@ -171,72 +270,13 @@ class Ledger:
     async def __aenter__(self) -> Ledger: return self
     async def __aexit__(self, *_: Any) -> None: await self.aclose()
 
-    async def _prepare(self, conn: AsyncConnection[Any]) -> None:
-        "What every connection starts with."
-        set_json_dumps(json_text, conn)
-        conn.adapters.register_dumper(dict, _Dicts)
-        role = f"SET ROLE {self.role};" if self.role else ""
-        idle = f"SET idle_in_transaction_session_timeout = {round(self.idle_in_transaction_s * 1000)};"
-        await conn.execute(f"{role} SET timezone = 'UTC'; {idle} SET search_path = public")
-
-    async def connect(self) -> AsyncConnection[DictRow]: # autocommit; close it yourself
-        "A connection of your own, outside the pool, e.g. to LISTEN."
-        try: conn: AsyncConnection[DictRow] = await AsyncConnection.connect(self.url, **connection_options(self.timeout_s))
-        except psycopg.OperationalError as e: raise down(e, self.url) from e
-        try: await self._prepare(conn)
-        except psycopg.Error as e:
-            await conn.close()
-            raise self._not_prepared(e) from e
-        return conn
-
-    def _not_prepared(self, e: psycopg.Error) -> Exception:
-        "Why a connection could not be made ours."
-        if is_down(e): return down(e, self.url)
-        if isinstance(e, psycopg.errors.InsufficientPrivilege):
-            return Refused(f"{place(self.url)}: the login may not act as {self.role}.", f"As an administrator: GRANT {self.role} TO the login.")
-        return LedgerVersion(f"{place(self.url)}: {str(e).splitlines()[0]}.", "Run `deskbook ledger migrate`.")
-
-    async def _borrow(self) -> AsyncConnection[DictRow]:
-        "A connection that works. Raises `LedgerDown` after `timeout_s`."
-        give_up = time.monotonic() + self.timeout_s
-        while True:
-            left = give_up - time.monotonic()
-            try: conn = await self.pool.getconn(timeout=max(0.05, min(1.0, left))) # in slices: each asks the pool to try again
-            except PoolTimeout as e:
-                if left <= 1.0: raise await self._why_none(e) from e
-                continue
-            if alive(conn): return conn
-            await conn.close()
-            await self.pool.putconn(conn)
-
-    async def _begin(self) -> AsyncConnection[DictRow]:
-        "A connection in a transaction. One that breaks at BEGIN has done nothing yet, so another is taken."
-        give_up = time.monotonic() + self.timeout_s
-        while True:
-            conn = await self._borrow()
-            try:
-                await conn.execute("BEGIN")
-                return conn
-            except BaseException as e:
-                await conn.close()
-                await self.pool.putconn(conn)
-                if not (isinstance(e, psycopg.Error) and is_down(e)): raise
-                if time.monotonic() > give_up: raise down(e, self.url) from e
-
-    async def _why_none(self, e: PoolTimeout) -> LedgerDown:
-        "Down, or only busy?"
-        try: await (await self.connect()).close()
-        except LedgerDown as why: return why
-        return LedgerDown(f"{place(self.url)}: all {self.pool.max_size} connections were in use for {self.timeout_s:g} s.", "Raise max_size, or find who holds them.")
-
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection[DictRow]]:
-        # long: the control flow of a transaction is the subject
         """All or nothing. Commits at the end of the block, rolls back when it raises; inside, `tx.transaction()` is a savepoint.
 
         Raises `LedgerDown` when the connection breaks, with `maybe_committed` when that happens during COMMIT. Errors of a
         statement (`psycopg.errors.UniqueViolation`, ...) come through as they are."""
-        conn = await self._begin()
+        conn = await self.begin()
         committing = False
         try:
             yield conn
@@ -262,7 +302,7 @@ class Ledger:
         params: Sequence[Any] | Mapping[str, Any] = (), # its values, for %s or %(name)s
     ) -> list[DictRow]: # [] for a statement without rows
         "Run one statement by itself and return its rows as dicts. Raises like `transaction`."
-        conn = await self._borrow()
+        conn = await self.borrow()
         try:
             got = await conn.execute(sql, params or None)
             return await got.fetchall() if got.description else []
@@ -270,23 +310,3 @@ class Ledger:
             if is_down(e) or conn.closed: raise down(e, self.url, maybe_committed=True) from e
             raise
         finally: await self.pool.putconn(conn)
-
-# %% ../../../nbs/stores/30_ledger.ipynb #567cc060
-async def schema_version(
-    conn: AsyncConnection[Any],
-) -> str: # e.g. "0001"; "" when the database was never migrated
-    "The version of the schema in this database."
-    there = await (await conn.execute("SELECT to_regclass('public.alembic_version') IS NOT NULL AS there")).fetchone()
-    if not there or not there["there"]: return ""
-    row = await (await conn.execute("SELECT version_num FROM alembic_version")).fetchone()
-    return row["version_num"] if row else ""
-
-async def require_schema(
-    conn: AsyncConnection[Any],
-    url: str, # names the place
-) -> None:
-    "Raise `LedgerVersion` unless the database is at `SCHEMA`."
-    if (found := await schema_version(conn)) == SCHEMA: return
-    if not found: raise LedgerVersion(f"{place(url)} has no tables of deskbook.", "Run `deskbook ledger migrate`.")
-    todo = "Run `deskbook ledger migrate`." if found < SCHEMA else "Install the deskbook that migrated it, or a newer one."
-    raise LedgerVersion(f"{place(url)} is at schema {found}, and this deskbook is written for {SCHEMA}.", todo)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import Connection
 from ..core.errors import BadInput, DataError, DeskbookError, LockHeld, Refused
+from . import migrations
 from .ledger import ROLE, LedgerVersion, down, is_down, place, plain_url
 
 if TYPE_CHECKING: from alembic.script import ScriptDirectory
@@ -54,7 +55,7 @@ def scripts(
 ) -> ScriptDirectory:
     "The versions that are known."
     from alembic.script import ScriptDirectory
-    return ScriptDirectory(str(folder or Path(__file__).parent/"migrations"))
+    return ScriptDirectory(str(folder or migrations.__path__[0]))
 
 def versions(
     folder: Path | None = None, # as for `scripts`
