@@ -52,7 +52,7 @@ test-outputs: setup ## notebooks whose outputs are the point, compared (nbval)
 	@$(BIN)/pytest --nbval tests/golden_outputs -p no:cacheprovider
 
 test-runbooks: setup ## every runbook on sample data
-	@$(BIN)/pytest tests/runbooks
+	@$(BIN)/pytest tests/runbooks -n 2 --dist worksteal
 
 bench: setup ## every benchmark, one after another; QUICK=1 for a look
 	@failed=0; for f in benchmarks/bench_*.py; do \
