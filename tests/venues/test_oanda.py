@@ -29,6 +29,8 @@ def test_a_filled_order_is_the_same_from_three_sides():
         assert ack.order.state == "filled" and found == Found(ack.order, ack.fills)
         assert page.fills == ack.fills + sold.fills and page.cursor == after.cursor
         assert positions["EUR_USD"].units == 150_000 == sum(f.units for f in page.fills)
+        trade, = await o.fetch_trades()
+        assert (trade.client_id, trade.units, trade.price) == ("db-1", 150_000, ack.fills[0].price)
         assert after.balance - before.balance == sum(f.realised_pnl - f.fee for f in page.fills) + page.cash
         assert o.guard_writes == [Write("order", "EUR_USD"), Write("close", "EUR_USD", True)]
         assert [x.client_id for x in s.orders()] == ["db-1", "db-2"]

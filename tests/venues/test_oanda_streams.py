@@ -251,6 +251,15 @@ def test_any_stutter_of_lines_gives_each_fill_once_in_order(data, n):
     assert units == list(range(1, n + 1)) and cursors[-1] == str(99 + n) and cursors == sorted(cursors, key=int)
 
 
+def test_a_line_that_was_told_already_costs_nothing():
+    tx = Tx(3)
+
+    async def run():
+        reader = TransactionReader("99", tx.read, "USD")
+        return [x.units for line in [tx.log[0], tx.log[0], tx.log[1], tx.log[0], tx.log[1], tx.log[2]] for x in [y async for y in reader.line(line)]]
+    assert asyncio.run(run()) == [1, 2, 3] and tx.reads == 0
+
+
 def test_a_log_that_is_behind_its_stream_is_a_gap_not_a_hole():
     tx = Tx(5)
 

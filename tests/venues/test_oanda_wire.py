@@ -123,6 +123,7 @@ POSITIONS = {"positions": [{"instrument": "EUR_USD", "long": {"units": "1000", "
 INSTRUMENT = {"name": "EUR_USD", "type": "CURRENCY", "displayPrecision": 5, "pipLocation": -4, "tradeUnitsPrecision": 0, "minimumTradeSize": "1", "maximumOrderUnits": "100000000", "marginRate": "0.02"}
 ORDER = {"id": "6372", "createTime": TIME, "type": "LIMIT", "state": "PENDING", "instrument": "EUR_USD", "units": "1000", "price": "1.10000", "timeInForce": "GTC", "positionFill": "DEFAULT",
          "clientExtensions": {"id": "db-7f3a"}}
+TRADE = {"id": "6373", "instrument": "EUR_USD", "price": "1.12876", "openTime": TIME, "initialUnits": "1000", "currentUnits": "400", "unrealizedPL": "-0.1", "clientExtensions": {"id": "db-1"}}
 CANDLES = {"instrument": "EUR_USD", "granularity": "M1", "candles": [{"time": TIME, "complete": True, "volume": 12, **{s: dict(o="1.13", h="1.14", l="1.12", c="1.135") for s in ("mid", "bid", "ask")}}]}
 ANSWER = {"orderCreateTransaction": CREATED, "orderFillTransaction": FILL, "lastTransactionID": "6373", "relatedTransactionIDs": ["6372", "6373"]}
 CANCELLED = {"orderCreateTransaction": CREATED, "orderCancelTransaction": CANCEL, "lastTransactionID": "6373"}
@@ -142,7 +143,7 @@ def all_of_the_log(log):
 READERS = {
     "ack": (ANSWER, lambda x: w.read_ack(x, BUY, "USD", "1")), "cancelled": (CANCELLED, lambda x: w.read_ack(x, BUY, "USD", "1")),
     "price": (PRICE, w.read_quote), "summary": (SUMMARY, lambda x: w.read_balance(x, 0)), "positions": (POSITIONS, w.read_positions),
-    "instrument": (INSTRUMENT, w.read_instrument), "order": (ORDER, w.read_order), "candles": (CANDLES, lambda x: w.candle_frame(w.read_candles(x, "EUR_USD", "M1").rows)),
+    "instrument": (INSTRUMENT, w.read_instrument), "order": (ORDER, w.read_order), "trade": (TRADE, w.read_trade), "candles": (CANDLES, lambda x: w.candle_frame(w.read_candles(x, "EUR_USD", "M1").rows)),
     "log": ({"t": LOG}, lambda x: all_of_the_log(x.get("t")))}
 
 
@@ -250,6 +251,12 @@ def test_order_and_repetition_do_not_matter(log, again, after):
         assert ([f.fill_id for f in page.fills], page.cash) == (["6373"], D("-0.01") + D("-0.03") + D(500))
         ended, = page.ended_orders
         assert (ended.state, ended.filled_units, ended.client_id, ended.instrument) == ("cancelled", D(400), "db-7f3a", "EUR_USD")
+
+
+@pytest.mark.parametrize("other", [{"units": "999"}, {"price": "1.2"}, {"type": "ORDER_CANCEL"}])
+def test_one_id_for_two_different_transactions_is_an_error(other):
+    with pytest.raises(e.ProtocolError, match="6373"):
+        w.in_order([*LOG, {**LOG[1], **other}])
 
 
 @pytest.mark.parametrize("cancel, fills, kind, state", [

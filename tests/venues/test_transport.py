@@ -166,6 +166,15 @@ def test_nothing_listens_is_said_so():
     assert error.value.sent is False and "no connection" in error.value.what
 
 
+def test_a_body_that_is_too_long_is_not_read_to_its_end():
+    async def run(size):
+        async with RawServer(Reply(201, b'{"lastTransactionID": "6373"}' + b" "*size)) as server:
+            return (await one(server, CREATE, timeouts=Timeouts())).body
+    assert asyncio.run(run(2**20)) == {"lastTransactionID": "6373"}
+    with pytest.raises(e.OutcomeUnknown):
+        asyncio.run(run(2**25 + 2**20))
+
+
 def test_waiting_for_a_connection_sends_nothing():
     """One connection, taken by a read that hangs: the order waits, gives up, and was never sent."""
     async def run():
@@ -270,6 +279,54 @@ def test_no_error_shows_the_token():
     for reply in (Reply(401, f'{{"errorMessage": "bad token {TOKEN}"}}'), Reply(500, f"Authorization: Bearer {TOKEN}"), Reply(201, f"<html>{TOKEN}")):
         error = asyncio.run(run(reply))
         assert TOKEN not in str(error) and TOKEN not in error.raw and "***" in error.raw
+
+
+def test_connections_are_kept_used_again_and_bounded():
+    async def run():
+        async with RawServer(Reply(200, {})) as server:
+            t = transport(server.url, connections=4)
+            for _ in range(5):
+                await t.request(READ)
+            one = server.connections
+            await asyncio.gather(*(t.request(READ) for _ in range(60)))
+            many = server.connections
+            for _ in range(3):
+                server.plan.append(half_body)
+                await t.request(READ)
+            await t.aclose()
+            return one, many, server.connections, len(t.http._transport.free)
+    one, many, after, left = asyncio.run(run())
+    assert one == 1 and many <= 4 and after <= 7 and left == 0
+
+
+def test_a_connection_the_venue_closed_meanwhile_costs_nothing():
+    """Kept connections die quietly; a new order must not be the one that finds out."""
+    async def run():
+        async with RawServer(Reply(201, {})) as server:
+            t = transport(server.url)
+
+            async def answer_then_close(w, reply):
+                w.write(Reply(200, {}).wire())
+                await w.drain()
+                w.close()
+            server.plan = [answer_then_close]
+            await t.request(READ)
+            await asyncio.sleep(0.1)
+            await t.request(CREATE)
+            await t.aclose()
+            return server.connections
+    assert asyncio.run(run()) == 2
+
+
+@pytest.mark.parametrize("proxy, loopback, lanes", [("", False, True), ("http://127.0.0.1:9", False, False), ("http://127.0.0.1:9", True, True)])
+def test_a_proxy_of_the_environment_is_used_but_never_for_loopback(monkeypatch, proxy, loopback, lanes):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    if proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+    http = http_client("https://api-fxpractice.oanda.com" if not loopback else "http://127.0.0.1:1", {}, QUICK, loopback=loopback)
+    assert (type(http._transport).__name__ == "Lanes") is lanes and bool(http._mounts) is (not lanes)
+    asyncio.run(http.aclose())
 
 
 def test_cookies_are_not_kept_and_redirects_not_followed():

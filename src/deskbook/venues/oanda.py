@@ -164,6 +164,11 @@ class OandaReads(OandaAccount):
         answer = await self._get("openPositions")
         with reading(answer): return wire.read_positions(answer.body)
 
+    async def fetch_trades(self) -> list[wire.OpenTrade]:
+        "The open trades that the positions are made of."
+        answer = await self._get("openTrades")
+        with reading(answer): return [wire.read_trade(t) for t in wire.rows(answer.body, "trades")]
+
     async def fetch_open_orders(self) -> list[VenueOrder]:
         "Orders that wait. What they have filled so far is told by `find_order`."
         answer = await self._get("pendingOrders", "orders")

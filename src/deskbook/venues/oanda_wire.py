@@ -25,9 +25,9 @@ __all__ = ['VENUE', 'ZERO', 'MARKET_TIMES', 'LIMIT_TIMES', 'REASONS', 'TYPES', '
            'wrong', 'obj', 'rows', 'text', 'id_of', 'part', 'as_number', 'number', 'positive', 'as_time_ms', 'time_ms',
            'places', 'read_instrument', 'refuse', 'on_step', 'check_request', 'order_body', 'refusal_class',
            'error_code', 'read_error', 'client_id_of', 'read_fill', 'average_price', 'ended_state', 'read_order',
-           'read_ack', 'cancelled_at_once', 'read_balance', 'read_positions', 'read_quote', 'read_quotes', 'in_order',
-           'cash_of', 'ended_order', 'read_fill_page', 'orders_in', 'rejected_in', 'CandlePage', 'read_candles',
-           'candle_frame']
+           'read_ack', 'cancelled_at_once', 'read_balance', 'read_positions', 'OpenTrade', 'read_trade', 'read_quote',
+           'read_quotes', 'in_order', 'cash_of', 'ended_order', 'read_fill_page', 'orders_in', 'rejected_in',
+           'CandlePage', 'read_candles', 'candle_frame']
 
 # %% ../../../nbs/venues/20_oanda_wire.ipynb #7b90369d
 def wrong(field: str, value: Any, wanted: str) -> ProtocolError:
@@ -346,6 +346,22 @@ def read_positions(body: dict[str, Any]) -> dict[str, VenuePosition]:
         if side := (long if a else short if b else None):
             out[name] = VenuePosition(name, a + b, positive(side, "averagePrice"), number(p, "unrealizedPL", ZERO))
     return out
+
+# %% ../../../nbs/venues/20_oanda_wire.ipynb #cf8b84de
+@dataclass(frozen=True)
+class OpenTrade:
+    "One open trade of an account."
+    trade_id: str
+    client_id: str # of the order that opened it; "" when it was not ours
+    instrument: str
+    units: Decimal # signed, what is left of it
+    price: Decimal # at which it was opened
+    unrealised_pnl: Decimal # account currency
+    opened_ms: int
+
+def read_trade(t: dict[str, Any]) -> OpenTrade:
+    "One open trade."
+    return OpenTrade(id_of(t), client_id_of(t), text(t, "instrument"), number(t, "currentUnits"), positive(t, "price"), number(t, "unrealizedPL", ZERO), time_ms(t, "openTime"))
 
 # %% ../../../nbs/venues/20_oanda_wire.ipynb #47c97892
 def _best(p: dict[str, Any], side: Literal["bids", "asks"], closeout: str) -> Decimal:

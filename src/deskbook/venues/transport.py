@@ -5,10 +5,12 @@
 # %% ../../../nbs/venues/15_transport.ipynb #2a7ec23c
 from __future__ import annotations
 import asyncio, contextlib, importlib.util, json, sys, time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from typing import Any
+from urllib.request import getproxies
 import httpx
 from ..core.errors import BadInput, Refused
 from .errors import AuthError, IpBanned, Maintenance, NetworkError, OutcomeUnknown, PermissionDenied, ProtocolError, RateLimited
@@ -19,7 +21,7 @@ from .retry import Breaker, Kind, RetryPolicy, Timing, with_retry
 
 # %% auto #0
 __all__ = ['NOT_SENT', 'Explain', 'MAX_BODY', 'Ask', 'Answer', 'Timeouts', 'network_error', 'storable', 'read_json_object',
-           'shown', 'status_error', 'for_create', 'no_search', 'http_client', 'Transport']
+           'shown', 'status_error', 'for_create', 'Lanes', 'no_search', 'http_client', 'Transport']
 
 # %% ../../../nbs/venues/15_transport.ipynb #7f14dbc4
 @dataclass(frozen=True)
@@ -140,6 +142,47 @@ def for_create(
         client_id=client_id, venue=error.venue, code=error.code, http_status=error.http_status, raw=error.raw, request_id=error.request_id)
 
 # %% ../../../nbs/venues/15_transport.ipynb #65fb9cbb
+class _Body(httpx.AsyncByteStream):
+    "The body of an answer; its connection is free again when it is closed."
+    def __init__(self, body: Any, free: Callable[[], Awaitable[None]]): self.body, self.free = body, free
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for part in self.body: yield part
+    async def aclose(self) -> None:
+        free, self.free = self.free, _nothing
+        try: await self.body.aclose()
+        finally: await free()
+
+async def _nothing() -> None: pass
+
+# %% ../../../nbs/venues/15_transport.ipynb #994cb688
+# long: borrowing and giving back
+class Lanes(httpx.AsyncBaseTransport):
+    "Connections side by side. How many are in use at once is for the caller to bound."
+    def __init__(self,
+        verify: Any, # an ssl context, or False where there is no https
+        keep: int = 8, # free connections that stay open
+    ):
+        self.verify, self.keep, self.free = verify, keep, list[httpx.AsyncHTTPTransport]()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        one = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=20.0)
+        lane = self.free.pop() if self.free else httpx.AsyncHTTPTransport(verify=self.verify, limits=one)
+        try: response = await lane.handle_async_request(request)
+        except BaseException:
+            await self._back(lane)
+            raise
+        response.stream = _Body(response.stream, partial(self._back, lane))
+        return response
+
+    async def _back(self, lane: httpx.AsyncHTTPTransport) -> None:
+        if len(self.free) < self.keep: self.free.append(lane)
+        else: await lane.aclose()
+
+    async def aclose(self) -> None:
+        self.keep = 0
+        while self.free: await self.free.pop().aclose()
+
+# %% ../../../nbs/venues/15_transport.ipynb #a9306017
 MAX_BODY = 32*1024*1024 # bytes; more is not an answer
 
 def no_search() -> None:
@@ -157,8 +200,10 @@ def http_client(
     no_search()
     limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=20.0)
     wait = httpx.Timeout(timeouts.read_s, connect=timeouts.connect_s, write=timeouts.write_s, pool=timeouts.slot_s)
-    return httpx.AsyncClient(base_url=base_url, headers=dict(headers), limits=limits, timeout=wait, http1=True, http2=False,
-        follow_redirects=False, trust_env=not loopback, verify=base_url.startswith("https:"))
+    context = httpx.create_ssl_context() if base_url.startswith("https:") else False
+    lanes = Lanes(context, connections) if loopback or not getproxies() else None
+    return httpx.AsyncClient(base_url=base_url, headers=dict(headers), limits=limits, timeout=wait, follow_redirects=False, trust_env=not loopback,
+        verify=context, transport=lanes)
 
 # %% ../../../nbs/venues/15_transport.ipynb #8e013b86
 # long: the path of one request, read from top to bottom
