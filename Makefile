@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE VIRTUAL_ENV PYTHONHOME PYTHONPATH
 
 CHECKS := check-notebooks check-export check-ruff check-types check-layers test-notebooks test-python test-outputs test-runbooks
 
-.PHONY: help setup study test lab bench prepare lock readme clean $(CHECKS)
+.PHONY: help setup servers study test lab bench prepare lock readme clean $(CHECKS)
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -42,16 +42,19 @@ check-types: setup ## mypy on src/
 check-layers: setup ## a package imports only from packages above it
 	@$(BIN)/lint-imports
 
-test-notebooks: setup ## run every notebook in nbs/
+servers: setup ## PostgreSQL and Valkey or Redis for the tests: installed as root, else named
+	@$(PY) tools/system_packages.py
+
+test-notebooks: servers ## run every notebook in nbs/
 	@$(BIN)/nbdev-test --n-workers 2
 
-test-python: setup ## pytest, in two processes
+test-python: servers ## pytest, in two processes
 	@$(BIN)/pytest tests --ignore=tests/runbooks -n 2 --dist worksteal
 
 test-outputs: setup ## notebooks whose outputs are the point, compared (nbval)
 	@$(BIN)/pytest --nbval tests/golden_outputs -p no:cacheprovider
 
-test-runbooks: setup ## every runbook on sample data
+test-runbooks: servers ## every runbook on sample data
 	@$(BIN)/pytest tests/runbooks -n 2 --dist worksteal
 
 bench: setup ## every benchmark, one after another; QUICK=1 for a look
@@ -61,7 +64,7 @@ bench: setup ## every benchmark, one after another; QUICK=1 for a look
 	  $(PY) "$$f" $(if $(QUICK),--quick) || { echo "$$f failed"; failed=1; }; \
 	done; exit $$failed
 
-prepare: setup ## export, clean, run the notebooks, write README.md
+prepare: servers ## export, clean, run the notebooks, write README.md
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
 	$(BIN)/nbdev-test --n-workers 2
