@@ -342,7 +342,7 @@ def _not_known(policy: RiskPolicy, portfolio: Portfolio, intent: Intent) -> list
     if policy.allowed_instruments and intent.instrument not in policy.allowed_instruments: reasons.append("instrument_not_allowed")
     if intent.instrument not in portfolio.instruments: reasons.append("instrument_unknown")
     if own is None or not usable(own, portfolio.now_ms, policy.mark_max_age_s): reasons.append("mark_stale")
-    elif not own.tradeable: reasons.append("instrument_not_tradeable")
+    if own and not own.tradeable: reasons.append("instrument_not_tradeable")
     return reasons
 
 # %% ../../../nbs/trading/10_risk.ipynb #e334ab63
