@@ -57,7 +57,7 @@ test-outputs: setup ## notebooks whose outputs are the point, compared (nbval)
 test-runbooks: servers ## every runbook on sample data
 	@$(BIN)/pytest tests/runbooks -n 2 --dist worksteal
 
-bench: setup ## every benchmark, one after another; QUICK=1 for a look
+bench: servers ## every benchmark, one after another; QUICK=1 for a look
 	@failed=0; for f in benchmarks/bench_*.py; do \
 	  [ -e "$$f" ] || { echo "no benchmarks yet"; break; }; \
 	  printf '\n======== %s\n' "$$f"; \
