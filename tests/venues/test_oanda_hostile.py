@@ -184,6 +184,36 @@ def test_an_order_in_any_single_place_is_found():
             assert isinstance(lookup, Found) and lookup.order.venue_order_id == "6372"
 
 
+AGAIN = {**CREATED, "id": "6380", "batchID": "6380"}
+REFUSED = {"type": "ORDER_CANCEL", "id": "6381", "batchID": "6380", "time": TIME, "orderID": "6380", "clientOrderID": "db-7f3a", "reason": "CLIENT_TRADE_ID_ALREADY_EXISTS"}
+
+
+@pytest.mark.parametrize("by_id", ["6380", None])
+@pytest.mark.parametrize("cursor", ["6371", ""])
+def test_of_two_orders_with_one_client_id_the_filled_one_counts(by_id, cursor):
+    """It was sent twice after all; the venue's own lookup shows the second, which it cancelled."""
+    log = {"transactions": [CREATED, FILL, AGAIN, REFUSED], "lastTransactionID": "6381"}
+
+    async def run():
+        async with RawServer() as server:
+            def answer(request):
+                at, _, q = request.path.partition("?")
+                if at == LOOKS[0] and by_id:
+                    return Reply(200, {"order": {**ORDER, "id": by_id, "type": "MARKET", "state": "CANCELLED", "price": None}, "lastTransactionID": "6381"})
+                if at == LOOKS[3]:
+                    since = int(q.partition("id=")[2])
+                    return Reply(200, {**log, "transactions": [t for t in log["transactions"] if int(t["id"]) > since]})
+                return empty_venue("", None)(request)
+            server.default = answer
+            o = Oanda("1", "t", server.url, timing=Timing(sleep=nap))
+            lookup = await o.find_order("db-7f3a", cursor)
+            await o.aclose()
+            return lookup
+    lookup = asyncio.run(run())
+    assert isinstance(lookup, Found)
+    assert (lookup.order.venue_order_id, lookup.order.state, lookup.fills[0].fill_id) == ("6372", "filled", "6373")
+
+
 def test_pages_of_orders_are_walked_to_the_cursor_and_not_for_ever():
     def server_of(repeat):
         def answer(request):

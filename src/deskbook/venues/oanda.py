@@ -4,7 +4,7 @@
 
 # %% ../../../nbs/venues/22_oanda.ipynb #e215c91a
 from __future__ import annotations
-import asyncio, contextlib
+import asyncio, contextlib, logging
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
@@ -322,11 +322,14 @@ class OandaPlaces(OandaFills):
         return await self._place(request, Write("close", instrument, True, request.override_kill))
 
 # %% ../../../nbs/venues/22_oanda.ipynb #6e35ced4
+FINAL = frozenset(("filled", "cancelled", "rejected", "expired"))
+
 def chosen(
     orders: Sequence[tuple[VenueOrder, tuple[VenueFill, ...]]], # with one client id, oldest first
 ) -> tuple[VenueOrder, tuple[VenueFill, ...]]:
     "The order that counts: one with fills, else one that lives, else the latest. There should be only one."
-    for wanted in (lambda o, f: bool(f), lambda o, f: o.state == "open"):
+    if sum(bool(f) for _, f in orders) > 1: logging.getLogger(__name__).error("more than one order with client id %s was filled", orders[0][0].client_id)
+    for wanted in (lambda o, f: bool(f), lambda o, f: o.state not in FINAL):
         for o, f in orders:
             if wanted(o, f): return o, f
     return orders[-1]
@@ -361,17 +364,20 @@ class OandaFinds(OandaPlaces):
             if not ids or min(ids) <= least or not since_cursor or (before and min(ids) >= int(before)): return None
             before = str(min(ids))
 
-    async def _whole(self, o: dict[str, Any], log: Log | None = None) -> Found:
-        "An order with its fills, from the log since its creation."
+    async def _whole(self, o: dict[str, Any], since_cursor: str = "") -> Found:
+        "An order with its fills, from the log since its creation, or since the cursor if that lies before."
         oid, currency = wire.id_of(o), await self._home()
-        log = log or await self.read_log(str(int(oid) - 1))
+        log = await self.read_log(str(min(int(oid) - 1, int(since_cursor or oid))))
         if not log.complete: raise wire.wrong("transactions", f"shown up to {log.cursor}", "shown up to lastTransactionID")
-        known = [t for t in log.transactions if t["type"] in wire.CREATES and wire.id_of(t) == oid]
-        made = known[0] if known else o
-        fills = tuple(wire.read_fill(t, currency) for t in log.transactions if t["type"] == "ORDER_FILL" and wire.id_of(t, "orderID") == oid)
-        cancel = next((t for t in log.transactions if t["type"] == "ORDER_CANCEL" and wire.id_of(t, "orderID") == oid), None)
-        order = wire.read_order(o, fills, cancel, "CANCELLED" if cancel else "")
-        return Found(order if order.client_id else replace(order, client_id=wire.client_id_of(made)), fills)
+        mine = [t for t in log.transactions if t["type"] in ("ORDER_FILL", "ORDER_CANCEL") and wire.id_of(t, "orderID") == oid]
+        made = next((t for t in log.transactions if t["type"] in wire.CREATES and wire.id_of(t) == oid), o)
+        client_id = wire.client_id_of(o) or wire.client_id_of(made)
+        fills = tuple(f if f.client_id else replace(f, client_id=client_id) for f in (wire.read_fill(t, currency) for t in mine if t["type"] == "ORDER_FILL"))
+        cancel = next((t for t in mine if t["type"] == "ORDER_CANCEL"), None)
+        this = (replace(wire.read_order(o, fills, cancel, "CANCELLED" if cancel else ""), client_id=client_id), fills)
+        if not client_id: return Found(*this)
+        others = [x for x in wire.orders_in(log.transactions, client_id, currency) if x[0].venue_order_id != oid]
+        return Found(*chosen(sorted([*others, this], key=lambda x: int(x[0].venue_order_id))))
 
     async def fetch_order(self, venue_order_id: str = "", client_id: str = "") -> Found:
         "One order with its fills. Raises `OrderNotFound`."
@@ -382,11 +388,13 @@ class OandaFinds(OandaPlaces):
     async def find_order(self, client_id: str, since_cursor: str = "") -> Lookup:
         "Look for an order everywhere. Never raises a `VenueError`: what could not be read is `Unreadable`."
         try:
-            if (o := await self._order(f"@{client_id}")) is not None: return await self._whole(o)
+            if (o := await self._order(f"@{client_id}")) is not None:
+                found = await self._whole(o, since_cursor)
+                return found if since_cursor or found.fills or found.order.state not in FINAL else await self._whole(o, "1")
             listed = await self._listed(client_id, since_cursor)
             currency, log = await self._home(), await self.read_log(since_cursor)
             if orders := wire.orders_in(log.transactions, client_id, currency): return Found(*chosen(orders))
-            if listed is not None: return await self._whole(listed)
+            if listed is not None: return await self._whole(listed, since_cursor)
             if not log.complete: raise wire.wrong("transactions", f"shown up to {log.cursor}", "shown up to lastTransactionID")
             if (refused := wire.rejected_in(log.transactions, client_id)) is not None: return Found(refused)
             return Absent(log.cursor, self.timing.clock())
@@ -394,8 +402,6 @@ class OandaFinds(OandaPlaces):
 
 # %% ../../../nbs/venues/22_oanda.ipynb #9a208a67
 # long: one cancel with its looks in between
-FINAL = frozenset(("filled", "cancelled", "rejected", "expired"))
-
 class OandaCancels(OandaFinds):
     "Cancels."
     async def cancel_order(self, venue_order_id: str = "", client_id: str = "") -> VenueOrder:
