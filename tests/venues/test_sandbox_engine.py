@@ -7,8 +7,8 @@ import pytest
 from deskbook.core.clock import DAY_MS, MINUTE_MS, iso, to_ms
 from deskbook.core.errors import BadInput, DataError
 from deskbook.market.candles import conform
-from deskbook.venues.sandbox.clock import SandboxClock
-from deskbook.venues.sandbox.engine import SandboxConfig, SandboxEngine, next_rollover
+from deskbook.venues.sandbox.clock import SandboxClock, next_rollover
+from deskbook.venues.sandbox.engine import SandboxConfig, SandboxEngine
 from deskbook.venues.sandbox.market import FrameSource, Market, NoRate, SimulatedSource
 from deskbook.venues.sandbox.wire import WireError
 
@@ -600,8 +600,8 @@ def test_without_a_rate_there_is_no_order_and_no_figure():
     with_position, _ = make(market=own_market("USD_JPY"), balance="1000")
     filled(with_position, 100, instrument="USD_JPY")
     later = SandboxClock("2026-11-04T14:30:00Z")  # a replay that has no price any more
-    with_position.market = Market(FrameSource(SimulatedSource(("USD_JPY",)).candles("USD_JPY", to_ms(START), to_ms(START) + MINUTE_MS)))
-    with_position.clock = later
+    with_position.books.market = Market(FrameSource(SimulatedSource(("USD_JPY",)).candles("USD_JPY", to_ms(START), to_ms(START) + MINUTE_MS)))
+    with_position.books.clock = later
     with pytest.raises(NoRate): with_position.summary(ME)
     with pytest.raises(DataError, match="USD_JPY"): SandboxEngine.restore({ME: with_position.log(ME)}, own_market("EUR_USD"), SandboxClock(START))
 

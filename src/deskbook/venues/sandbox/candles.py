@@ -217,14 +217,18 @@ def find_rows(
     alignment: Alignment,
 ) -> Rows:
     "The candles a checked request means."
-    step, n = GRANULARITY_MS[granularity], count or 500
-    if start_ms is not None:
-        a = _start_of(start_ms, granularity, alignment)
-        if end_ms is not None: rows = _rows(market, name, a, end_ms, now, granularity, alignment)
-        else: rows = _forward(market, name, a, n + 1, now, granularity, alignment)
-        rows = rows.cut(int(np.searchsorted(rows.times, a, "left" if include_first else "right")), rows.times.size)
-        return rows if end_ms is not None else rows.cut(0, n)
-    b, need = now + 1 if end_ms is None else end_ms, (n + 2) * step * 9 // 8 + MINUTE_MS
+    n = count or 500
+    if start_ms is None: return _backward(market, name, now + 1 if end_ms is None else end_ms, n, now, granularity, alignment)
+    a = _start_of(start_ms, granularity, alignment)
+    if end_ms is not None: rows = _rows(market, name, a, end_ms, now, granularity, alignment)
+    else: rows = _forward(market, name, a, n + 1, now, granularity, alignment)
+    rows = rows.cut(int(np.searchsorted(rows.times, a, "left" if include_first else "right")), rows.times.size)
+    return rows if end_ms is not None else rows.cut(0, n)
+
+# %% ../../../../nbs/venues/sandbox/13_candles.ipynb #e35e319e
+def _backward(market: Market, name: str, b: int, n: int, now: int, granularity: str, alignment: Alignment) -> Rows:
+    "The last `n` candles before `b`."
+    need = (n + 2) * GRANULARITY_MS[granularity] * 9 // 8 + MINUTE_MS
     for _ in range(5): # quiet minutes have no candle, so open time is only a first guess
         a = _start_of(open_before(market, name, b, need), granularity, alignment)
         rows = _rows(market, name, a, b, now, granularity, alignment)

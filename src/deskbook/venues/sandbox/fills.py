@@ -116,6 +116,7 @@ def margin_suffices(
     spread = (s.quote.ask_price - s.quote.bid_price) * abs(opened) * s.rate.mid
     return f.nav - costs - spread >= f.margin_used - before + after
 
+# %% ../../../../nbs/venues/sandbox/19_fills.ipynb #979c2cd7
 def opening_reason(
     s: Scene,
     done: Decimal, opened: Decimal, # signed units that fill, and those of them that open

@@ -89,6 +89,7 @@ class Day:
     ask: np.ndarray # int64 (n, 4)
     volume: np.ndarray # int64 (n,), ticks of the minute
 
+# %% ../../../../nbs/venues/sandbox/10_market.ipynb #81d687a1
 def day_of(
     frame: pl.DataFrame, # M1 candle frame of one instrument
     precision: int, # decimals of a price
