@@ -1,4 +1,5 @@
 """`deskbook ledger`: data on stdout, trouble on stderr, exit codes, JSON that any parser reads."""
+
 import json
 import os
 import secrets
@@ -52,7 +53,9 @@ def tamper(url, sql):
 def test_migrate_up_down_and_what_it_refuses(database, deskbook):
     at = ("--url", database)
     code, out, _ = deskbook("migrate", *at, "--json")
-    assert (code, out["before"], out["after"], out["steps"], out["dropped"]) == (0, "", "0001", ["+0001"], {}) and len(out["partitions"]) == 20
+    assert (code, out["before"], out["after"], out["steps"], out["dropped"]) == (0, "", "0001", ["+0001"], {}) and len(
+        out["partitions"]
+    ) == 20
     assert deskbook("migrate", *at) == (0, "at 0001, nothing to do\n", "")
     do(database, ROWS)
     code, out, err = deskbook("migrate", "--down", *at)
@@ -79,17 +82,26 @@ def test_migrate_while_somebody_else_does(database, deskbook):
 def test_verify_and_its_exit_codes(filled, deskbook, tmp_path):
     at = ("--url", filled)
     code, out, err = deskbook("verify", *at)
-    assert (code, err) == (0, "") and out.splitlines() == ["order_events/paper: 5 rows as written", "ops_audit_events/audit: 1 rows as written", "6 rows in 2 chains"]
+    assert (code, err) == (0, "") and out.splitlines() == [
+        "order_events/paper: 5 rows as written",
+        "ops_audit_events/audit: 1 rows as written",
+        "6 rows in 2 chains",
+    ]
     kept = tmp_path / "heads.txt"
     kept.write_text(deskbook("verify", "--heads", *at)[1])
     assert len(kept.read_text().splitlines()) == 2
     assert deskbook("verify", "--expect-head", kept, *at)[0] == 0
-    tamper(filled, "DELETE FROM order_events WHERE seq = 5; UPDATE chain_heads SET seq = 4, hash = (SELECT hash FROM order_events WHERE seq = 4) WHERE chain = 'paper'")
+    tamper(
+        filled,
+        "DELETE FROM order_events WHERE seq = 5; UPDATE chain_heads SET seq = 4, hash = (SELECT hash FROM order_events WHERE seq = 4) WHERE chain = 'paper'",
+    )
     assert deskbook("verify", *at)[0] == 0
     for head in (kept, kept.read_text().splitlines()[0]):
         code, out, err = deskbook("verify", "--expect-head", head, *at, "--json")
         broken = [c for c in out["chains"] if c["broken"]]
-        assert code == 1 and not out["ok"] and [(c["chain"], c["broken"]["kind"], c["broken"]["seq"]) for c in broken] == [("paper", "cut", 5)]
+        assert (
+            code == 1 and not out["ok"] and [(c["chain"], c["broken"]["kind"], c["broken"]["seq"]) for c in broken] == [("paper", "cut", 5)]
+        )
         assert "history was changed: order_events/paper: rows 5 to 5 are gone" in err
     tamper(filled, "UPDATE order_events SET reason = 'x' WHERE seq = 2")
     code, out, err = deskbook("verify", *at)
@@ -113,7 +125,11 @@ def test_export(filled, deskbook, tmp_path):
 def test_status(filled, deskbook, database):
     code, out, _ = deskbook("status", "--url", filled, "--json")
     assert code == 0 and (out["schema"], out["schema_wanted"], out["troubles"]) == ("0001", "0001", [])
-    assert out["tables"]["order_events"] == 5 and {c["kind"] for c in out["cuts"]} == {"months"} and out["alerts"][0]["message"] == "one order is unknown"
+    assert (
+        out["tables"]["order_events"] == 5
+        and {c["kind"] for c in out["cuts"]} == {"months"}
+        and out["alerts"][0]["message"] == "one order is unknown"
+    )
     do(filled, "INSERT INTO ops_audit_events (actor, action, resource_type, recorded_at) VALUES ('a', 'b', 'c', '2031-01-01')")
     code, out, err = deskbook("status", "--url", filled)
     assert code == 0 and "ops_audit_events: months" in out and "1 rows outside" in out and "high alert, seen 1 times" in out
@@ -146,7 +162,9 @@ def test_every_command_has_an_example_and_json(deskbook, command):
 def test_without_a_url_it_is_the_environment_or_a_private_server(ledger):
     """A fresh process with TIMESCALE_URL; then one without, which starts a server below DESKBOOK_HOME."""
     call = [sys.executable, "-c", "import sys; from deskbook.app.cli import main; sys.exit(main(['ledger', *sys.argv[1:]]))"]
-    done = subprocess.run([*call, "status", "--json"], env={**os.environ, "TIMESCALE_URL": ledger}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [*call, "status", "--json"], env={**os.environ, "TIMESCALE_URL": ledger}, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0 and json.loads(done.stdout)["schema"] == "0001"
     home = Path(f"/tmp/dbh-{secrets.token_hex(4)}")  # where the server may write even if root starts it
     env = {k: v for k, v in os.environ.items() if k != "TIMESCALE_URL"} | {"DESKBOOK_HOME": str(home)}

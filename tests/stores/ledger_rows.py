@@ -1,4 +1,5 @@
 """Rows that the tests of the ledger start from."""
+
 import psycopg
 from psycopg.rows import dict_row
 
@@ -12,7 +13,9 @@ def owner(url):
 
 
 def add_account(conn, account="paper"):
-    conn.execute("INSERT INTO accounts (account, venue, environment, mode, currency) VALUES (%s, 'oanda', 'sandbox', 'paper', 'USD')", [account])
+    conn.execute(
+        "INSERT INTO accounts (account, venue, environment, mode, currency) VALUES (%s, 'oanda', 'sandbox', 'paper', 'USD')", [account]
+    )
 
 
 def add_order(conn, account="paper", key="k1", units=1000):

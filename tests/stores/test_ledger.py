@@ -1,4 +1,5 @@
 """The ledger: what its tables let in, who may change what, and what a caller sees when the database is not there."""
+
 import asyncio
 import math
 import os
@@ -20,15 +21,38 @@ from deskbook.core.errors import BadInput, DataError, Refused
 from deskbook.stores.ledger import SCHEMA, Ledger, LedgerDown, LedgerVersion
 from deskbook.stores.ledger_migrate import versions
 from deskbook.stores.migrations.versions.v0001_order_path import ENUMS
-from deskbook.stores.records import AuditEvent, OrderEvent, append_audits, append_order_event, append_order_events, audit, raise_alert, resolve_alert, acknowledge_alert
+from deskbook.stores.records import (
+    AuditEvent,
+    OrderEvent,
+    append_audits,
+    append_order_event,
+    append_order_events,
+    audit,
+    raise_alert,
+    resolve_alert,
+    acknowledge_alert,
+)
 
 # Every column that holds one of a few words.
 WORDS = {
-    ("accounts", "environment"): "environment", ("accounts", "mode"): "mode", ("decisions", "verdict"): "verdict", ("orders", "kind"): "kind",
-    ("orders", "side"): "side", ("orders", "position_side"): "position_side", ("orders", "type"): "type", ("orders", "time_in_force"): "time_in_force",
-    ("orders", "state"): "state", ("order_events", "from_state"): "state", ("order_events", "to_state"): "state", ("fills", "liquidity"): "liquidity",
-    ("positions", "position_side"): "position_side", ("outbox", "topic"): "topic", ("account_risk_policies", "mode"): "mode",
-    ("account_risk_state", "status"): "risk_status", ("ops_alerts", "severity"): "severity", ("ops_alerts", "status"): "alert_status",
+    ("accounts", "environment"): "environment",
+    ("accounts", "mode"): "mode",
+    ("decisions", "verdict"): "verdict",
+    ("orders", "kind"): "kind",
+    ("orders", "side"): "side",
+    ("orders", "position_side"): "position_side",
+    ("orders", "type"): "type",
+    ("orders", "time_in_force"): "time_in_force",
+    ("orders", "state"): "state",
+    ("order_events", "from_state"): "state",
+    ("order_events", "to_state"): "state",
+    ("fills", "liquidity"): "liquidity",
+    ("positions", "position_side"): "position_side",
+    ("outbox", "topic"): "topic",
+    ("account_risk_policies", "mode"): "mode",
+    ("account_risk_state", "status"): "risk_status",
+    ("ops_alerts", "severity"): "severity",
+    ("ops_alerts", "status"): "alert_status",
 }
 
 
@@ -38,7 +62,10 @@ def populate(url):
     with owner(url) as c:
         c.execute("INSERT INTO decisions (account, instrument, decided_at, verdict) VALUES ('paper', 'EUR_USD', now(), 'enter')")
         c.execute("INSERT INTO order_events (account, order_id, version, to_state) VALUES ('paper', %s, 1, 'created')", [order])
-        c.execute("INSERT INTO fills (venue, account, fill_id, order_id, instrument, units, price, filled_at) VALUES ('oanda', 'paper', '7', %s, 'EUR_USD', 1000, 1.0871, now())", [order])
+        c.execute(
+            "INSERT INTO fills (venue, account, fill_id, order_id, instrument, units, price, filled_at) VALUES ('oanda', 'paper', '7', %s, 'EUR_USD', 1000, 1.0871, now())",
+            [order],
+        )
         c.execute("INSERT INTO positions (account, instrument) VALUES ('paper', 'EUR_USD')")
         c.execute("INSERT INTO outbox (topic, account, order_id) VALUES ('submit', 'paper', %s)", [order])
         c.execute("INSERT INTO account_risk_policies (mode, name) VALUES ('paper', 'house')")
@@ -65,10 +92,23 @@ def test_every_enum_lets_in_its_words_and_no_other(ledger):
             c.execute("UPDATE accounts SET mode = 'live'")  # on a sandbox
 
 
-@pytest.mark.parametrize("column, value", [
-    ("units", "0"), ("units", "-1"), ("units", "NaN"), ("units", "Infinity"), ("price", "NaN"), ("price", "0"), ("price", "-Infinity"),
-    ("filled_units", "-1"), ("average_price", "NaN"), ("reserved_usd", "Infinity"), ("version", "0"), ("resends", "-1"),
-])
+@pytest.mark.parametrize(
+    "column, value",
+    [
+        ("units", "0"),
+        ("units", "-1"),
+        ("units", "NaN"),
+        ("units", "Infinity"),
+        ("price", "NaN"),
+        ("price", "0"),
+        ("price", "-Infinity"),
+        ("filled_units", "-1"),
+        ("average_price", "NaN"),
+        ("reserved_usd", "Infinity"),
+        ("version", "0"),
+        ("resends", "-1"),
+    ],
+)
 def test_a_number_that_is_none_is_refused(ledger, column, value):
     one_order(ledger)
     with owner(ledger) as c, pytest.raises(psycopg.errors.CheckViolation):
@@ -105,7 +145,15 @@ def test_the_application_appends_and_changes_nothing(ledger, table):
             async with desk.transaction() as tx:
                 await append_order_event(tx, "paper", order, 1, None, "created")
                 await audit(tx, "sender", "order.refused", "order")
-            names = [table, *(r["relname"] for r in await desk.rows("SELECT relname FROM pg_class JOIN pg_inherits ON inhrelid = pg_class.oid WHERE inhparent = %s::regclass", [table]))]
+            names = [
+                table,
+                *(
+                    r["relname"]
+                    for r in await desk.rows(
+                        "SELECT relname FROM pg_class JOIN pg_inherits ON inhrelid = pg_class.oid WHERE inhparent = %s::regclass", [table]
+                    )
+                ),
+            ]
             assert len(names) > 5
             for name in names:
                 for sql in ("UPDATE {} SET seq = 9", "DELETE FROM {}", "TRUNCATE {}"):
@@ -114,7 +162,14 @@ def test_the_application_appends_and_changes_nothing(ledger, table):
             for name in names[1:]:
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
                     await desk.rows(f"INSERT INTO {name} SELECT * FROM {table}")
-            for sql in ("UPDATE chain_heads SET seq = 0", "DELETE FROM chain_heads", "DELETE FROM orders", "DELETE FROM fills", "DROP TABLE orders", "CREATE TABLE mine (x int)"):
+            for sql in (
+                "UPDATE chain_heads SET seq = 0",
+                "DELETE FROM chain_heads",
+                "DELETE FROM orders",
+                "DELETE FROM fills",
+                "DROP TABLE orders",
+                "CREATE TABLE mine (x int)",
+            ):
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
                     await desk.rows(sql)
             async with desk.transaction() as tx:
@@ -145,7 +200,10 @@ def test_not_even_the_owner_changes_a_chained_row_by_accident(ledger, table):
 def test_what_a_writer_says_about_the_chain_is_replaced(ledger):
     order = one_order(ledger)
     with owner(ledger) as c:
-        c.execute("INSERT INTO order_events (account, seq, order_id, version, to_state, prev_hash, hash) VALUES ('paper', 99, %s, 1, 'created', '\\x01', '\\x02')", [order])
+        c.execute(
+            "INSERT INTO order_events (account, seq, order_id, version, to_state, prev_hash, hash) VALUES ('paper', 99, %s, 1, 'created', '\\x01', '\\x02')",
+            [order],
+        )
         row = c.execute("SELECT seq, prev_hash, length(hash) AS n FROM order_events").fetchone()
     assert row == {"seq": 1, "prev_hash": bytes(32), "n": 32}
 
@@ -218,6 +276,7 @@ def test_a_block_that_raises_leaves_nothing_and_the_pool_whole(ledger):
 def test_a_task_that_is_cancelled_inside_a_statement_frees_its_locks(ledger):
     async def scenario():
         async with await Ledger.open(ledger, max_size=2) as desk:
+
             async def slow():
                 async with desk.transaction() as tx:
                     await tx.execute("SELECT pg_advisory_xact_lock(1)")
@@ -264,11 +323,14 @@ def test_a_pool_that_is_used_up_says_so(ledger):
 # Not there, or not ours
 
 
-@pytest.mark.parametrize("url, error, text", [
-    ("postgresql:///x?host=/tmp/no-such-folder-of-deskbook", LedgerDown, "No such file"),
-    ("postgresql://u:s3cret@127.0.0.1:9/x", LedgerDown, "refused"),
-    ("postgresql://no host:port/", BadInput, "cannot be read"),
-])
+@pytest.mark.parametrize(
+    "url, error, text",
+    [
+        ("postgresql:///x?host=/tmp/no-such-folder-of-deskbook", LedgerDown, "No such file"),
+        ("postgresql://u:s3cret@127.0.0.1:9/x", LedgerDown, "refused"),
+        ("postgresql://no host:port/", BadInput, "cannot be read"),
+    ],
+)
 def test_a_database_that_is_down_at_start_is_one_typed_error(url, error, text):
     begun = time.monotonic()
     with pytest.raises(error, match=text) as e:
@@ -416,7 +478,9 @@ def test_a_batch_over_several_accounts_comes_back_in_its_order(ledger):
             seqs = await append_order_events(tx, [OrderEvent(a, orders[a], n + 1, None, "created", f"n{n}") for n, a in enumerate(told)])
             rows = await (await tx.execute("SELECT account, seq, reason FROM order_events")).fetchall()
             assert seqs == [1, 1, 1, 2, 2, 3]
-            assert {(r["account"], r["seq"]): r["reason"] for r in rows} == {(a, s): f"n{n}" for n, (a, s) in enumerate(zip(told, seqs, strict=True))}
+            assert {(r["account"], r["seq"]): r["reason"] for r in rows} == {
+                (a, s): f"n{n}" for n, (a, s) in enumerate(zip(told, seqs, strict=True))
+            }
             assert await append_audits(tx, [AuditEvent("x", "y", "z", chain=c) for c in ("audit", "paper", "audit")]) == [1, 1, 2]
             assert await append_order_events(tx, []) == [] and await append_audits(tx, []) == []
 
@@ -442,16 +506,22 @@ def test_batches_of_the_same_accounts_do_not_wait_for_each_other_for_ever(ledger
 def test_the_same_trouble_is_one_alert_that_counts(ledger):
     async def again(desk, severity="low"):
         async with desk.transaction() as tx:
-            return await raise_alert(tx, "unknown_order:paper", "orders", severity, "unknown_age_s", "one order is unknown", 31.0, 30.0, {"orders": ["k1"]})
+            return await raise_alert(
+                tx, "unknown_order:paper", "orders", severity, "unknown_age_s", "one order is unknown", 31.0, 30.0, {"orders": ["k1"]}
+            )
 
     async def scenario():
         async with await Ledger.open(ledger) as desk:
             got = await asyncio.gather(*(again(desk) for _ in range(20)))
             assert sorted(r["count"] for r in got) == list(range(1, 21)) and len({r["id"] for r in got}) == 1
             async with desk.transaction() as tx:
-                assert await acknowledge_alert(tx, "unknown_order:paper", "operator") and not await acknowledge_alert(tx, "unknown_order:paper", "operator")
+                assert await acknowledge_alert(tx, "unknown_order:paper", "operator") and not await acknowledge_alert(
+                    tx, "unknown_order:paper", "operator"
+                )
             assert (await again(desk))["status"] == "acknowledged"
-            assert (await again(desk, "high")).items() >= {"status": "open", "severity": "high", "count": 22}.items(), "worse: it opens again"
+            assert (await again(desk, "high")).items() >= {"status": "open", "severity": "high", "count": 22}.items(), (
+                "worse: it opens again"
+            )
             assert (await again(desk))["severity"] == "high"
             async with desk.transaction() as tx:
                 assert await resolve_alert(tx, "unknown_order:paper") and not await resolve_alert(tx, "unknown_order:paper")

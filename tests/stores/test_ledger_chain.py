@@ -1,4 +1,5 @@
 """Whatever is done to the history behind the desk's back, `verify` names the first row that it was done to."""
+
 import asyncio
 import hashlib
 import json
@@ -27,8 +28,13 @@ def write(url, rows=12, account="paper"):
         async with await Ledger.open(url) as desk:
             async with desk.transaction() as tx:
                 at = [START + timedelta(days=8 * n) for n in range(rows)]
-                await append_order_events(tx, [OrderEvent(account, order, n + 1, "open", "partially_filled", "fill", {"units": str(n)}, at[n]) for n in range(rows)])
-                await append_audits(tx, [AuditEvent("sender", "order.sent", "order", str(n), {"n": n}, account, at[n]) for n in range(rows)])
+                await append_order_events(
+                    tx,
+                    [OrderEvent(account, order, n + 1, "open", "partially_filled", "fill", {"units": str(n)}, at[n]) for n in range(rows)],
+                )
+                await append_audits(
+                    tx, [AuditEvent("sender", "order.sent", "order", str(n), {"n": n}, account, at[n]) for n in range(rows)]
+                )
             return await verify(desk)
 
     report = asyncio.run(scenario())
@@ -57,37 +63,57 @@ DELETE_TAIL = "DELETE FROM order_events WHERE seq > 9"
 HEAD_BACK = "UPDATE chain_heads SET seq = 9, hash = (SELECT hash FROM order_events WHERE seq = 9) WHERE chain_table = 'order_events'"
 
 
-@pytest.mark.parametrize("found, statements", [
-    (("altered", 7), ["UPDATE order_events SET payload = '{\"units\": \"9\"}' WHERE seq = 7"]),
-    (("altered", 7), ["UPDATE order_events SET recorded_at = recorded_at + interval '1 microsecond' WHERE seq = 7"]),
-    (("altered", 7), ["UPDATE order_events SET recorded_at = recorded_at + interval '2 months' WHERE seq = 7"]),
-    (("altered", 7), ["UPDATE order_events SET reason = NULLIF(reason, 'fill') || '' WHERE false", "UPDATE order_events SET reason = 'Fill' WHERE seq = 7"]),
-    (("altered", 7), ["UPDATE order_events SET from_state = NULL WHERE seq = 7"]),
-    (("altered", 7), ["UPDATE order_events SET to_state = 'filled' WHERE seq = 7"]),
-    (("altered", 7), ["UPDATE order_events SET version = 70 WHERE seq = 7"]),
-    (("altered", 7), ["UPDATE order_events SET order_id = (SELECT id FROM orders WHERE idempotency_key = 'other') WHERE seq = 7"]),
-    (("altered", 7), ["UPDATE order_events SET hash = sha256('x') WHERE seq = 7"]),
-    (("altered", 7), ["UPDATE order_events SET prev_hash = sha256('x') WHERE seq = 7"]),
-    (("altered", 4), ["UPDATE order_events SET version = 70 WHERE seq IN (7, 4)"]),
-    (("altered", 1), ["UPDATE order_events SET version = 70 WHERE seq = 1"]),
-    (("altered", 12), ["UPDATE order_events SET version = 70 WHERE seq = 12"]),
-    (("rewritten", 7), ["UPDATE order_events SET version = 70 WHERE seq = 7", fit(7)]),
-    (("rewritten", 12), ["UPDATE order_events SET version = 70 WHERE seq = 12", fit(12)]),
-    (("missing", 7), ["DELETE FROM order_events WHERE seq = 7"]),
-    (("missing", 5), ["DELETE FROM order_events WHERE seq BETWEEN 5 AND 9"]),
-    (("missing", 1), ["DELETE FROM order_events WHERE seq = 1"]),
-    (("reordered", 4), ["UPDATE order_events SET seq = CASE seq WHEN 4 THEN 9 ELSE 4 END WHERE seq IN (4, 9)"]),
-    (("reordered", 4), ["UPDATE order_events SET seq = CASE seq WHEN 4 THEN 5 ELSE 4 END WHERE seq IN (4, 5)"]),
-    (("reordered", 4), ["DELETE FROM order_events WHERE seq = 4", "UPDATE order_events SET seq = seq - 1 WHERE seq > 4"]),
-    (("duplicate", 7), ["INSERT INTO order_events SELECT account, seq, order_id, version, from_state, to_state, reason, payload, recorded_at + interval '1s', prev_hash, hash"
-        " FROM order_events WHERE seq = 7"]),
-    (("cut", 10), [DELETE_TAIL]),
-    (("cut", 1), ["DELETE FROM order_events"]),
-    (("surplus", 13), ["INSERT INTO order_events SELECT account, 13, order_id, version, from_state, to_state, reason, payload, recorded_at, hash, sha256('x')"
-        " FROM order_events WHERE seq = 12", fit(13)]),
-    (("surplus", 1), ["DELETE FROM chain_heads WHERE chain_table = 'order_events'"]),
-    (("rewritten", 12), ["UPDATE chain_heads SET hash = sha256('x') WHERE chain_table = 'order_events'"]),
-])
+@pytest.mark.parametrize(
+    "found, statements",
+    [
+        (("altered", 7), ['UPDATE order_events SET payload = \'{"units": "9"}\' WHERE seq = 7']),
+        (("altered", 7), ["UPDATE order_events SET recorded_at = recorded_at + interval '1 microsecond' WHERE seq = 7"]),
+        (("altered", 7), ["UPDATE order_events SET recorded_at = recorded_at + interval '2 months' WHERE seq = 7"]),
+        (
+            ("altered", 7),
+            [
+                "UPDATE order_events SET reason = NULLIF(reason, 'fill') || '' WHERE false",
+                "UPDATE order_events SET reason = 'Fill' WHERE seq = 7",
+            ],
+        ),
+        (("altered", 7), ["UPDATE order_events SET from_state = NULL WHERE seq = 7"]),
+        (("altered", 7), ["UPDATE order_events SET to_state = 'filled' WHERE seq = 7"]),
+        (("altered", 7), ["UPDATE order_events SET version = 70 WHERE seq = 7"]),
+        (("altered", 7), ["UPDATE order_events SET order_id = (SELECT id FROM orders WHERE idempotency_key = 'other') WHERE seq = 7"]),
+        (("altered", 7), ["UPDATE order_events SET hash = sha256('x') WHERE seq = 7"]),
+        (("altered", 7), ["UPDATE order_events SET prev_hash = sha256('x') WHERE seq = 7"]),
+        (("altered", 4), ["UPDATE order_events SET version = 70 WHERE seq IN (7, 4)"]),
+        (("altered", 1), ["UPDATE order_events SET version = 70 WHERE seq = 1"]),
+        (("altered", 12), ["UPDATE order_events SET version = 70 WHERE seq = 12"]),
+        (("rewritten", 7), ["UPDATE order_events SET version = 70 WHERE seq = 7", fit(7)]),
+        (("rewritten", 12), ["UPDATE order_events SET version = 70 WHERE seq = 12", fit(12)]),
+        (("missing", 7), ["DELETE FROM order_events WHERE seq = 7"]),
+        (("missing", 5), ["DELETE FROM order_events WHERE seq BETWEEN 5 AND 9"]),
+        (("missing", 1), ["DELETE FROM order_events WHERE seq = 1"]),
+        (("reordered", 4), ["UPDATE order_events SET seq = CASE seq WHEN 4 THEN 9 ELSE 4 END WHERE seq IN (4, 9)"]),
+        (("reordered", 4), ["UPDATE order_events SET seq = CASE seq WHEN 4 THEN 5 ELSE 4 END WHERE seq IN (4, 5)"]),
+        (("reordered", 4), ["DELETE FROM order_events WHERE seq = 4", "UPDATE order_events SET seq = seq - 1 WHERE seq > 4"]),
+        (
+            ("duplicate", 7),
+            [
+                "INSERT INTO order_events SELECT account, seq, order_id, version, from_state, to_state, reason, payload, recorded_at + interval '1s', prev_hash, hash"
+                " FROM order_events WHERE seq = 7"
+            ],
+        ),
+        (("cut", 10), [DELETE_TAIL]),
+        (("cut", 1), ["DELETE FROM order_events"]),
+        (
+            ("surplus", 13),
+            [
+                "INSERT INTO order_events SELECT account, 13, order_id, version, from_state, to_state, reason, payload, recorded_at, hash, sha256('x')"
+                " FROM order_events WHERE seq = 12",
+                fit(13),
+            ],
+        ),
+        (("surplus", 1), ["DELETE FROM chain_heads WHERE chain_table = 'order_events'"]),
+        (("rewritten", 12), ["UPDATE chain_heads SET hash = sha256('x') WHERE chain_table = 'order_events'"]),
+    ],
+)
 def test_every_kind_of_tampering_is_found_at_its_first_row(ledger, found, statements):
     write(ledger)
     with owner(ledger) as c:
@@ -96,7 +122,10 @@ def test_every_kind_of_tampering_is_found_at_its_first_row(ledger, found, statem
     assert the_break(ledger) == found
 
 
-@pytest.mark.parametrize("column, value", [("actor", "'me'"), ("action", "'x'"), ("resource_type", "'x'"), ("resource_id", "NULL"), ("metadata", "'{}'"), ("chain", "'other'")])
+@pytest.mark.parametrize(
+    "column, value",
+    [("actor", "'me'"), ("action", "'x'"), ("resource_type", "'x'"), ("resource_id", "NULL"), ("metadata", "'{}'"), ("chain", "'other'")],
+)
 def test_every_column_of_the_audit_counts(ledger, column, value):
     write(ledger)
     bypass(ledger, f"UPDATE ops_audit_events SET {column} = {value} WHERE seq = 7")
@@ -104,12 +133,21 @@ def test_every_column_of_the_audit_counts(ledger, column, value):
     assert not report.ok and {(c.table, c.broken.seq) for c in report.broken} >= {("ops_audit_events", 7)}
 
 
-@pytest.mark.parametrize("hidden, found", [
-    ([DELETE_TAIL, HEAD_BACK], ("cut", 10)),
-    (["DELETE FROM order_events", "DELETE FROM chain_heads"], ("cut", 1)),
-    (["UPDATE order_events SET version = 70 WHERE seq = 12", fit(12), "UPDATE chain_heads SET hash = (SELECT hash FROM order_events WHERE seq = 12)"
-        " WHERE chain_table = 'order_events'"], ("rewritten", 12)),
-])
+@pytest.mark.parametrize(
+    "hidden, found",
+    [
+        ([DELETE_TAIL, HEAD_BACK], ("cut", 10)),
+        (["DELETE FROM order_events", "DELETE FROM chain_heads"], ("cut", 1)),
+        (
+            [
+                "UPDATE order_events SET version = 70 WHERE seq = 12",
+                fit(12),
+                "UPDATE chain_heads SET hash = (SELECT hash FROM order_events WHERE seq = 12) WHERE chain_table = 'order_events'",
+            ],
+            ("rewritten", 12),
+        ),
+    ],
+)
 def test_what_the_database_alone_cannot_know_a_kept_head_does(ledger, hidden, found):
     kept = write(ledger).heads
     bypass(ledger, *hidden)
@@ -135,7 +173,9 @@ def test_one_broken_chain_leaves_the_others_trusted(ledger):
     assert [(c.chain, c.broken.kind) for c in report.broken] == [("oanda-practice", "missing")] and len(report.chains) == 4
 
 
-@given(tamper=st.tuples(st.integers(1, 12), st.sampled_from(["delete", "time", "payload", "swap", "rehash", "renumber"]), st.integers(1, 12)))
+@given(
+    tamper=st.tuples(st.integers(1, 12), st.sampled_from(["delete", "time", "payload", "swap", "rehash", "renumber"]), st.integers(1, 12))
+)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_tampering_passes_and_none_is_blamed_on_a_later_row(twelve_rows, tamper):
     row, how, other = tamper
@@ -187,12 +227,22 @@ def twelve_rows(ledger):
     return ledger
 
 
-json_values = st.recursive(st.none() | st.booleans() | st.integers(-10**12, 10**12) | st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=8)
-    | st.decimals(allow_nan=False, allow_infinity=False, places=5), lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text("abcé\"\\", max_size=3), x, max_size=3), max_leaves=6)
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**12), 10**12)
+    | st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=8)
+    | st.decimals(allow_nan=False, allow_infinity=False, places=5),
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text('abcé"\\', max_size=3), x, max_size=3),
+    max_leaves=6,
+)
 
 
-@given(payload=st.dictionaries(st.text("abc", max_size=3), json_values, max_size=4), reason=st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=10),
-    at=st.datetimes(datetime(1990, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)))
+@given(
+    payload=st.dictionaries(st.text("abc", max_size=3), json_values, max_size=4),
+    reason=st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=10),
+    at=st.datetimes(datetime(1990, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)),
+)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_hash_can_be_computed_by_anybody(one_desk, payload, reason, at):
     """A twin in plain Python, which shares nothing with the database but the rule."""
@@ -201,7 +251,7 @@ def test_the_hash_can_be_computed_by_anybody(one_desk, payload, reason, at):
     async def append(desk):
         async with desk.transaction() as tx:
             seq = await append_order_event(tx, "paper", order, 1, None, "created", reason, payload, at)
-            return (await (await tx.execute("SELECT *, payload::text AS said FROM order_events WHERE seq = %s", [seq])).fetchone())
+            return await (await tx.execute("SELECT *, payload::text AS said FROM order_events WHERE seq = %s", [seq])).fetchone()
 
     row = run(append)
     micros = (row["recorded_at"] - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
@@ -259,7 +309,10 @@ def test_verifying_is_fast(ledger):
     order = one_order(ledger)
     with owner(ledger) as c:
         for _ in range(20):
-            c.execute("INSERT INTO order_events (account, order_id, version, to_state, payload) SELECT 'paper', %s, 1, 'open', '{\"price\": \"1.0871\"}' FROM generate_series(1, 1000)", [order])
+            c.execute(
+                "INSERT INTO order_events (account, order_id, version, to_state, payload) SELECT 'paper', %s, 1, 'open', '{\"price\": \"1.0871\"}' FROM generate_series(1, 1000)",
+                [order],
+            )
     begun = time.monotonic()
     report = check(ledger)
     assert report.ok and report.rows == 20_000
@@ -269,7 +322,13 @@ def test_verifying_is_fast(ledger):
 def test_heads_survive_being_written_down(ledger):
     report = write(ledger)
     assert dict(parse_head(head_text(n, h)) for n, h in report.heads.items()) == report.heads
-    for text in ("", "order_events/paper:1", "fills/paper:1:" + "0" * 64, "order_events/paper:x:" + "0" * 64, "order_events/paper:1:" + "g" * 64):
+    for text in (
+        "",
+        "order_events/paper:1",
+        "fills/paper:1:" + "0" * 64,
+        "order_events/paper:x:" + "0" * 64,
+        "order_events/paper:1:" + "g" * 64,
+    ):
         with pytest.raises(BadInput):
             parse_head(text)
     assert check(ledger, {"order_events/never": Head(0, GENESIS.hex())}).ok

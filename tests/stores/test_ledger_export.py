@@ -1,4 +1,5 @@
 """An export is one moment of the ledger, exact to the last digit, and there whole or not at all."""
+
 import asyncio
 import os
 import signal
@@ -48,9 +49,14 @@ def test_no_value_changes_on_the_way(ledger, tmp_path):
     at = datetime(2025, 11, 3, 7, 30, 0, 123457, tzinfo=UTC)
     price, tiny = Decimal("1.08710"), Decimal("0.000000000000000000017")
     with owner(ledger) as c:
-        c.execute("UPDATE orders SET price = %s, average_price = %s, reserved_usd = %s, reason = %s, sent_at = %s", [price, tiny, Decimal(10) ** 25, "näh, \"so\"\n,", at])
-        c.execute("INSERT INTO decisions (account, instrument, decided_at, verdict, reasons, inputs) VALUES ('paper', 'EUR_USD', %s, 'refuse', %s, %s)",
-            [at, ["max_leverage", "a,b", ""], '{"p": 1.0871, "s": "x"}'])
+        c.execute(
+            "UPDATE orders SET price = %s, average_price = %s, reserved_usd = %s, reason = %s, sent_at = %s",
+            [price, tiny, Decimal(10) ** 25, 'näh, "so"\n,', at],
+        )
+        c.execute(
+            "INSERT INTO decisions (account, instrument, decided_at, verdict, reasons, inputs) VALUES ('paper', 'EUR_USD', %s, 'refuse', %s, %s)",
+            [at, ["max_leverage", "a,b", ""], '{"p": 1.0871, "s": "x"}'],
+        )
         c.execute("INSERT INTO decisions (account, instrument, decided_at, verdict) VALUES ('paper', 'EUR_USD', now(), 'hold')")
         c.execute("INSERT INTO account_risk_state (account, day) VALUES ('paper', '2025-11-03')")
         c.execute("INSERT INTO observability_metrics (name, value) VALUES ('x', 'NaN'), ('x', 'Infinity'), ('x', 0.1)")
@@ -58,11 +64,15 @@ def test_no_value_changes_on_the_way(ledger, tmp_path):
         head = c.execute("SELECT hash FROM ops_audit_events").fetchone()["hash"]
     out = asyncio.run(export(ledger, tmp_path / "out")).out
     assert ask(out, "SELECT id, price, average_price, reserved_usd, reason, stop_loss_price, reduce_only, version FROM {orders}") == [
-        (str(order), price, tiny, Decimal(10) ** 25, "näh, \"so\"\n,", None, False, 1)]
+        (str(order), price, tiny, Decimal(10) ** 25, 'näh, "so"\n,', None, False, 1)
+    ]
     assert ask(out, "SELECT epoch_us(sent_at) FROM {orders}") == [(int(at.timestamp()) * 1_000_000 + 123457,)]
-    assert ask(out, "SELECT reasons, inputs->>'p' FROM {decisions} ORDER BY verdict") == [([], None), (["max_leverage", "a,b", ""], "1.0871")]
+    assert ask(out, "SELECT reasons, inputs->>'p' FROM {decisions} ORDER BY verdict") == [
+        ([], None),
+        (["max_leverage", "a,b", ""], "1.0871"),
+    ]
     assert ask(out, "SELECT day FROM {account_risk_state}") == [(date(2025, 11, 3),)]
-    assert [str(v) for v, in ask(out, "SELECT value FROM {observability_metrics} ORDER BY value")] == ["0.1", "inf", "nan"]
+    assert [str(v) for (v,) in ask(out, "SELECT value FROM {observability_metrics} ORDER BY value")] == ["0.1", "inf", "nan"]
     assert ask(out, "SELECT hash, seq FROM {ops_audit_events}") == [(head, 1)]
 
 
@@ -73,7 +83,10 @@ def test_a_number_too_long_for_any_decimal_becomes_text(ledger, tmp_path):
         c.execute("UPDATE orders SET units = %s", [huge])
     out = asyncio.run(export(ledger, tmp_path / "out")).out
     assert ask(out, "SELECT units FROM {orders}") == [(str(huge),)]
-    assert str(arrow_type(Column("x", "numeric", 20, 18))) == "decimal128(38, 18)" and str(arrow_type(Column("x", "numeric", 29, 10))) == "string"
+    assert (
+        str(arrow_type(Column("x", "numeric", 20, 18))) == "decimal128(38, 18)"
+        and str(arrow_type(Column("x", "numeric", 29, 10))) == "string"
+    )
 
 
 def test_an_export_during_trading_is_one_moment(ledger, tmp_path, monkeypatch):
@@ -83,10 +96,17 @@ def test_an_export_during_trading_is_one_moment(ledger, tmp_path, monkeypatch):
 
     async def trade(desk, n):
         async with desk.transaction() as tx:
-            row = await (await tx.execute("""INSERT INTO orders (account, venue, kind, instrument, side, type, units, time_in_force, client_order_id, idempotency_key,
-                request_fingerprint) VALUES ('paper', 'oanda', 'entry', 'EUR_USD', 'buy', 'market', 1, 'FOK', %s, %s, 'f') RETURNING id""", [f"c{n}", f"t{n}"])).fetchone()
-            await tx.execute("INSERT INTO fills (venue, account, fill_id, order_id, instrument, units, price, filled_at) VALUES ('oanda', 'paper', %s, %s, 'EUR_USD', 1, 1, now())",
-                [str(n), row["id"]])
+            row = await (
+                await tx.execute(
+                    """INSERT INTO orders (account, venue, kind, instrument, side, type, units, time_in_force, client_order_id, idempotency_key,
+                request_fingerprint) VALUES ('paper', 'oanda', 'entry', 'EUR_USD', 'buy', 'market', 1, 'FOK', %s, %s, 'f') RETURNING id""",
+                    [f"c{n}", f"t{n}"],
+                )
+            ).fetchone()
+            await tx.execute(
+                "INSERT INTO fills (venue, account, fill_id, order_id, instrument, units, price, filled_at) VALUES ('oanda', 'paper', %s, %s, 'EUR_USD', 1, 1, now())",
+                [str(n), row["id"]],
+            )
             await append_order_events(tx, [OrderEvent("paper", row["id"], 1, None, "created")])
             await tx.execute("""INSERT INTO positions (account, instrument, units) VALUES ('paper', 'EUR_USD', 1)
                 ON CONFLICT (account, instrument, position_side) DO UPDATE SET units = positions.units + 1""")
@@ -104,8 +124,13 @@ def test_an_export_during_trading_is_one_moment(ledger, tmp_path, monkeypatch):
             for _ in range(4):
                 await asyncio.sleep(0.1)
                 out = (await export(desk, tmp_path / "out")).out
-                seen.append(ask(out, """SELECT (SELECT count(*) - 1 FROM {orders}), (SELECT count(*) FROM {fills}), (SELECT count(*) FROM {order_events}),
-                    (SELECT coalesce(sum(units), 0) FROM {positions}), (SELECT coalesce(max(seq), 0) FROM {chain_heads})""")[0])
+                seen.append(
+                    ask(
+                        out,
+                        """SELECT (SELECT count(*) - 1 FROM {orders}), (SELECT count(*) FROM {fills}), (SELECT count(*) FROM {order_events}),
+                    (SELECT coalesce(sum(units), 0) FROM {positions}), (SELECT coalesce(max(seq), 0) FROM {chain_heads})""",
+                    )[0]
+                )
             done.set()
             await task
             return seen
@@ -180,6 +205,7 @@ def test_a_new_export_takes_the_place_of_the_old(ledger, tmp_path, monkeypatch, 
 
 async def _write_inside(url, out, monkeypatch):
     """The snapshot cannot write, whatever a table's export would do."""
+
     async def writes(tx, table, path):
         await tx.execute("DELETE FROM outbox")
 

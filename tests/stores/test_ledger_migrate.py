@@ -1,4 +1,5 @@
 """Migrations: up and down with data in the tables, two deployers at once, and one that is killed half-way."""
+
 import asyncio
 import secrets
 import shutil
@@ -25,14 +26,22 @@ HEAD = versions()[-1]
 
 def relations(url):
     with owner(url) as c:
-        return {r["relname"] for r in c.execute("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')").fetchall()}
+        return {
+            r["relname"]
+            for r in c.execute(
+                "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')"
+            ).fetchall()
+        }
 
 
 def leftovers(url):
     """Everything of ours that is in the database besides tables."""
     with owner(url) as c:
-        return [r["n"] for r in c.execute("""SELECT proname AS n FROM pg_proc WHERE pronamespace = 'public'::regnamespace
-            UNION ALL SELECT typname FROM pg_type WHERE typnamespace = 'public'::regnamespace AND typtype = 'd'""").fetchall()]
+        return [
+            r["n"]
+            for r in c.execute("""SELECT proname AS n FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+            UNION ALL SELECT typname FROM pg_type WHERE typnamespace = 'public'::regnamespace AND typtype = 'd'""").fetchall()
+        ]
 
 
 def test_up_down_up_on_an_empty_database(database):
@@ -52,7 +61,9 @@ def test_up_down_up_on_a_populated_database(ledger):
     with owner(ledger) as c:
         c.execute("INSERT INTO order_events (account, order_id, version, to_state) VALUES ('paper', %s, 1, 'created')", [order])
     assert migrate(ledger).steps == ()
-    with pytest.raises(Refused, match=r"would drop 4 rows of order_events, orders, accounts, chain_heads\. Run `deskbook ledger export`.*--drop-data"):
+    with pytest.raises(
+        Refused, match=r"would drop 4 rows of order_events, orders, accounts, chain_heads\. Run `deskbook ledger export`.*--drop-data"
+    ):
         migrate(ledger, "base")
     assert current(ledger) == HEAD and asyncio.run(verify(ledger)).rows == 1
     did = migrate(ledger, "base", drop_data=True)
@@ -108,7 +119,7 @@ def test_a_database_that_is_not_there_or_not_fit(postgres_url):
 # Later versions
 
 
-NEXT = '''
+NEXT = """
 from alembic import op
 revision = "0002"
 down_revision = "0001"
@@ -121,11 +132,15 @@ def upgrade():
 def downgrade():
     run("DROP TABLE notes")
     run("ALTER TABLE orders DROP COLUMN tag")
-'''
+"""
 
 
 def newer(tmp_path, then="pass"):
-    shutil.copytree(Path(ledger_migrate.__file__).parent / "migrations" / "versions", tmp_path / "book" / "versions", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        Path(ledger_migrate.__file__).parent / "migrations" / "versions",
+        tmp_path / "book" / "versions",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     (tmp_path / "book" / "versions" / "v0002.py").write_text(NEXT.format(then=then))
     return tmp_path / "book"
 
@@ -208,10 +223,13 @@ def test_going_down_that_is_killed_loses_no_row(ledger):
 
 def test_a_migration_whose_server_connection_is_killed(database):
     """The other end: an administrator ends the session in the middle."""
+
     def end(sql):
         if "CREATE TABLE positions" in sql:
             with owner(database) as c:
-                c.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'deskbook migrate'")
+                c.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'deskbook migrate'"
+                )
 
     with pytest.raises(LedgerDown, match="Nothing was written"):
         migrate(database, progress=end)
@@ -317,4 +335,6 @@ def test_the_role_is_made_once_by_deployers_in_several_databases(fresh_server):
         somebody.commit()
         assert [d.result(30).after for d in did] == [HEAD] * 4
     with owner(fresh_server) as c:
-        assert c.execute("SELECT rolcanlogin, rolsuper FROM pg_roles WHERE rolname = 'deskbook_app'").fetchall() == [{"rolcanlogin": False, "rolsuper": False}]
+        assert c.execute("SELECT rolcanlogin, rolsuper FROM pg_roles WHERE rolname = 'deskbook_app'").fetchall() == [
+            {"rolcanlogin": False, "rolsuper": False}
+        ]

@@ -1,4 +1,5 @@
 """What grows for ever is cut by time, with and without TimescaleDB, and no row is ever refused for want of a place."""
+
 import asyncio
 import json
 import time
@@ -26,6 +27,7 @@ NOW = datetime.now(UTC)
 
 def run(url, work, **how):
     """`work` with an open ledger."""
+
     async def scenario():
         async with await Ledger.open(url, **how) as desk:
             return await work(desk)
@@ -68,8 +70,15 @@ def test_a_new_ledger_has_its_months(ledger):
 
 def test_rows_of_every_age_are_kept_and_chained(ledger):
     order = one_order(ledger)
-    ages = [datetime(1970, 1, 1, tzinfo=UTC), NOW - timedelta(days=400), month_start(NOW) - timedelta(microseconds=1), month_start(NOW), NOW,
-        month_start(NOW, 1), datetime(2262, 1, 1, tzinfo=UTC)]
+    ages = [
+        datetime(1970, 1, 1, tzinfo=UTC),
+        NOW - timedelta(days=400),
+        month_start(NOW) - timedelta(microseconds=1),
+        month_start(NOW),
+        NOW,
+        month_start(NOW, 1),
+        datetime(2262, 1, 1, tzinfo=UTC),
+    ]
 
     async def write(desk):
         async with desk.transaction() as tx:
@@ -83,7 +92,10 @@ def test_rows_of_every_age_are_kept_and_chained(ledger):
     assert wrong == {"order_events": "3 rows of order_events are outside every month: check the clock of the machines that wrote them."}
     assert [a["message"] for a in alerts] == list(wrong.values())
     with owner(ledger) as c, pytest.raises(psycopg.errors.FeatureNotSupported, match="infinity"):
-        c.execute("INSERT INTO order_events (account, order_id, version, to_state, recorded_at) VALUES ('paper', %s, 1, 'open', 'infinity')", [order])
+        c.execute(
+            "INSERT INTO order_events (account, order_id, version, to_state, recorded_at) VALUES ('paper', %s, 1, 'open', 'infinity')",
+            [order],
+        )
 
 
 def test_rows_of_the_default_partition_move_into_a_month_that_is_made(ledger):
@@ -93,7 +105,9 @@ def test_rows_of_the_default_partition_move_into_a_month_that_is_made(ledger):
 
     async def work(desk):
         async with desk.transaction() as tx:
-            await append_order_events(tx, [OrderEvent("paper", order, 1, "open", "open", recorded_at=far if n % 2 else NOW) for n in range(20)])
+            await append_order_events(
+                tx, [OrderEvent("paper", order, 1, "open", "open", recorded_at=far if n % 2 else NOW) for n in range(20)]
+            )
             await audit(tx, "a", "b", "c", recorded_at=far)
 
         async def writer():
@@ -109,12 +123,23 @@ def test_rows_of_the_default_partition_move_into_a_month_that_is_made(ledger):
     assert month in made and report.ok and report.rows == 61 and wrong == {}
     assert partition_of(ledger, "order_events").count(month) == 50
     with owner(ledger) as c:
-        for sql in (f"UPDATE {month} SET version = 2", f"DELETE FROM {month}", f"TRUNCATE {month}", "DELETE FROM order_events_default", "TRUNCATE order_events_default"):
+        for sql in (
+            f"UPDATE {month} SET version = 2",
+            f"DELETE FROM {month}",
+            f"TRUNCATE {month}",
+            "DELETE FROM order_events_default",
+            "TRUNCATE order_events_default",
+        ):
             if "default" in sql and "DELETE" in sql:
                 continue  # nothing left in it to delete
             with pytest.raises(psycopg.errors.InsufficientPrivilege, match="append-only"):
                 c.execute(sql)
-        assert c.execute("SELECT count(*) AS n FROM pg_trigger WHERE tgrelid = 'order_events_default'::regclass AND tgenabled = 'D'").fetchone()["n"] == 0
+        assert (
+            c.execute(
+                "SELECT count(*) AS n FROM pg_trigger WHERE tgrelid = 'order_events_default'::regclass AND tgenabled = 'D'"
+            ).fetchone()["n"]
+            == 0
+        )
 
 
 def test_making_months_twice_or_at_once_makes_them_once(ledger):
@@ -236,9 +261,16 @@ def test_the_recording_is_of_the_sql_that_is_deployed():
 def test_what_a_real_timescaledb_did_with_it():
     assert {d["hypertable_name"]: d["column_name"] for d in RECORDED["dimensions"]} == GROWING
     assert {d["time_interval"] for d in RECORDED["dimensions"]} == {"30 days"} and RECORDED["made_ahead"] == []
-    assert RECORDED["chunks"] == 3 and RECORDED["verified"] == {"altered": [], "linked": [{"chain": "paper", "rows": 9, "last": 9, "gap": None, "loose": None}]}
-    assert all(o.startswith("42501 permission denied") for o in RECORDED["as_application"].values()) and len(RECORDED["as_application"]) == 4
-    assert all(o.startswith("42501") and "append-only" in o for o in RECORDED["as_superuser"].values()) and len(RECORDED["as_superuser"]) == 5
+    assert RECORDED["chunks"] == 3 and RECORDED["verified"] == {
+        "altered": [],
+        "linked": [{"chain": "paper", "rows": 9, "last": 9, "gap": None, "loose": None}],
+    }
+    assert (
+        all(o.startswith("42501 permission denied") for o in RECORDED["as_application"].values()) and len(RECORDED["as_application"]) == 4
+    )
+    assert (
+        all(o.startswith("42501") and "append-only" in o for o in RECORDED["as_superuser"].values()) and len(RECORDED["as_superuser"]) == 5
+    )
     assert RECORDED["after_tampering"] == [{"chain": "paper", "altered": 5}] and RECORDED["after_down"] == ["alembic_version"]
 
 
@@ -267,7 +299,9 @@ def test_with_the_extension_the_migration_makes_hypertables(database):
     did = migrate(database)
     assert did.after == "0001" and did.partitions == ()
     with owner(database) as c:
-        made = c.execute("SELECT hypertable_schema, hypertable_name, column_name, dimension_type, time_interval::text FROM timescaledb_information.dimensions ORDER BY 2").fetchall()
+        made = c.execute(
+            "SELECT hypertable_schema, hypertable_name, column_name, dimension_type, time_interval::text FROM timescaledb_information.dimensions ORDER BY 2"
+        ).fetchall()
         assert made == RECORDED["dimensions"], "the same catalogue as the real one"
         assert c.execute("SELECT count(*) AS n FROM pg_class WHERE relkind = 'p'").fetchone()["n"] == 0
         add_account(c)

@@ -1,4 +1,5 @@
 """The SQL of version 0001 for TimescaleDB, for timescale_record.mjs; prints JSON."""
+
 import hashlib
 import json
 
@@ -17,4 +18,14 @@ def digest():
 
 
 if __name__ == "__main__":
-    print(as_json({"role": ROLE_SQL, "up": statements(timescale=True), "down": undo(), "altered": altered_sql("order_events"), "linked": linked_sql("order_events")}))
+    print(
+        as_json(
+            {
+                "role": ROLE_SQL,
+                "up": statements(timescale=True),
+                "down": undo(),
+                "altered": altered_sql("order_events"),
+                "linked": linked_sql("order_events"),
+            }
+        )
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 import typer
@@ -19,10 +20,12 @@ if TYPE_CHECKING: from deskbook.stores.chain import ChainsReport, Head
 __all__ = ['app', 'migrate_command', 'expected', 'report_json', 'verify_command', 'export_command', 'status', 'status_command']
 
 # %% ../../../nbs/app/60_cli_ledger.ipynb #a930ab23
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="The ledger: orders, fills and positions in PostgreSQL. Migrate, verify, export, status.")
+app = typer.Typer(add_completion=False, no_args_is_help=True,
+    help="The ledger: orders, fills and positions in PostgreSQL. Migrate, verify, export, status.")
 
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON value to stdout.")]
-_Url = Annotated[str, typer.Option("--url", metavar="URL", help="PostgreSQL. Default: TIMESCALE_URL, or a private server below DESKBOOK_HOME.")]
+_Url = Annotated[str, typer.Option("--url", metavar="URL",
+    help="PostgreSQL. Default: TIMESCALE_URL, or a private server below DESKBOOK_HOME.")]
 _EXITS = "Exit codes: 0 done, 1 database down or history broken, 2 bad input, 4 refused, 5 somebody else migrates."
 
 def _warn(text: str) -> None: print(f"deskbook: {text}", file=sys.stderr)
@@ -52,8 +55,9 @@ def migrate_command(
     """
     from deskbook.stores.ledger_migrate import migrate
     with _database(url) as at: did = migrate(at, to or ("-1" if down else "head"), down=down, drop_data=drop_data, wait_s=wait_s)
-    if as_json: return print(strict_json({"before": did.before, "after": did.after, "steps": did.steps, "dropped": did.dropped, "partitions": did.partitions}))
-    print(f"{did.before or 'base'} -> {did.after or 'base'} ({', '.join(did.steps)})" if did.steps else f"at {did.after or 'base'}, nothing to do")
+    if as_json: return print(strict_json(asdict(did)))
+    if did.steps: print(f"{did.before or 'base'} -> {did.after or 'base'} ({', '.join(did.steps)})")
+    else: print(f"at {did.after or 'base'}, nothing to do")
     for table, rows in did.dropped.items(): print(f"dropped {table} with {rows} rows")
 
 # %% ../../../nbs/app/60_cli_ledger.ipynb #4c29de68
@@ -65,6 +69,7 @@ def expected(
     lines = [line for w in words for line in (Path(w).read_text().splitlines() if Path(w).is_file() else [w]) if line.strip()]
     return dict(sorted((parse_head(line) for line in lines), key=lambda named: named[1].seq))
 
+# %% ../../../nbs/app/60_cli_ledger.ipynb #43fe5b9a
 def report_json(report: ChainsReport) -> dict[str, Any]:
     "The result of `verify` for a machine."
     from deskbook.stores.chain import head_text
@@ -75,7 +80,8 @@ def report_json(report: ChainsReport) -> dict[str, Any]:
 # %% ../../../nbs/app/60_cli_ledger.ipynb #18186f94
 @app.command("verify", epilog=_EXITS)
 def verify_command(
-    expect_head: Annotated[list[str] | None, typer.Option("--expect-head", metavar="HEAD|FILE", help="A head kept elsewhere, or a file of them; may be repeated.")] = None,
+    expect_head: Annotated[list[str] | None, typer.Option("--expect-head", metavar="HEAD|FILE",
+        help="A head kept elsewhere, or a file of them; may be repeated.")] = None,
     heads: Annotated[bool, typer.Option("--heads", help="Print the heads of the chains, to be kept elsewhere.")] = False,
     url: _Url = "", as_json: _Json = False,
 ) -> None:
@@ -124,13 +130,16 @@ async def status(
     async with await Ledger.open(url, role=None, max_size=1, check_schema=False) as ledger, ledger.transaction() as tx:
         found = await schema_version(tx)
         server = await (await tx.execute("SHOW server_version")).fetchone()
-        out: dict[str, Any] = {"ledger": place(url), "server": server and server["server_version"], "schema": found, "schema_wanted": SCHEMA}
-        if found != SCHEMA: return {**out, "tables": {}, "cuts": [], "alerts": [], "troubles": ["the schema does not fit. Run `deskbook ledger migrate`."]}
+        out: dict[str, Any] = {"ledger": place(url), "server": server and server["server_version"], "schema": found,
+            "schema_wanted": SCHEMA, "tables": {}, "cuts": [], "alerts": []}
+        if found != SCHEMA: return {**out, "troubles": ["the schema does not fit. Run `deskbook ledger migrate`."]}
         names = ("accounts", "decisions", "orders", "order_events", "fills", "positions", "outbox", "ops_audit_events", "ops_alerts")
         counts = await (await tx.execute("SELECT " + ", ".join(f"(SELECT count(*) FROM {t}) AS {t}" for t in names))).fetchone()
-        alerts = await (await tx.execute("SELECT severity, category, message, count, last_seen_at FROM ops_alerts WHERE status <> 'resolved' ORDER BY last_seen_at DESC LIMIT 50")).fetchall()
+        alerts = await (await tx.execute("""SELECT severity, category, message, count, last_seen_at FROM ops_alerts
+            WHERE status <> 'resolved' ORDER BY last_seen_at DESC LIMIT 50""")).fetchall()
         cut = await cuts(tx)
-    return {**out, "tables": counts, "cuts": [{"table": c.table, "kind": c.kind, "until": iso(c.months[-1]) if c.months else None, "stray": c.stray} for c in cut],
+    return {**out, "tables": counts, "cuts": [
+            {"table": c.table, "kind": c.kind, "until": iso(c.months[-1]) if c.months else None, "stray": c.stray} for c in cut],
         "alerts": [{**a, "last_seen_at": iso(a["last_seen_at"])} for a in alerts], "troubles": list(troubles(cut, now_ms).values())}
 
 # %% ../../../nbs/app/60_cli_ledger.ipynb #f3227fc8
@@ -145,6 +154,8 @@ def status_command(url: _Url = "", as_json: _Json = False) -> None:
     if as_json: return print(strict_json(s))
     print(f"{s['ledger']}, PostgreSQL {s['server']}, schema {s['schema'] or 'none'} (wanted {s['schema_wanted']})")
     if s["tables"]: print(", ".join(f"{n} {t}" for t, n in s["tables"].items()))
-    for c in s["cuts"]: print(f"{c['table']}: {c['kind']}" + (f", last month starts {c['until']}" if c["until"] else "") + (f", {c['stray']} rows outside" if c["stray"] else ""))
+    for c in s["cuts"]:
+        until, stray = f", last month starts {c['until']}" if c["until"] else "", f", {c['stray']} rows outside" if c["stray"] else ""
+        print(f"{c['table']}: {c['kind']}{until}{stray}")
     for a in s["alerts"]: print(f"{a['severity']} alert, seen {a['count']} times, last {a['last_seen_at']}: {a['message']}")
     for t in s["troubles"]: _warn(t)

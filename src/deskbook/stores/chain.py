@@ -36,12 +36,14 @@ class Break:
     seq: int # number of the row; for `missing` and `cut` the first that is not there
     message: str # for people
 
+# %% ../../../nbs/stores/33_chain.ipynb #b84b4af2
 @dataclass(frozen=True)
 class Head:
     "The newest row of a chain: all that must be kept elsewhere to notice a cut."
     seq: int # 0: no row yet
     hash: str # 64 hex digits
 
+# %% ../../../nbs/stores/33_chain.ipynb #85eb6b41
 @dataclass(frozen=True)
 class ChainReport:
     "One chain, verified."
@@ -76,7 +78,7 @@ def parse_head(
 ) -> tuple[str, Head]: # "order_events/paper" and its head
     "Read a head that was kept. Raises `BadInput`."
     m = re.fullmatch(rf"({'|'.join(CHAINS)})/(.+):(\d+):([0-9a-f]{{64}})", text.strip())
-    if not m: raise BadInput(f"{text!r} is not the head of a chain.", "Write table/chain:number:hash as `deskbook ledger verify` prints it.")
+    if not m: raise BadInput(f"{text!r} is not the head of a chain.", "Write it as `deskbook ledger verify --heads` does.")
     return f"{m[1]}/{m[2]}", Head(int(m[3]), m[4])
 
 def head_text(name: str, head: Head) -> str: return f"{name}:{head.seq}:{head.hash}"
@@ -86,10 +88,12 @@ def altered_sql(table: str) -> str: # chain, first altered row, how many
     chain, _, made = CHAINS[table]
     return f"SELECT {chain} AS chain, min(seq) AS altered FROM {table} WHERE hash <> {made.format(seq='seq')} GROUP BY 1"
 
+# %% ../../../nbs/stores/33_chain.ipynb #2c729320
 def linked_sql(table: str) -> str: # per chain: rows, newest, first row after a hole, first that does not follow
     chain = CHAINS[table][0]
     return f"""WITH linked AS (
-      SELECT {chain} AS chain, seq, hash, prev_hash, lag(seq) OVER w AS before, lag(hash) OVER w AS before_hash FROM {table} WINDOW w AS (PARTITION BY {chain} ORDER BY seq))
+      SELECT {chain} AS chain, seq, hash, prev_hash, lag(seq) OVER w AS before, lag(hash) OVER w AS before_hash
+      FROM {table} WINDOW w AS (PARTITION BY {chain} ORDER BY seq))
     SELECT chain, count(*) AS rows, max(seq) AS last, min(seq) FILTER (WHERE seq <> coalesce(before, 0) + 1) AS gap,
       min(seq) FILTER (WHERE prev_hash <> coalesce(before_hash, decode(repeat('00', 32), 'hex'))) AS loose FROM linked GROUP BY chain"""
 
@@ -103,7 +107,8 @@ class _Look:
 
     async def ask(self, what: str, where: str = "true", *params: Any) -> Any:
         "One value from the rows of this chain."
-        got = await self.tx.execute(f"SELECT {what} AS x FROM {self.table} WHERE {CHAINS[self.table][0]} = %s AND {where} LIMIT 1", (self.chain, *params))
+        sql = f"SELECT {what} AS x FROM {self.table} WHERE {CHAINS[self.table][0]} = %s AND {where} LIMIT 1"
+        got = await self.tx.execute(sql, (self.chain, *params))
         return row["x"] if (row := await got.fetchone()) else None
 
     async def named(self, seq: int) -> str: # which row that is, for people
@@ -112,7 +117,8 @@ class _Look:
 
     async def written_as(self, seq: int) -> int | None: # the number under which row `seq` was written, when rows were swapped or renumbered
         name, _, made = CHAINS[self.table]
-        sql = f"""WITH suspects AS (SELECT seq AS n FROM {self.table} WHERE {name} = %s AND hash <> {made.format(seq='seq')} ORDER BY seq LIMIT 100000)
+        sql = f"""WITH suspects AS (SELECT seq AS n FROM {self.table}
+            WHERE {name} = %s AND hash <> {made.format(seq='seq')} ORDER BY seq LIMIT 100000)
           SELECT n FROM {self.table}, (SELECT n FROM suspects UNION SELECT max(n) + 1 FROM suspects) s
           WHERE {name} = %s AND seq = %s AND hash = {made.format(seq='n')} LIMIT 1"""
         row = await (await self.tx.execute(sql, (self.chain, self.chain, seq))).fetchone()
@@ -124,11 +130,13 @@ async def _inner(look: _Look, altered: int | None, gap: int | None, loose: int |
     first = min((n for n in (altered, gap, loose) if n is not None), default=None)
     if first is None: return None
     if first == gap:
-        if (await look.ask("count(*)", "seq = %s", first)) > 1: return Break("duplicate", first, f"two rows have number {first}, one is {await look.named(first)}")
+        if (await look.ask("count(*)", "seq = %s", first)) > 1:
+            return Break("duplicate", first, f"two rows have number {first}, one is {await look.named(first)}")
         before = await look.ask("max(seq)", "seq < %s", first) or 0
         return Break("missing", before + 1, f"rows {before + 1} to {first - 1} are missing before {await look.named(first)}")
     if first == altered:
-        if (was := await look.written_as(first)) is not None: return Break("reordered", first, f"{await look.named(first)} was written as row {was}")
+        if (was := await look.written_as(first)) is not None:
+            return Break("reordered", first, f"{await look.named(first)} was written as row {was}")
         return Break("altered", first, f"{await look.named(first)} was altered")
     if first == 1: return Break("altered", 1, f"{await look.named(1)} does not begin the chain")
     return Break("rewritten", first - 1, f"{await look.named(first - 1)} was rewritten: row {first} was chained to another")
@@ -157,7 +165,8 @@ async def _verify_table(tx: AsyncConnection[Any], table: str, expect: Mapping[st
         look, row = _Look(tx, table, chain), linked.get(chain, {"rows": 0, "last": 0, "gap": None, "loose": None})
         have = await look.ask("encode(hash, 'hex')", "seq = %s", row["last"]) or GENESIS.hex()
         stored = Head(heads[chain]["seq"], heads[chain]["hash"]) if chain in heads else None if row["rows"] else Head(0, GENESIS.hex())
-        broken = await _inner(look, altered.get(chain, {}).get("altered"), row["gap"], row["loose"]) or await _ends(look, row["last"], have, stored, kept.get(chain))
+        broken = await _inner(look, altered.get(chain, {}).get("altered"), row["gap"], row["loose"])
+        broken = broken or await _ends(look, row["last"], have, stored, kept.get(chain))
         reports.append(ChainReport(table, chain, row["rows"], Head(row["last"], have), broken))
     return reports
 

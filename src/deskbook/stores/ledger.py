@@ -23,9 +23,9 @@ from ..core.errors import BadInput, DataError, Refused, SourceError
 from ..core.files import strict_json
 
 # %% auto #0
-__all__ = ['SCHEMA', 'ROLE', 'LedgerDown', 'LedgerVersion', 'plain_url', 'place', 'is_down', 'down', 'clean_text', 'storable',
-           'json_text', 'connection_options', 'alive', 'prepare', 'not_prepared', 'connect', 'schema_version',
-           'require_schema', 'Connections', 'Ledger']
+__all__ = ['SCHEMA', 'ROLE', 'GONE', 'LedgerDown', 'LedgerVersion', 'plain_url', 'place', 'is_down', 'down', 'clean_text',
+           'storable', 'json_text', 'connection_options', 'alive', 'prepare', 'not_prepared', 'connect',
+           'schema_version', 'require_schema', 'Connections', 'Ledger']
 
 # %% ../../../nbs/stores/30_ledger.ipynb #20f2dc4f
 class LedgerDown(SourceError):
@@ -57,11 +57,14 @@ def place(
 ) -> str: # never a password
     "Name a database for people. Raises `BadInput` for a URL that cannot be read."
     try: at = conninfo_to_dict(plain_url(url))
-    except psycopg.ProgrammingError: raise BadInput("the URL of the ledger cannot be read.", "Write postgresql://user:password@host:5432/database.") from None
+    except psycopg.ProgrammingError:
+        raise BadInput("the URL of the ledger cannot be read.", "Write postgresql://user:password@host:5432/database.") from None
     port = f" port {at['port']}" if at.get("port") else ""
     return f"ledger {at.get('dbname') or at.get('user') or 'postgres'!r} at {at.get('host') or 'the local socket'}{port}"
 
 # %% ../../../nbs/stores/30_ledger.ipynb #5f91ed47
+GONE = ("57P01", "57P02", "57P03", "57P05", "25P03", "53300") # shut down, crashed, starting, timed out, too many
+
 def is_down(
     error: BaseException,
 ) -> bool:
@@ -69,8 +72,9 @@ def is_down(
     if isinstance(error, PoolTimeout): return True
     if not isinstance(error, psycopg.Error): return False
     code = error.sqlstate or ""
-    return (isinstance(error, psycopg.OperationalError) and not code) or code[:2] == "08" or code in ("57P01", "57P02", "57P03", "57P05", "25P03", "53300")
+    return (isinstance(error, psycopg.OperationalError) and not code) or code[:2] == "08" or code in GONE
 
+# %% ../../../nbs/stores/30_ledger.ipynb #980467e3
 def down(
     error: BaseException,
     url: str, # names the place
@@ -78,7 +82,8 @@ def down(
 ) -> LedgerDown:
     "The typed error for one for which `is_down` holds."
     text = (str(error).strip().splitlines() or [type(error).__name__])[0].strip().removesuffix(".")
-    todo = "Whether the transaction was written is unknown: look before doing it again." if maybe_committed else "Nothing was written; check that the server runs and that the URL is right."
+    todo = "Nothing was written; check that the server runs and that the URL is right."
+    if maybe_committed: todo = "Whether the transaction was written is unknown: look before doing it again."
     return LedgerDown(f"{place(url)}: {text}.", todo, maybe_committed)
 
 # %% ../../../nbs/stores/30_ledger.ipynb #475b0437
@@ -88,6 +93,7 @@ def clean_text(
     "`text` with what PostgreSQL cannot store replaced by U+FFFD."
     return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8") if not text.isascii() or "\x00" in text else text
 
+# %% ../../../nbs/stores/30_ledger.ipynb #af52f3d9
 def storable(
     value: Any, # what JSON can say, and Decimal
 ) -> Any: # what JSON can say
@@ -115,9 +121,10 @@ def connection_options(
     dead_peer_s: float = 15.0, # silence on a TCP connection that means the host is gone
 ) -> dict[str, Any]: # keyword arguments of psycopg
     "How the desk connects."
-    return {"autocommit": True, "row_factory": dict_row, "application_name": "deskbook", "connect_timeout": max(2, round(connect_timeout_s)),
-        "keepalives_idle": max(1, round(dead_peer_s / 3)), "keepalives_interval": max(1, round(dead_peer_s / 3)), "keepalives_count": 2,
-        "tcp_user_timeout": round(dead_peer_s * 1000)}
+    third = max(1, round(dead_peer_s / 3))
+    return {"autocommit": True, "row_factory": dict_row, "application_name": "deskbook",
+        "connect_timeout": max(2, round(connect_timeout_s)), "keepalives_idle": third, "keepalives_interval": third,
+        "keepalives_count": 2, "tcp_user_timeout": round(dead_peer_s * 1000)}
 
 # %% ../../../nbs/stores/30_ledger.ipynb #4489030f
 def alive(
@@ -142,8 +149,10 @@ async def prepare(
     set_json_dumps(json_text, conn)
     conn.adapters.register_dumper(dict, _Dicts)
     taken = f"SET ROLE {role};" if role else ""
-    await conn.execute(f"{taken} SET timezone = 'UTC'; SET search_path = public; SET idle_in_transaction_session_timeout = {round(idle_in_transaction_s * 1000)}")
+    idle = f"SET idle_in_transaction_session_timeout = {round(idle_in_transaction_s * 1000)}"
+    await conn.execute(f"{taken} SET timezone = 'UTC'; SET search_path = public; {idle}")
 
+# %% ../../../nbs/stores/30_ledger.ipynb #4ffe03c9
 def not_prepared(e: psycopg.Error, url: str, role: str | None) -> Exception:
     "Why a connection could not be made ours."
     if is_down(e): return down(e, url)
@@ -194,8 +203,8 @@ class Connections:
     def __init__(self, url: str, role: str | None, min_size: int, max_size: int, timeout_s: float, idle_in_transaction_s: float):
         self.url, self.role, self.timeout_s, self.idle_in_transaction_s = plain_url(url), role, timeout_s, idle_in_transaction_s
         async def ours(conn: AsyncConnection[Any]) -> None: await prepare(conn, role, idle_in_transaction_s)
-        self.pool: AsyncConnectionPool[AsyncConnection[DictRow]] = AsyncConnectionPool(self.url, kwargs=connection_options(), open=False, configure=ours,
-            min_size=min_size, max_size=max_size, timeout=timeout_s, reconnect_timeout=2.0)
+        self.pool: AsyncConnectionPool[AsyncConnection[DictRow]] = AsyncConnectionPool(self.url, kwargs=connection_options(), open=False,
+            configure=ours, min_size=min_size, max_size=max_size, timeout=timeout_s, reconnect_timeout=2.0)
 
     async def connect(self) -> AsyncConnection[DictRow]: # autocommit; close it yourself
         "A connection outside the pool, e.g. to LISTEN."
@@ -235,7 +244,8 @@ class Connections:
         "Down, or only busy?"
         try: await (await self.connect()).close()
         except LedgerDown as why: return why
-        return LedgerDown(f"{place(self.url)}: all {self.pool.max_size} connections were in use for {self.timeout_s:g} s.", "Raise max_size, or find who holds them.")
+        return LedgerDown(f"{place(self.url)}: all {self.pool.max_size} connections were in use for {self.timeout_s:g} s.",
+            "Raise max_size, or find who holds them.")
 
 # %% ../../../nbs/stores/30_ledger.ipynb #d3018545
 class Ledger(Connections):

@@ -50,19 +50,26 @@ def arrow_type(
     "The type in the file. Raises `DataError` for a column type that nobody thought of."
     import pyarrow as pa
     if column.type == "numeric": return pa.decimal128(38, max(10, column.decimals)) if column.fits else pa.string()
-    known = {"text": pa.string(), "name": pa.string(), "varchar": pa.string(), "uuid": pa.string(), "jsonb": pa.string(), "bool": pa.bool_(), "int4": pa.int32(),
-        "int8": pa.int64(), "float8": pa.float64(), "timestamptz": pa.timestamp("us", tz="UTC"), "date": pa.date32(), "bytea": pa.binary(), "_text": pa.list_(pa.string())}
-    if column.type not in known: raise DataError(f"column {column.name} has type {column.type}, which has no place in an export.", "Add it to arrow_type.")
-    return known[column.type]
+    known = {**dict.fromkeys(("text", "name", "varchar", "uuid", "jsonb"), pa.string()), "bool": pa.bool_(), "int4": pa.int32(),
+        "int8": pa.int64(), "float8": pa.float64(), "timestamptz": pa.timestamp("us", tz="UTC"), "date": pa.date32(),
+        "bytea": pa.binary(), "_text": pa.list_(pa.string())}
+    if column.type in known: return known[column.type]
+    raise DataError(f"column {column.name} has type {column.type}, which has no place in an export.", "Add it to arrow_type.")
 
 # %% ../../../nbs/stores/35_ledger_export.ipynb #36b33d00
-_TABLES = """SELECT c.relname AS name FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
-AND c.relname <> 'alembic_version' AND has_table_privilege(c.oid, 'SELECT') ORDER BY 1"""
-_COLUMNS = """SELECT a.attname AS name, coalesce(base.typname, t.typname) AS type FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
-LEFT JOIN pg_type base ON base.oid = t.typbasetype AND t.typtype = 'd' WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum"""
-_KEY = """SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY k.n) AS key FROM pg_index i, unnest(i.indkey) WITH ORDINALITY AS k(attnum, n), pg_attribute a
+_TABLES = """
+SELECT c.relname AS name FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
+AND NOT c.relispartition AND c.relname <> 'alembic_version' AND has_table_privilege(c.oid, 'SELECT') ORDER BY 1"""
+_COLUMNS = """
+SELECT a.attname AS name, coalesce(base.typname, t.typname) AS type FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+LEFT JOIN pg_type base ON base.oid = t.typbasetype AND t.typtype = 'd'
+WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum"""
+_KEY = """
+SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY k.n) AS key
+FROM pg_index i, unnest(i.indkey) WITH ORDINALITY AS k(attnum, n), pg_attribute a
 WHERE i.indrelid = %s::regclass AND i.indisprimary AND a.attrelid = i.indrelid AND a.attnum = k.attnum"""
 
+# %% ../../../nbs/stores/35_ledger_export.ipynb #df9963ac
 async def _columns(tx: AsyncConnection[Any], table: str) -> list[Column]:
     "The columns, with the digits that their numbers need."
     found = [Column(r["name"], r["type"]) for r in await (await tx.execute(_COLUMNS, [table])).fetchall()]
@@ -105,8 +112,8 @@ def put_in_place(
     "Let `new` become `out`; what stood there goes."
     if not out.exists(): return os.replace(new, out)
     try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.renameat2(-100, os.fsencode(new), -100, os.fsencode(out), 2): raise OSError(ctypes.get_errno(), "exchange") # AT_FDCWD, RENAME_EXCHANGE
+        libc, here, exchange = ctypes.CDLL(None, use_errno=True), -100, 2 # AT_FDCWD, RENAME_EXCHANGE
+        if libc.renameat2(here, os.fsencode(new), here, os.fsencode(out), exchange): raise OSError(ctypes.get_errno(), "exchange")
         old = new
     except (AttributeError, OSError):
         old = out.with_name(f".{out.name}.old.{secrets.token_hex(4)}")
@@ -114,6 +121,7 @@ def put_in_place(
         os.replace(new, out)
     shutil.rmtree(old, ignore_errors=True)
 
+# %% ../../../nbs/stores/35_ledger_export.ipynb #b9fde24d
 def require_place(out: Path) -> None:
     "Raise `BadInput` unless `out` is missing, empty or an earlier export."
     if not out.exists() or (out/MANIFEST).is_file() or (out.is_dir() and not any(out.iterdir())): return
@@ -135,7 +143,7 @@ async def export(
     out: str | Path, # folder; missing, or an earlier export, which is replaced
     tables: Sequence[str] | None = None, # None: all
 ) -> Export:
-    "Copy the ledger out, all tables as of one moment. Raises `BadInput`, `LedgerDown`, `LedgerVersion` and `OSError`; then nothing has changed."
+    "All tables as of one moment. Raises `BadInput`, `LedgerDown`, `LedgerVersion` and `OSError`; then nothing has changed."
     if isinstance(ledger, str):
         async with await Ledger.open(ledger, max_size=1) as opened: return await export(opened, out, tables)
     out = Path(out)
@@ -147,12 +155,13 @@ async def export(
             await tx.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             await tx.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
             names = [r["name"] for r in await (await tx.execute(_TABLES)).fetchall()]
-            if odd := [t for t in tables or () if t not in names]: raise BadInput(f"the ledger has no table {odd[0]!r}.{did_you_mean(odd[0], names)}")
+            if odd := [t for t in tables or () if t not in names]:
+                raise BadInput(f"the ledger has no table {odd[0]!r}.{did_you_mean(odd[0], names)}")
             row = await (await tx.execute("SELECT now() AS at")).fetchone()
             at, schema = iso(row["at"]), await schema_version(tx) # type: ignore[index]
             new.mkdir()
             counts = {t: await _write_table(tx, t, new/f"{t}.parquet") for t in tables or names}
-        files = {t: {"rows": n, "bytes": (new/f"{t}.parquet").stat().st_size, "sha256": sha256(new/f"{t}.parquet")} for t, n in counts.items()}
+        files = {t: {"rows": n, "bytes": (f := new/f"{t}.parquet").stat().st_size, "sha256": sha256(f)} for t, n in counts.items()}
         write_json(new/MANIFEST, {"kind": "ledger export", "at": at, "schema": schema, "tables": files})
         put_in_place(new, out)
     finally: shutil.rmtree(new, ignore_errors=True)

@@ -21,7 +21,7 @@ from .ledger import ROLE, LedgerVersion, down, is_down, place, plain_url
 if TYPE_CHECKING: from alembic.script import ScriptDirectory
 
 # %% auto #0
-__all__ = ['ROLE_SQL', 'LOCK', 'ensure_role', 'void', 'scripts', 'versions', 'target', 'connect_sync', 'require_server', 'failed',
+__all__ = ['ROLE_SQL', 'LOCK', 'ensure_role', 'scripts', 'versions', 'target', 'connect_sync', 'require_server', 'failed',
            'populated', 'refuse_loss', 'require_direction', 'Migration', 'migrate', 'current']
 
 # %% ../../../nbs/stores/31_ledger_migrate.ipynb #595f1d33
@@ -39,15 +39,15 @@ def ensure_role(
 ) -> None:
     "Make the role and join it. Raises `Refused` with the words for an administrator."
     for left in reversed(range(tries)):
-        try: return void(conn.execute(ROLE_SQL))
+        try:
+            conn.execute(ROLE_SQL)
+            return
         except psycopg.errors.InsufficientPrivilege:
             raise Refused(f"this login may not create the role {ROLE} or join it.",
                 f"As an administrator: CREATE ROLE {ROLE} NOLOGIN; GRANT {ROLE} TO the login.") from None
         except psycopg.errors.InternalError: # "tuple concurrently updated"
             if not left: raise
             time.sleep(0.05)
-
-def void(_: Any) -> None: "Nothing to say."
 
 # %% ../../../nbs/stores/31_ledger_migrate.ipynb #bf9d0951
 def scripts(
@@ -57,6 +57,7 @@ def scripts(
     from alembic.script import ScriptDirectory
     return ScriptDirectory(str(folder or migrations.__path__[0]))
 
+# %% ../../../nbs/stores/31_ledger_migrate.ipynb #bcb87a3d
 def versions(
     folder: Path | None = None, # as for `scripts`
 ) -> list[str]: # e.g. ["0001"], oldest first
@@ -71,8 +72,9 @@ def target(
 ) -> str: # a version, "" for none
     "The version that `to` names. Raises `BadInput`, and `LedgerVersion` when the database is at a version that is not known."
     rungs = ["", *known]
-    if found not in rungs: raise LedgerVersion(f"the database is at schema {found!r}, which this deskbook does not know (it knows up to {known[-1]}).",
-        "Install the deskbook that migrated it, or a newer one.")
+    if found not in rungs:
+        raise LedgerVersion(f"the database is at schema {found!r}, which this deskbook does not know (it knows up to {known[-1]}).",
+            "Install the deskbook that migrated it, or a newer one.")
     if to in ("head", "base"): return rungs[-1] if to == "head" else ""
     if to in known: return to
     if re.fullmatch(r"[+-]\d+", to) and 0 <= (at := rungs.index(found) + int(to)) < len(rungs): return rungs[at]
@@ -88,13 +90,14 @@ def connect_sync(
     try: return psycopg.connect(plain_url(url), connect_timeout=5, application_name="deskbook migrate", **options)
     except psycopg.OperationalError as e: raise down(e, url) from e
 
+# %% ../../../nbs/stores/31_ledger_migrate.ipynb #6f2cf9f5
 def require_server(conn: Connection[Any]) -> None:
     "Raise `BadInput` for a server or database that the schema cannot stand on."
     if conn.info.server_version < 140000: raise BadInput(f"PostgreSQL {conn.info.server_version // 10000} is too old.", "Use 14 or newer.")
     if (coded := conn.info.parameter_status("server_encoding")) != "UTF8":
         raise BadInput(f"the database is encoded as {coded}.", "Create it with ENCODING 'UTF8' TEMPLATE template0.")
 
-# %% ../../../nbs/stores/31_ledger_migrate.ipynb #6f2cf9f5
+# %% ../../../nbs/stores/31_ledger_migrate.ipynb #aa620983
 LOCK = 0x6465736B # of the advisory lock, the same in every deskbook
 _ONE = threading.Lock() # Alembic keeps the running migration in a global of the process
 
@@ -110,12 +113,13 @@ def _locked(
     if progress: sa.event.listen(engine, "before_cursor_execute", lambda conn, cursor, sql, *rest: progress(sql))
     try:
         with engine.begin() as conn:
-            conn.exec_driver_sql(f"SET LOCAL lock_timeout = {round(wait_s * 1000)}; SET LOCAL timezone = 'UTC'; SET LOCAL search_path = public")
+            conn.exec_driver_sql(f"SET LOCAL lock_timeout = {round(wait_s * 1000)}")
+            conn.exec_driver_sql("SET LOCAL timezone = 'UTC'; SET LOCAL search_path = public")
             conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
             yield conn
     except sa.exc.DBAPIError as e: raise failed(e.orig or e, url, wait_s) from e
 
-# %% ../../../nbs/stores/31_ledger_migrate.ipynb #aa620983
+# %% ../../../nbs/stores/31_ledger_migrate.ipynb #224fec28
 def failed(
     e: BaseException, # of the driver
     url: str, # names the place
@@ -125,9 +129,12 @@ def failed(
     said = str(e).strip().replace("\n", " ")
     if is_down(e): return down(e, url)
     if isinstance(e, psycopg.errors.LockNotAvailable):
-        return LockHeld(f"{place(url)} was in use for {wait_s:g} s.", "Somebody else migrates it, or a worker is busy in it; stop that, or wait.")
-    if isinstance(e, psycopg.errors.InsufficientPrivilege): return Refused(f"{place(url)}: {said}.", "Migrate with the login that owns the database.")
-    if isinstance(e, psycopg.errors.DependentObjectsStillExist): return Refused(f"{place(url)}: {said}.", "Drop what somebody built on the ledger first.")
+        return LockHeld(f"{place(url)} was in use for {wait_s:g} s.",
+            "Somebody else migrates it, or a worker is busy in it; wait, or stop that.")
+    if isinstance(e, psycopg.errors.InsufficientPrivilege):
+        return Refused(f"{place(url)}: {said}.", "Migrate with the login that owns the database.")
+    if isinstance(e, psycopg.errors.DependentObjectsStillExist):
+        return Refused(f"{place(url)}: {said}.", "Drop what somebody built on the ledger first.")
     return DataError(f"{place(url)}: the migration failed and was undone: {said}.")
 
 # %% ../../../nbs/stores/31_ledger_migrate.ipynb #60a50617
@@ -140,16 +147,20 @@ def populated(
     counts = {t: conn.exec_driver_sql(f"SELECT count(*) FROM {t}").scalar() for t in tables}
     return {t: n for t, n in counts.items() if n}
 
+# %% ../../../nbs/stores/31_ledger_migrate.ipynb #ebd485ff
 def refuse_loss(rows: dict[str, int], drop_data: bool) -> None:
     "Raise `Refused` when rows would go and nobody said so."
     if rows and not drop_data:
-        raise Refused(f"going down would drop {sum(rows.values())} rows of {', '.join(rows)}.", "Run `deskbook ledger export` first, then repeat with --drop-data.")
+        raise Refused(f"going down would drop {sum(rows.values())} rows of {', '.join(rows)}.",
+            "Run `deskbook ledger export` first, then repeat with --drop-data.")
 
 # %% ../../../nbs/stores/31_ledger_migrate.ipynb #99473ec8
 def require_direction(before: str, after: str, here: int, there: int, only_down: bool | None) -> None:
     "Raise `BadInput` when the way to `after` is not the way that was meant."
-    if only_down is False and there < here: raise BadInput(f"{after or 'base'} is older than {before}, the version of this database.", "Add --down to go back.")
-    if only_down and there > here: raise BadInput(f"{after} is newer than {before or 'base'}, the version of this database.", "Leave out --down.")
+    if only_down is False and there < here:
+        raise BadInput(f"{after or 'base'} is older than {before}, the version of this database.", "Add --down to go back.")
+    if only_down and there > here:
+        raise BadInput(f"{after} is newer than {before or 'base'}, the version of this database.", "Leave out --down.")
 
 # %% ../../../nbs/stores/31_ledger_migrate.ipynb #9924906c
 @dataclass(frozen=True)
@@ -161,11 +172,12 @@ class Migration:
     dropped: dict[str, int] # rows that went, per table
     partitions: tuple[str, ...] # months that were made
 
+# %% ../../../nbs/stores/31_ledger_migrate.ipynb #b4ee9e20
 def _found(conn: Any) -> str: # the version of the database
     there = conn.exec_driver_sql("SELECT to_regclass('public.alembic_version')").scalar()
     return (conn.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() or "") if there else ""
 
-# %% ../../../nbs/stores/31_ledger_migrate.ipynb #b4ee9e20
+# %% ../../../nbs/stores/31_ledger_migrate.ipynb #d4c7e8b5
 def migrate(
     # long: the control flow of a deployment is the subject
     url: str, # as for `Ledger.open`; the login must own the database or its schema `public`
@@ -177,7 +189,8 @@ def migrate(
     progress: Callable[[str], None] | None = None, # called with each statement before it runs
     folder: Path | None = None, # as for `scripts`
 ) -> Migration:
-    "Bring the database to a version, up or down. Raises `LedgerDown`, `LedgerVersion`, `LockHeld`, `Refused` and `BadInput`, with the database as it was."
+    """Bring the database to a version, up or down. Raises `LedgerDown`, `LedgerVersion`, `LockHeld`, `Refused`, `BadInput` and `DataError`,
+    with the database as it was."""
     from alembic.operations import Operations
     from alembic.runtime.migration import MigrationContext, MigrationStep
     book, known = scripts(folder), versions(folder)
@@ -194,13 +207,15 @@ def migrate(
         back = [book.get_revision(v) for v in reversed(rungs[there + 1:here + 1])]
         dropped = populated(conn, [t for s in back for t in s.module.tables]) if back else {}
         refuse_loss(dropped, drop_data)
-        steps = [MigrationStep.upgrade_from_script(book.revision_map, s) for s in up] + [MigrationStep.downgrade_from_script(book.revision_map, s) for s in back]
+        steps = [*(MigrationStep.upgrade_from_script(book.revision_map, s) for s in up),
+            *(MigrationStep.downgrade_from_script(book.revision_map, s) for s in back)]
         context = MigrationContext.configure(connection=conn, opts={"fn": lambda rev, ctx: steps})
         if steps:
             with _ONE, Operations.context(context): context.run_migrations()
         made = conn.exec_driver_sql("SELECT deskbook_partitions()").scalar() if after else []
     return Migration(before, after, tuple(f"+{s.revision}" for s in up) + tuple(f"-{s.revision}" for s in back), dropped, tuple(made))
 
+# %% ../../../nbs/stores/31_ledger_migrate.ipynb #4d4e19a8
 def current(
     url: str, # as for `Ledger.open`
 ) -> str: # e.g. "0001"; "" for a database without tables

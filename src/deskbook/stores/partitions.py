@@ -23,7 +23,8 @@ from .records import raise_alert, resolve_alert
 __all__ = ['GROWING', 'Cut', 'month_of', 'cuts', 'month_start', 'troubles', 'ensure_months', 'check_months', 'keep_months']
 
 # %% ../../../nbs/stores/34_partitions.ipynb #e3a426e6
-GROWING = {"order_events": "recorded_at", "ops_audit_events": "recorded_at", "equity_snapshots": "at", "observability_metrics": "recorded_at"}
+GROWING = {  # table: the time it is cut by
+    "order_events": "recorded_at", "ops_audit_events": "recorded_at", "equity_snapshots": "at", "observability_metrics": "recorded_at"}
 
 @dataclass(frozen=True)
 class Cut:
@@ -48,8 +49,11 @@ SELECT parent.relname AS parent, child.relname AS child, a.attname AS col, pg_ge
 FROM pg_partitioned_table p JOIN pg_class parent ON parent.oid = p.partrelid AND parent.relnamespace = 'public'::regnamespace
 JOIN pg_attribute a ON a.attrelid = parent.oid AND a.attnum = p.partattrs[0]
 JOIN pg_inherits i ON i.inhparent = parent.oid JOIN pg_class child ON child.oid = i.inhrelid"""
-_HYPER = "SELECT hypertable_name AS name, column_name AS col FROM timescaledb_information.dimensions WHERE hypertable_schema = 'public' AND dimension_type = 'Time'"
+_HYPER = """
+SELECT hypertable_name AS name, column_name AS col FROM timescaledb_information.dimensions
+WHERE hypertable_schema = 'public' AND dimension_type = 'Time'"""
 
+# %% ../../../nbs/stores/34_partitions.ipynb #32eb1ce6
 async def cuts(
     tx: AsyncConnection[Any], # of a `Ledger`: its session speaks UTC
 ) -> list[Cut]: # one per name in `GROWING`
@@ -59,6 +63,7 @@ async def cuts(
     parts = await (await tx.execute(_BOUNDS)).fetchall()
     return [await _cut(tx, t, hyper, [p for p in parts if p["parent"] == t]) for t in GROWING]
 
+# %% ../../../nbs/stores/34_partitions.ipynb #f15101c4
 async def _cut(tx: AsyncConnection[Any], table: str, hyper: dict[str, str], parts: Sequence[Any]) -> Cut:
     if table in hyper: return Cut(table, "hypertable", hyper[table])
     if not parts: return Cut(table, "whole")
@@ -76,6 +81,7 @@ def month_start(
     n = at.astimezone(UTC).year * 12 + at.astimezone(UTC).month - 1 + later
     return datetime(n // 12, n % 12 + 1, 1, tzinfo=UTC)
 
+# %% ../../../nbs/stores/34_partitions.ipynb #fb2af96b
 def troubles(
     found: Iterable[Cut],
     now_ms: int, # epoch ms
@@ -87,7 +93,8 @@ def troubles(
         missing = [m for k in range(ahead + 1) if (m := month_start(to_datetime(now_ms), k)) not in c.months]
         if c.kind == "whole": wrong[c.table] = f"{c.table} is not cut by time. Run `deskbook ledger migrate`."
         elif c.column != GROWING[c.table]: wrong[c.table] = f"{c.table} is cut by {c.column}, not by {GROWING[c.table]}."
-        elif c.stray: wrong[c.table] = f"{c.stray} rows of {c.table} are outside every month: check the clock of the machines that wrote them."
+        elif c.stray:
+            wrong[c.table] = f"{c.stray} rows of {c.table} are outside every month: check the clock of the machines that wrote them."
         elif c.kind == "months" and missing: wrong[c.table] = f"{c.table} has no month {missing[0]:%Y-%m}. Run `deskbook ledger migrate`."
     return wrong
 
@@ -103,9 +110,11 @@ async def ensure_months(
         try: return (await ledger.rows("SELECT deskbook_partitions(%s) AS made", [ahead]))[0]["made"]
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DuplicateTable) as e: # or another maker was quicker
             if time.monotonic() > end:
-                raise LockHeld(f"{place(ledger.url)}: a long transaction is in the way of a new month.", "Try again later; the default partition takes the rows meanwhile.") from e
+                raise LockHeld(f"{place(ledger.url)}: a long transaction is in the way of a new month.",
+                    "Try again later; the default partition takes the rows meanwhile.") from e
         await asyncio.sleep(0.05)
 
+# %% ../../../nbs/stores/34_partitions.ipynb #09b182ff
 async def check_months(
     ledger: Ledger,
     clock: Clock = system_clock,

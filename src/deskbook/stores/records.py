@@ -47,17 +47,19 @@ async def append_order_events(
 ) -> list[int]: # the place of each in its account's chain, in the order given
     "Append a batch in one statement. The orders must be there already."
     if not events: return []
-    columns = zip(*((e.account, str(e.order_id), e.version, e.from_state, e.to_state, clean_text(e.reason), Jsonb(dict(e.payload)), e.recorded_at) for e in events))
+    columns = zip(*((e.account, str(e.order_id), e.version, e.from_state, e.to_state, clean_text(e.reason), Jsonb(dict(e.payload)),
+        e.recorded_at) for e in events))
     got = await (await tx.execute(_EVENTS, [list(c) for c in columns])).fetchall()
     return _back(got, [e.account for e in events])
 
+# %% ../../../nbs/stores/32_records.ipynb #16e2eda0
 def _back(rows: Sequence[Mapping[str, Any]], chains: Sequence[str]) -> list[int]:
     "The statement wrote sorted by chain; give the numbers back in the caller's order."
     order = sorted(range(len(chains)), key=chains.__getitem__)
     placed = dict(zip(order, (r["seq"] for r in rows), strict=True))
     return [placed[i] for i in range(len(chains))]
 
-# %% ../../../nbs/stores/32_records.ipynb #16e2eda0
+# %% ../../../nbs/stores/32_records.ipynb #49ce300b
 async def append_order_event(
     tx: Tx, # the caller's transaction
     account: str,
@@ -70,7 +72,8 @@ async def append_order_event(
     recorded_at: datetime | None = None, # None: the database's clock
 ) -> int: # its place in the account's chain
     "Append one event."
-    return (await append_order_events(tx, [OrderEvent(account, order_id, version, from_state, to_state, reason, payload or {}, recorded_at)]))[0]
+    event = OrderEvent(account, order_id, version, from_state, to_state, reason, payload or {}, recorded_at)
+    return (await append_order_events(tx, [event]))[0]
 
 # %% ../../../nbs/stores/32_records.ipynb #64064c1f
 @dataclass(frozen=True)
@@ -98,8 +101,9 @@ async def append_audits(
 ) -> list[int]: # the place of each in its chain, in the order given
     "Append a batch in one statement."
     if not events: return []
-    columns = zip(*((e.chain, e.actor, e.action, e.resource_type, None if e.resource_id is None else clean_text(e.resource_id), Jsonb(dict(e.metadata)),
-        e.recorded_at) for e in events))
+    def named(text: str | None) -> str | None: return None if text is None else clean_text(text)
+    columns = zip(*((e.chain, e.actor, e.action, e.resource_type, named(e.resource_id), Jsonb(dict(e.metadata)), e.recorded_at)
+        for e in events))
     got = await (await tx.execute(_AUDITS, [list(c) for c in columns])).fetchall()
     return _back(got, [e.chain for e in events])
 
@@ -123,12 +127,15 @@ Severity = Literal["low", "medium", "high"]
 
 _RAISE = """
 INSERT INTO ops_alerts AS a (fingerprint, category, severity, metric, message, value, threshold, metadata, triggered_at, last_seen_at)
-VALUES (%(fingerprint)s, %(category)s, %(severity)s, %(metric)s, %(message)s, %(value)s, %(threshold)s, %(metadata)s, coalesce(%(at)s, now()), coalesce(%(at)s, now()))
+VALUES (%(fingerprint)s, %(category)s, %(severity)s, %(metric)s, %(message)s, %(value)s, %(threshold)s, %(metadata)s,
+  coalesce(%(at)s, now()), coalesce(%(at)s, now()))
 ON CONFLICT (fingerprint) WHERE status <> 'resolved' DO UPDATE SET
-  count = a.count + 1, last_seen_at = excluded.last_seen_at, message = excluded.message, value = excluded.value, threshold = excluded.threshold,
-  metadata = excluded.metadata, status = CASE WHEN {worse} THEN 'open' ELSE a.status END, severity = CASE WHEN {worse} THEN excluded.severity ELSE a.severity END
+  count = a.count + 1, last_seen_at = excluded.last_seen_at, message = excluded.message, value = excluded.value,
+  threshold = excluded.threshold, metadata = excluded.metadata,
+  status = CASE WHEN {worse} THEN 'open' ELSE a.status END, severity = CASE WHEN {worse} THEN excluded.severity ELSE a.severity END
 RETURNING id, count, status, severity"""
-_RAISE = _RAISE.replace("{worse}", "array_position(ARRAY['low','medium','high'], excluded.severity) > array_position(ARRAY['low','medium','high'], a.severity)")
+_WORSE = "array_position(ARRAY['low','medium','high'], excluded.severity) > array_position(ARRAY['low','medium','high'], a.severity)"
+_RAISE = _RAISE.replace("{worse}", _WORSE)
 
 # %% ../../../nbs/stores/32_records.ipynb #ae7a0b82
 async def raise_alert(
@@ -145,8 +152,8 @@ async def raise_alert(
 ) -> dict[str, Any]: # id, count, status, severity; a count of 1 means it is new
     "Raise an alert, or count one that is not resolved yet. Raises `BadInput` for a severity that does not exist."
     if severity not in ("low", "medium", "high"): raise BadInput(f"there is no severity {severity!r}.", "Use low, medium or high.")
-    said = {"fingerprint": clean_text(fingerprint), "category": category, "severity": severity, "metric": metric, "message": clean_text(message), "value": value,
-        "threshold": threshold, "metadata": Jsonb(dict(metadata or {})), "at": at}
+    said = {"fingerprint": clean_text(fingerprint), "category": category, "severity": severity, "metric": metric, "value": value,
+        "threshold": threshold, "message": clean_text(message), "metadata": Jsonb(dict(metadata or {})), "at": at}
     return (await (await tx.execute(_RAISE, said)).fetchall())[0]
 
 # %% ../../../nbs/stores/32_records.ipynb #1ab0bca5
@@ -157,14 +164,17 @@ async def acknowledge_alert(
     at: datetime | None = None, # None: the database's clock
 ) -> bool: # whether there was an open one
     "Somebody has seen it; it still counts."
-    return bool((await tx.execute("""UPDATE ops_alerts SET status = 'acknowledged', acknowledged_at = coalesce(%s, now()), acknowledged_by = %s
-        WHERE fingerprint = %s AND status = 'open'""", (at, by, fingerprint))).rowcount)
+    done = await tx.execute("""UPDATE ops_alerts SET status = 'acknowledged', acknowledged_at = coalesce(%s, now()),
+        acknowledged_by = %s WHERE fingerprint = %s AND status = 'open'""", (at, by, fingerprint))
+    return bool(done.rowcount)
 
+# %% ../../../nbs/stores/32_records.ipynb #495fff6b
 async def resolve_alert(
     tx: Tx, # the caller's transaction
     fingerprint: str,
     at: datetime | None = None, # None: the database's clock
 ) -> bool: # whether there was one to resolve
     "The trouble is over."
-    return bool((await tx.execute("UPDATE ops_alerts SET status = 'resolved', resolved_at = coalesce(%s, now()) WHERE fingerprint = %s AND status <> 'resolved'",
-        (at, fingerprint))).rowcount)
+    done = await tx.execute("""UPDATE ops_alerts SET status = 'resolved', resolved_at = coalesce(%s, now())
+        WHERE fingerprint = %s AND status <> 'resolved'""", (at, fingerprint))
+    return bool(done.rowcount)

@@ -19,7 +19,8 @@ ENUMS = {
     "environment": ("sandbox", "practice", "live"), "mode": ("paper", "live"), "verdict": ("enter", "exit", "hold", "refuse"),
     "kind": ("entry", "exit", "protective", "external"), "side": ("buy", "sell"), "position_side": ("net", "long", "short"),
     "type": ("market", "limit", "stop"), "time_in_force": ("FOK", "IOC", "GTC", "GTD", "GFD"),
-    "state": ("created", "submitting", "open", "partially_filled", "filled", "cancelled", "rejected", "expired", "unknown", "cancel_pending"),
+    "state": ("created", "submitting", "open", "partially_filled", "filled", "cancelled", "rejected", "expired", "unknown",
+        "cancel_pending"),
     "topic": ("submit", "cancel"), "liquidity": ("maker", "taker", ""), "risk_status": ("ok", "tripped"),
     "severity": ("low", "medium", "high"), "alert_status": ("open", "acknowledged", "resolved"),
 }
@@ -36,7 +37,8 @@ FINITE = "CREATE DOMAIN finite AS NUMERIC CHECK (VALUE > '-Infinity' AND VALUE <
 
 ACCOUNTS = f"""
 CREATE TABLE accounts (
-  account text PRIMARY KEY CHECK (account <> ''), venue text NOT NULL, venue_account text NOT NULL DEFAULT '', environment text NOT NULL {one_of("environment")},
+  account text PRIMARY KEY CHECK (account <> ''), venue text NOT NULL, venue_account text NOT NULL DEFAULT '',
+  environment text NOT NULL {one_of("environment")},
   mode text NOT NULL {one_of("mode")}, currency text NOT NULL,
   entries_frozen boolean NOT NULL DEFAULT false, freeze_reason text, frozen_at timestamptz,
   armed_until timestamptz, armed_by text, fill_cursor text NOT NULL DEFAULT '', cash_balance finite, reconciled_at timestamptz,
@@ -51,11 +53,13 @@ CREATE INDEX decisions_recent ON decisions (account, decided_at DESC)"""
 # %% ../../../../../nbs/stores/migrations/01_order_path.ipynb #6ec158d7
 ORDERS = f"""
 CREATE TABLE orders (
-  id uuid PRIMARY KEY DEFAULT gen_random_uuid(), account text NOT NULL REFERENCES accounts, venue text NOT NULL, run_id text NOT NULL DEFAULT '',
+  id uuid PRIMARY KEY DEFAULT gen_random_uuid(), account text NOT NULL REFERENCES accounts, venue text NOT NULL,
+  run_id text NOT NULL DEFAULT '',
   decision_id uuid REFERENCES decisions, parent_order_id uuid REFERENCES orders, kind text NOT NULL {one_of("kind")},
   instrument text NOT NULL, side text NOT NULL {one_of("side")}, position_side text NOT NULL DEFAULT 'net' {one_of("position_side")},
   type text NOT NULL {one_of("type")}, units finite NOT NULL CHECK (units > 0), price finite CHECK (price > 0),
-  time_in_force text NOT NULL {one_of("time_in_force")}, reduce_only boolean NOT NULL DEFAULT false, override_kill boolean NOT NULL DEFAULT false,
+  time_in_force text NOT NULL {one_of("time_in_force")}, reduce_only boolean NOT NULL DEFAULT false,
+  override_kill boolean NOT NULL DEFAULT false,
   client_order_id text NOT NULL CHECK (client_order_id <> ''), venue_order_id text CHECK (venue_order_id <> ''),
   idempotency_key text NOT NULL CHECK (idempotency_key <> ''), request_fingerprint text NOT NULL,
   state text NOT NULL DEFAULT 'created' {one_of("state")}, version int NOT NULL DEFAULT 1 CHECK (version > 0),
@@ -82,7 +86,8 @@ CREATE TABLE instrument_blocks (
 # %% ../../../../../nbs/stores/migrations/01_order_path.ipynb #b71a5c3b
 FILLS = f"""
 CREATE TABLE fills (
-  venue text NOT NULL, account text NOT NULL REFERENCES accounts, fill_id text NOT NULL CHECK (fill_id <> ''), order_id uuid NOT NULL REFERENCES orders,
+  venue text NOT NULL, account text NOT NULL REFERENCES accounts, fill_id text NOT NULL CHECK (fill_id <> ''),
+  order_id uuid NOT NULL REFERENCES orders,
   instrument text NOT NULL, units finite NOT NULL CHECK (units <> 0), price finite NOT NULL CHECK (price > 0),
   fee finite NOT NULL DEFAULT 0, fee_currency text NOT NULL DEFAULT '', liquidity text NOT NULL DEFAULT '' {one_of("liquidity")},
   venue_realised_pnl finite, conversion_rate finite CHECK (conversion_rate > 0),
@@ -104,32 +109,38 @@ CREATE TABLE outbox (
   created_at timestamptz NOT NULL DEFAULT now());
 CREATE INDEX outbox_due ON outbox (account, available_at) WHERE done_at IS NULL;
 CREATE INDEX outbox_order ON outbox (order_id);
-CREATE TABLE leases (name text PRIMARY KEY, owner text NOT NULL, fencing_token bigint NOT NULL CHECK (fencing_token > 0), expires_at timestamptz NOT NULL)"""
+CREATE TABLE leases (
+  name text PRIMARY KEY, owner text NOT NULL, fencing_token bigint NOT NULL CHECK (fencing_token > 0), expires_at timestamptz NOT NULL)"""
 
 # %% ../../../../../nbs/stores/migrations/01_order_path.ipynb #47ceb1b6
 RISK = f"""
 CREATE TABLE account_risk_policies (
   id uuid PRIMARY KEY DEFAULT gen_random_uuid(), account text REFERENCES accounts, mode text NOT NULL {one_of("mode")}, name text NOT NULL,
   max_total_exposure_frac finite, max_instrument_exposure_frac finite, max_currency_exposure_frac finite, max_open_positions int,
-  max_leverage finite, min_margin_headroom_frac finite, max_daily_loss_frac finite, max_drawdown_frac finite, cooldown_s int, mark_max_age_s int,
-  allowed_instruments text[] NOT NULL DEFAULT '{{}}', active boolean NOT NULL DEFAULT true, effective_from timestamptz NOT NULL DEFAULT now());
+  max_leverage finite, min_margin_headroom_frac finite, max_daily_loss_frac finite, max_drawdown_frac finite, cooldown_s int,
+  mark_max_age_s int, allowed_instruments text[] NOT NULL DEFAULT '{{}}', active boolean NOT NULL DEFAULT true,
+  effective_from timestamptz NOT NULL DEFAULT now());
 CREATE INDEX account_risk_policies_active ON account_risk_policies (mode, account, effective_from DESC) WHERE active;
 CREATE TABLE account_risk_state (
-  account text PRIMARY KEY REFERENCES accounts, status text NOT NULL DEFAULT 'ok' {one_of("status", "risk_status")}, day date, day_start_equity finite,
-  peak_equity finite, tripped_at timestamptz, cooldown_until timestamptz, reason text NOT NULL DEFAULT '', rearmed_at timestamptz, rearmed_by text,
+  account text PRIMARY KEY REFERENCES accounts, status text NOT NULL DEFAULT 'ok' {one_of("status", "risk_status")}, day date,
+  day_start_equity finite, peak_equity finite, tripped_at timestamptz, cooldown_until timestamptz, reason text NOT NULL DEFAULT '',
+  rearmed_at timestamptz, rearmed_by text,
   updated_at timestamptz NOT NULL DEFAULT now());
 CREATE TABLE risk_limit_sets (
-  id uuid PRIMARY KEY DEFAULT gen_random_uuid(), name text NOT NULL UNIQUE, max_position_size finite, leverage_cap finite, max_daily_loss finite,
-  max_drawdown finite, max_open_positions int, allowed_instruments text[] NOT NULL DEFAULT '{{}}', active boolean NOT NULL DEFAULT true,
+  id uuid PRIMARY KEY DEFAULT gen_random_uuid(), name text NOT NULL UNIQUE, max_position_size finite, leverage_cap finite,
+  max_daily_loss finite, max_drawdown finite, max_open_positions int,
+  allowed_instruments text[] NOT NULL DEFAULT '{{}}', active boolean NOT NULL DEFAULT true,
   effective_from timestamptz NOT NULL DEFAULT now())"""
 
 # %% ../../../../../nbs/stores/migrations/01_order_path.ipynb #b92edae7
 OPS = f"""
 CREATE TABLE ops_alerts (
   id uuid PRIMARY KEY DEFAULT gen_random_uuid(), fingerprint text NOT NULL CHECK (fingerprint <> ''), category text NOT NULL,
-  severity text NOT NULL {one_of("severity")}, metric text NOT NULL DEFAULT '', value double precision, threshold double precision, message text NOT NULL,
-  status text NOT NULL DEFAULT 'open' {one_of("status", "alert_status")}, count int NOT NULL DEFAULT 1 CHECK (count > 0), metadata jsonb NOT NULL DEFAULT '{{}}',
-  triggered_at timestamptz NOT NULL DEFAULT now(), last_seen_at timestamptz NOT NULL DEFAULT now(), acknowledged_at timestamptz, acknowledged_by text,
+  severity text NOT NULL {one_of("severity")}, metric text NOT NULL DEFAULT '', value double precision, threshold double precision,
+  message text NOT NULL, status text NOT NULL DEFAULT 'open' {one_of("status", "alert_status")},
+  count int NOT NULL DEFAULT 1 CHECK (count > 0), metadata jsonb NOT NULL DEFAULT '{{}}',
+  triggered_at timestamptz NOT NULL DEFAULT now(), last_seen_at timestamptz NOT NULL DEFAULT now(),
+  acknowledged_at timestamptz, acknowledged_by text,
   resolved_at timestamptz);
 CREATE UNIQUE INDEX ops_alerts_unresolved ON ops_alerts (fingerprint) WHERE status <> 'resolved';
 CREATE INDEX ops_alerts_recent ON ops_alerts (triggered_at DESC);
@@ -138,23 +149,29 @@ CREATE TABLE http_idempotency (
 CREATE INDEX http_idempotency_expiry ON http_idempotency (expires_at)"""
 
 # %% ../../../../../nbs/stores/migrations/01_order_path.ipynb #1f0fdf8c
-# long: four tables, and nothing else
-BY_TIME = {"order_events": "recorded_at", "ops_audit_events": "recorded_at", "equity_snapshots": "at", "observability_metrics": "recorded_at"}
+BY_TIME = {  # table: the time it is cut by
+    "order_events": "recorded_at", "ops_audit_events": "recorded_at", "equity_snapshots": "at", "observability_metrics": "recorded_at"}
 LINK = "prev_hash bytea NOT NULL, hash bytea NOT NULL"
 NOW = "timestamptz NOT NULL DEFAULT clock_timestamp() CHECK (isfinite(recorded_at))"
 
+# %% ../../../../../nbs/stores/migrations/01_order_path.ipynb #ebc77ede
 GROWING = {
     "order_events": f"""account text NOT NULL REFERENCES accounts, seq bigint NOT NULL, order_id uuid NOT NULL REFERENCES orders,
-  version int NOT NULL CHECK (version > 0), from_state text {one_of("from_state", "state")}, to_state text NOT NULL {one_of("to_state", "state")},
-  reason text NOT NULL DEFAULT '', payload jsonb NOT NULL DEFAULT '{{}}', recorded_at {NOW}, {LINK}, PRIMARY KEY (account, seq, recorded_at)""",
-    "ops_audit_events": f"""chain text NOT NULL DEFAULT 'audit' CHECK (chain <> ''), seq bigint NOT NULL, actor text NOT NULL, action text NOT NULL,
-  resource_type text NOT NULL, resource_id text, metadata jsonb NOT NULL DEFAULT '{{}}', recorded_at {NOW}, {LINK}, PRIMARY KEY (chain, seq, recorded_at)""",
-    "equity_snapshots": """account text NOT NULL REFERENCES accounts, at timestamptz NOT NULL CHECK (isfinite(at)), balance finite NOT NULL, nav finite NOT NULL,
-  unrealised_pnl finite NOT NULL DEFAULT 0, margin_used finite NOT NULL DEFAULT 0, margin_available finite, source text NOT NULL DEFAULT '',
+  version int NOT NULL CHECK (version > 0), from_state text {one_of("from_state", "state")},
+  to_state text NOT NULL {one_of("to_state", "state")}, reason text NOT NULL DEFAULT '', payload jsonb NOT NULL DEFAULT '{{}}',
+  recorded_at {NOW}, {LINK}, PRIMARY KEY (account, seq, recorded_at)""",
+    "ops_audit_events": f"""chain text NOT NULL DEFAULT 'audit' CHECK (chain <> ''), seq bigint NOT NULL, actor text NOT NULL,
+  action text NOT NULL, resource_type text NOT NULL, resource_id text, metadata jsonb NOT NULL DEFAULT '{{}}',
+  recorded_at {NOW}, {LINK}, PRIMARY KEY (chain, seq, recorded_at)""",
+    "equity_snapshots": """account text NOT NULL REFERENCES accounts, at timestamptz NOT NULL CHECK (isfinite(at)),
+  balance finite NOT NULL, nav finite NOT NULL, unrealised_pnl finite NOT NULL DEFAULT 0, margin_used finite NOT NULL DEFAULT 0,
+  margin_available finite, source text NOT NULL DEFAULT '',
   PRIMARY KEY (account, at)""",
-    "observability_metrics": f"""name text NOT NULL, value double precision NOT NULL, unit text NOT NULL DEFAULT '', tags jsonb NOT NULL DEFAULT '{{}}',
-  recorded_at {NOW}""",
+    "observability_metrics": f"""name text NOT NULL, value double precision NOT NULL, unit text NOT NULL DEFAULT '',
+  tags jsonb NOT NULL DEFAULT '{{}}', recorded_at {NOW}""",
 }
+
+# %% ../../../../../nbs/stores/migrations/01_order_path.ipynb #e7b10f27
 GROWING_INDEXES = """
 CREATE INDEX order_events_order ON order_events (order_id, version);
 CREATE INDEX order_events_time ON order_events (recorded_at);
@@ -162,7 +179,7 @@ CREATE INDEX ops_audit_events_time ON ops_audit_events (recorded_at);
 CREATE INDEX ops_audit_events_resource ON ops_audit_events (resource_type, resource_id);
 CREATE INDEX observability_metrics_name ON observability_metrics (name, recorded_at DESC)"""
 
-# %% ../../../../../nbs/stores/migrations/01_order_path.ipynb #ebc77ede
+# %% ../../../../../nbs/stores/migrations/01_order_path.ipynb #c94ef6b5
 def growing(
     name: str, # a key of `BY_TIME`
     timescale: bool, # whether the extension is installed in this database
@@ -170,7 +187,8 @@ def growing(
     "Create one table that is cut by time."
     table, column = f"CREATE TABLE {name} ({GROWING[name]})", BY_TIME[name]
     if timescale:
-        return [table, f"SELECT create_hypertable('{name}', '{column}', chunk_time_interval => INTERVAL '30 days', create_default_indexes => false)"]
+        how = "chunk_time_interval => INTERVAL '30 days', create_default_indexes => false"
+        return [table, f"SELECT create_hypertable('{name}', '{column}', {how})"]
     return [f"{table} PARTITION BY RANGE ({column})", f"CREATE TABLE {name}_default PARTITION OF {name} DEFAULT",
         f"GRANT SELECT ON {name}_default TO deskbook_app"] # to count what went astray
 
@@ -208,7 +226,8 @@ BEGIN
       EXECUTE format('SELECT EXISTS (SELECT 1 FROM %I WHERE %I >= %L AND %I < %L)', spare, col, low, col, high) INTO stray;
       IF stray THEN
         EXECUTE format('ALTER TABLE %I DISABLE TRIGGER USER', spare);
-        EXECUTE format('WITH moved AS (DELETE FROM %I WHERE %I >= %L AND %I < %L RETURNING *) INSERT INTO %I SELECT * FROM moved', spare, col, low, col, high, month);
+        EXECUTE format('WITH moved AS (DELETE FROM %I WHERE %I >= %L AND %I < %L RETURNING *) INSERT INTO %I SELECT * FROM moved',
+          spare, col, low, col, high, month);
         EXECUTE format('ALTER TABLE %I ENABLE TRIGGER USER', spare);
       END IF;
       EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', parent, month, low, high);
@@ -224,15 +243,16 @@ END $$"""
 
 # %% ../../../../../nbs/stores/migrations/01_order_path.ipynb #3f46bc6c
 HASHES = """
-CREATE FUNCTION order_event_hash(prev bytea, account text, seq bigint, order_id uuid, version int, from_state text, to_state text, reason text,
-  payload jsonb, recorded_at timestamptz) RETURNS bytea LANGUAGE sql STABLE PARALLEL SAFE AS $$
+CREATE FUNCTION order_event_hash(prev bytea, account text, seq bigint, order_id uuid, version int, from_state text, to_state text,
+  reason text, payload jsonb, recorded_at timestamptz) RETURNS bytea LANGUAGE sql STABLE PARALLEL SAFE AS $$
   SELECT sha256(prev || convert_to(jsonb_build_array('order_events', account, seq, order_id, version, from_state, to_state, reason, payload,
     (extract(epoch FROM recorded_at) * 1000000)::bigint)::text, 'UTF8')) $$;
 CREATE FUNCTION audit_event_hash(prev bytea, chain text, seq bigint, actor text, action text, resource_type text, resource_id text,
   metadata jsonb, recorded_at timestamptz) RETURNS bytea LANGUAGE sql STABLE PARALLEL SAFE AS $$
   SELECT sha256(prev || convert_to(jsonb_build_array('ops_audit_events', chain, seq, actor, action, resource_type, resource_id, metadata,
     (extract(epoch FROM recorded_at) * 1000000)::bigint)::text, 'UTF8')) $$;
-CREATE TABLE chain_heads (chain_table text NOT NULL, chain text NOT NULL, seq bigint NOT NULL, hash bytea NOT NULL, PRIMARY KEY (chain_table, chain))
+CREATE TABLE chain_heads (
+  chain_table text NOT NULL, chain text NOT NULL, seq bigint NOT NULL, hash bytea NOT NULL, PRIMARY KEY (chain_table, chain))
   WITH (fillfactor = 10)"""
 
 # %% ../../../../../nbs/stores/migrations/01_order_path.ipynb #c5ef500a
@@ -261,10 +281,10 @@ CREATE TRIGGER link BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION {tabl
 
 # %% ../../../../../nbs/stores/migrations/01_order_path.ipynb #43206ee7
 LINKS = [
-    link("order_events", "account", """order_event_hash(head.hash, new.account, new.seq, new.order_id, new.version, new.from_state, new.to_state,
-    new.reason, new.payload, new.recorded_at)"""),
-    link("ops_audit_events", "chain", """audit_event_hash(head.hash, new.chain, new.seq, new.actor, new.action, new.resource_type, new.resource_id,
-    new.metadata, new.recorded_at)"""),
+    link("order_events", "account", """order_event_hash(head.hash, new.account, new.seq, new.order_id, new.version, new.from_state,
+    new.to_state, new.reason, new.payload, new.recorded_at)"""),
+    link("ops_audit_events", "chain", """audit_event_hash(head.hash, new.chain, new.seq, new.actor, new.action, new.resource_type,
+    new.resource_id, new.metadata, new.recorded_at)"""),
 ]
 
 # %% ../../../../../nbs/stores/migrations/01_order_path.ipynb #2bb1ead2
@@ -287,8 +307,8 @@ def seal(
 
 # %% ../../../../../nbs/stores/migrations/01_order_path.ipynb #300cc593
 KEPT = ("accounts", "decisions", "orders", "fills")
-FREE = ("instrument_blocks", "positions", "outbox", "leases", "account_risk_policies", "account_risk_state", "risk_limit_sets", "ops_alerts",
-    "http_idempotency", "equity_snapshots", "observability_metrics")
+FREE = ("instrument_blocks", "positions", "outbox", "leases", "account_risk_policies", "account_risk_state", "risk_limit_sets",
+    "ops_alerts", "http_idempotency", "equity_snapshots", "observability_metrics")
 GRANTS = f"""
 GRANT USAGE ON SCHEMA public TO deskbook_app;
 GRANT SELECT ON chain_heads, alembic_version TO deskbook_app;
