@@ -382,7 +382,7 @@ def test_root_keeps_data_out_of_homes(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(home))
     assert under_home(home / "desk")
     assert not under_home(Path("/srv/desk"))
-    assert under_home(Path("/root/desk")) and under_home(Path("/home/x/desk"))
+    assert under_home(Path("/root") / "desk") and under_home(Path("/home") / "x" / "desk")
     base = Path("/tmp") / f"db-sys{os.urandom(4).hex()}"
     moved = servers_folder(home / "desk", someone, [base])
     assert moved.parent == base and moved.name.startswith("desk-")
@@ -414,7 +414,7 @@ def test_a_folder_for_roots_data_that_somebody_else_made_is_passed_over(folder, 
         os.chown(theirs, 12345, 12345)
     monkeypatch.setattr(os, "geteuid", lambda: 0 if os.getuid() == 0 else 54322)
     with pytest.raises(BadInput, match="closed to the user"):
-        servers_folder(Path("/root/desk"), someone, [theirs])
+        servers_folder(Path("/root") / "desk", someone, [theirs])
 
 
 def test_folders_are_made_the_same_whatever_the_umask(folder):
