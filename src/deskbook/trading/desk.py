@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ACCOUNTS', 'SANDBOX_ACCOUNT', 'SANDBOX_TOKEN', 'SETTLED', 'AccountSpec', 'account_spec', 'paper_spec', 'enrol',
-           'Held', 'RiskPicture', 'Flattened', 'Desk', 'held_of', 'request_cancel', 'run', 'epoch',
+           'Held', 'RiskPicture', 'Flattened', 'Desk', 'held_of', 'request_cancel', 'run', 'epoch', 'wake_all',
            'reconcile_from_boot', 'until_done', 'cancel_entries', 'listen', 'tell_waiters', 'open_desk', 'running',
            'stop_on_signals']
 
@@ -399,6 +399,7 @@ async def epoch(
         working = [sending, *(group.create_task(work, name=name) for name, work in {
             "resolver": Resolver(deps, lease, recorder).run(stop), "fills": read_fills(deps, lease, stop), "reconciler": reconcile_from_boot(deps, lease, stop),
             "equity": watch_equity(deps, stop, lambda state: cancel_entries(deps))}.items())]
+        group.create_task(wake_all(deps, stop, working), name="stop")
         await asyncio.wait(working)
         flush.set()
         await asyncio.wait([writer], timeout=deps.config.drain_s)
@@ -406,6 +407,13 @@ async def epoch(
         end.set()
         await keeper
     await release_lease(deps.ledger, lease)
+
+async def wake_all(deps: Deps, stop: asyncio.Event, working: Sequence[asyncio.Task[None]]) -> None:
+    "When the desk is stopped, nobody sleeps on."
+    while not all(t.done() for t in working):
+        if not await wait_for_event(stop, 0.5): continue
+        for signal in (deps.signals.outbox, deps.signals.fills, deps.signals.unknown, deps.signals.equity): signal.set()
+        await asyncio.sleep(0.02)
 
 async def reconcile_from_boot(deps: Deps, lease: Lease, stop: asyncio.Event) -> None:
     "At boot, then on a schedule."

@@ -23,7 +23,7 @@ from ..stores.ledger import LedgerDown
 from ..stores.records import OrderEvent, append_order_events, raise_alert
 from .book import COLUMNS, NOT_NOW, TURN_LOST, Change, Deps, OrderRow, Overtaken, event_of, freeze_entries, new_id, order_row, rows_json, write_changes
 from .leases import Lease, check_lease, require_lease, wait_for_event
-from .orders import state_after_fills, state_after_venue
+from .orders import BadTransition, state_after_fills, state_after_venue
 from .positions import Position, apply_fill, fill_order, filled, fold, restore
 from ..venues.model import FillPage, VenueFill, VenueOrder
 
@@ -68,8 +68,8 @@ def told_state(
 ) -> str:
     "The state after the venue was heard. It may be the same."
     if order.ended: return order.state
-    if total >= order.units: return "filled"
     if order.state == "created": return "submitting" # the ledger is older than the venue: restored from a copy
+    if total >= order.units: return "filled"
     if told is None: return state_after_fills(order.state, order.units, total)
     early = told.state == "filled" or abs(told.filled_units) > total
     to = state_after_venue(order.state, "open" if early else told.state, order.units, total)
@@ -89,7 +89,8 @@ def next_state(
     "The order after something was heard about it."
     if isinstance(finding, Told):
         to, told = told_state(order, finding.order, total), finding.order
-        reason = told.reason if told and to in ("cancelled", "rejected", "expired") else ("seen_at_venue" if order.state == "created" else "")
+        reason = told.reason if told and to in ("cancelled", "rejected", "expired") else "seen_at_venue" if order.state == "created" else ""
+        if order.kind in ("external", "protective"): reason = reason or order.reason
         one = told or next(iter(finding.fills), None) # a fill alone names the venue's order, too
         known: dict[str, Any] = dict(filled_units=total, average_price=average, venue_order_id=order.venue_order_id or (one.venue_order_id or None if one else None))
         if order.state == "created": known["sent_at"] = now
@@ -321,15 +322,18 @@ def changes_for(
     totals: Mapping[UUID, tuple[Decimal, Decimal | None]], # as from `fills_of`
     now: datetime,
     look_after_s: float = 0.5,
-) -> list[Change]:
+) -> tuple[list[Change], list[OrderRow]]: # and orders that what was heard does not fit
     "One change for each order about which something new was heard."
-    made = []
+    made, odd = [], []
     for order in orders:
         after = order
         for report in reports.get(order.id, ()):
             after = next_state(after, report.finding, *totals.get(order.id, (Decimal(0), None)), now=now, look_after_s=look_after_s)
-        if after != order: made.append(Change(order, replace(after, version=order.version + 1), said_by(reports[order.id])))
-    return made
+            if order.state == "created" != after.state: break # one step; the resolver takes the next
+        if after == order: continue
+        try: made.append(Change(order, replace(after, version=order.version + 1), said_by(reports[order.id])))
+        except BadTransition: odd.append(order)
+    return made, odd
 
 def said_by(
     reports: Sequence[Report],
@@ -369,10 +373,11 @@ async def record(
         new = await write_fills(tx, deps, account["currency"], list({r["fill_id"]: r for r in rows}.values()))
         with_fills = {r["order_id"] for r in rows}
         totals = await fills_of(tx, [o for o in everyone if o.id in with_fills or o.filled_units])
-        changes = changes_for(everyone, belong, totals, account["now"], deps.config.lookup_pauses_s[0])
+        changes, odd = changes_for(everyone, belong, totals, account["now"], deps.config.lookup_pauses_s[0])
         back = {key: r.finding.wait_s for key, rs in belong.items() for r in rs if isinstance(r.finding, NotSent)}
         await write_orders(tx, adopted, changes, {c.after.id: back[c.after.id] for c in changes if c.after.id in back and c.after.sent_at is None})
         if page is not None: await move_cursor(tx, deps.account, page, cash_moved(page, account["currency"]))
+        if odd: await raise_alert(tx, f"impossible:{deps.account}", "orders", "high", "impossible_changes", f"{deps.account}: what the venue says does not fit order {odd[0].id}, which is {odd[0].state}")
         if risen := [c.before for c in changes if c.before.state in ("rejected", "expired") and c.after.filled_units > c.before.filled_units]:
             await report_risen(tx, deps.account, risen)
         if foreign := [o for o in adopted if o.kind == "external"]: await report_foreign(tx, deps.account, foreign)
