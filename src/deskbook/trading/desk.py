@@ -36,7 +36,7 @@ from .reconcile import Reconciliation, boot, read_fills, reconcile, reconcile_of
 from .recorder import Recorder, position_of
 from .resolve import Resolver
 from .risk import Exposures, RiskPolicy, RiskState, exit_room, exposures
-from .sender import Sender, take_over, timed, unsent
+from .sender import Sender, shared, take_over, timed, unsent
 from ..venues.model import Guard, Instrument, Venue, Write
 from ..venues.oanda import ABSENCE_GRACE_S, Oanda
 
@@ -490,7 +490,7 @@ async def open_desk(
         known = spec if spec is not None else await asyncio.to_thread(account_spec, account, settings)
         kill = KillSwitch(settings.home/"kill_switch.json", live, key=settings.kill_switch_key, audit=ledger_audit(ledger))
         guard = SendGuard(kill, known.environment, account, settings.read_only if read_only is None else read_only, ledger)
-        venue = Oanda(known.venue_account, known.token, known.base_url, known.stream_url, known.environment, timed(guard), connections=config.max_in_flight + 4,
+        venue = Oanda(known.venue_account, known.token, known.base_url, known.stream_url, known.environment, timed(shared(guard)), connections=config.max_in_flight + 4,
             absence_grace_s=known.absence_grace_s)
         stack.push_async_callback(venue.aclose)
         await enrol(ledger, venue, account)
