@@ -114,6 +114,7 @@ async def _sender_there(desk: Desk, task: Any, wait_s: float) -> None:
         if not desk.lease and await desk.ledger.rows(_OTHER, (f"sender:{desk.account}", desk.owner)): return
         await asyncio.sleep(0.05)
 
+# %% ../../../nbs/app/59_cli_desk.ipynb #2eadb787
 @asynccontextmanager
 async def sending(
     desk: Desk,
@@ -121,15 +122,23 @@ async def sending(
 ) -> AsyncIterator[None]:
     "Be the sender of this account for the length of a block, unless somebody else is."
     import asyncio
+    from deskbook.stores.ledger import LedgerDown
     from deskbook.trading.desk import run as run_desk
     stop = asyncio.Event()
     task = asyncio.create_task(run_desk(desk, stop))
+    patience_s = 30.0
     try:
         await _sender_there(desk, task, wait_s)
         yield
+    except LedgerDown:
+        patience_s = 1.0
+        raise
     finally:
         stop.set()
-        await task
+        await asyncio.wait([task], timeout=patience_s)
+        task.cancel()
+        ended = (await asyncio.gather(task, return_exceptions=True))[0]
+    if isinstance(ended, Exception): raise ended
 
 # %% ../../../nbs/app/59_cli_desk.ipynb #e01922d0
 def confirm(
@@ -172,6 +181,7 @@ async def note_failure(
     from deskbook.stores.records import audit
     from deskbook.trading.notes import keep_note
     said = {**facts, "reasons": [reason_of(error)], "error": error.what}
+    if getattr(error, "maybe_committed", False): action = "order.unclear"
     try:
         if isinstance(error, LedgerDown): raise error
         async with open_ledger() as ledger, ledger.transaction() as tx: await audit(tx, who(), action, "intent", None, said, account)

@@ -25,6 +25,7 @@ __all__ = ['app', 'open_switch', 'status_command', 'told', 'engage_command', 'ne
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="The kill switch: status, engage, clear; and arming of a live account.")
 _EXITS = "Exit codes: 0 done, 1 nothing could be reached, 2 bad input, 4 refused."
 _Why = Annotated[str, typer.Option(help="Why, for whoever reads it next.")]
+_Live = Annotated[str, typer.Option("--account", "-a", metavar="NAME", help="The live account.")] # never from the environment
 _By = Annotated[str, typer.Option(help="Who. Default: the user at this terminal.")]
 
 # %% ../../../nbs/app/64_cli_kill_switch.ipynb #eef1c90e
@@ -118,7 +119,7 @@ async def set_armed(account: str, minutes: float | None, by: str, why: str) -> A
 @app.command("arm", epilog=_EXITS)
 def arm_command(
     why: _Why, minutes: Annotated[float, typer.Option(help="For how long; at most 720.")] = 60.0,
-    by: _By = "", account: Account = "oanda-live", yes_account: Yes = "", as_json: Json = False,
+    by: _By = "", account: _Live = "oanda-live", yes_account: Yes = "", as_json: Json = False,
 ) -> None:
     """Allow orders on a live account for some minutes; it ends by itself.
 
@@ -131,7 +132,7 @@ def arm_command(
 
 # %% ../../../nbs/app/64_cli_kill_switch.ipynb #1d22c9e1
 @app.command("disarm", epilog=_EXITS)
-def disarm_command(why: _Why, by: _By = "", account: Account = "oanda-live", as_json: Json = False) -> None:
+def disarm_command(why: _Why, by: _By = "", account: _Live = "oanda-live", as_json: Json = False) -> None:
     """Take an arming back now.
 
     Example: deskbook kill-switch disarm --account oanda-live --why "done for today"

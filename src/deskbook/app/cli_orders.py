@@ -13,7 +13,7 @@ import typer
 from .cli_desk import EXITS, Account, Json, Wait, Yes, at_desk, confirm, is_live, json_value, number, open_ledger
 from .cli_desk import print_json, run, table, warn, who
 from ..core.clock import iso
-from ..core.errors import BadInput, NotFound, Refused, did_you_mean
+from ..core.errors import BadInput, DeskbookError, NotFound, Refused, did_you_mean
 
 if TYPE_CHECKING:
     from deskbook.stores.ledger import Ledger
@@ -194,11 +194,13 @@ async def submit_order(
     async with at_desk(intent.account, "order.refused", facts, send and not dry) as desk:
         if dry: return None, await rehearse(desk, intent)
         if signed: await refuse_sign(desk, intent)
-        try: order = (await desk.submit(intent))[0]
-        except BadInput as e:
-            e.audited = True # type: ignore[attr-defined]
+        order = None
+        try:
+            order = (await desk.submit(intent))[0]
+            return await desk.wait(order.id, wait_s) if send else order, None
+        except DeskbookError as e: # the desk has audited bad input, and an order that is in the ledger was not refused
+            e.audited = isinstance(e, BadInput) or order is not None # type: ignore[attr-defined]
             raise
-        return await desk.wait(order.id, wait_s) if send else order, None
 
 # %% ../../../nbs/app/62_cli_orders.ipynb #023c91c0
 def order_exit(
