@@ -198,7 +198,7 @@ def test_a_dry_run_writes_nothing(w, cli):
     assert (code, told["decision"], told["reasons"], told["order"]["units"]) == (0, "accepted", [], "1000")
     code, told, _ = cli("orders", "submit", "EUR_USD", "--buy", "90000", "--dry", "--json")
     assert (code, told["decision"], told["reasons"], told["order"]) == (4, "denied", ["max_total_exposure", "max_instrument_exposure"], None)
-    assert "Nothing was sent" in cli("orders", "submit", "EUR_USD", "--buy", "1000", "--dry")[1]
+    assert "Not sent" in cli("orders", "submit", "EUR_USD", "--buy", "1000", "--dry")[1]
     assert w.rows("SELECT count(*) AS n FROM ops_audit_events") == before
     assert len(w.rows("SELECT 1 AS x FROM orders")) == 1 and w.requests() == sent
 

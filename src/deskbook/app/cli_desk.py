@@ -169,6 +169,7 @@ def reason_of(
     if isinstance(error, AuthError): return "venue_refused_access"
     return "venue_unreachable" if isinstance(error, VenueError) else str(getattr(error, "reason", type(error).__name__))
 
+# %% ../../../nbs/app/59_cli_desk.ipynb #12918897
 async def note_failure(
     account: str,
     action: str, # e.g. "order.refused"

@@ -233,8 +233,8 @@ def tell_decision(
     kind, reasons = type(decision).__name__.lower(), decision.reasons if isinstance(decision, Denied) else ()
     order = None if isinstance(decision, Denied) else decision.order
     if as_json: print_json({"dry": True, "decision": kind, "reasons": reasons, "order": order})
-    elif order: print(f"dry: {kind}, {order.side} {number(order.units)} {order.instrument}, {number(order.reserved_usd, 2)} USD. Nothing was sent.")
-    else: print(f"dry: refused, {explain(reasons)}. Nothing was sent.")
+    elif order: print(f"dry: {kind}, {order.side} {number(order.units)} {order.instrument}, {number(order.reserved_usd, 2)} USD. Not sent.")
+    else: print(f"dry: refused, {explain(reasons)}. Not sent.")
     return 0 if isinstance(decision, Accepted) else 4 if reasons else 1
 
 # %% ../../../nbs/app/62_cli_orders.ipynb #b7da759d
@@ -400,7 +400,8 @@ async def compare(
 
 def comparison_text(account: str, found: Reconciliation) -> str:
     "A comparison for people."
-    head = f"{account}: ledger and venue {'agree' if found.clean else 'differ'}; {found.fills} fills were missing, {found.adopted} orders of others"
+    agree = "agree" if found.clean else "differ"
+    head = f"{account}: ledger and venue {agree}; {found.fills} fills were missing, {found.adopted} orders of others"
     return "\n".join([head, *(f"  {m}" for m in found.mismatches)])
 
 # %% ../../../nbs/app/62_cli_orders.ipynb #4ec3c0e3
