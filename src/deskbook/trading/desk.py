@@ -24,6 +24,7 @@ from ..stores.embedded import start_postgres, start_valkey
 from ..stores.ledger import Ledger, LedgerDown
 from ..stores.ledger_migrate import migrate
 from ..stores.live import Live, open_live
+from ..stores.partitions import keep_months
 from ..stores.records import AuditEvent, append_audits, resolve_alert
 from .book import COLUMNS, NOT_NOW, Change, Deps, ExecutionConfig, OrderRow, Signals, apply_changes, change, freeze_entries, new_id, not_now, order_row
 from .controls import KillState, KillSwitch, SendGuard, boot_kill, kill_state, ledger_audit, missing_credentials
@@ -398,7 +399,8 @@ async def epoch(
         sending = group.create_task(Sender(deps, lease, recorder).run(stop), name="sender")
         working = [sending, *(group.create_task(work, name=name) for name, work in {
             "resolver": Resolver(deps, lease, recorder).run(stop), "fills": read_fills(deps, lease, stop), "reconciler": reconcile_from_boot(deps, lease, stop),
-            "equity": watch_equity(deps, stop, lambda state: cancel_entries(deps))}.items())]
+            "equity": watch_equity(deps, stop, lambda state: cancel_entries(deps)),
+            "months": keep_months(deps.ledger, stop)}.items())]
         group.create_task(wake_all(deps, stop, working), name="stop")
         await asyncio.wait(working)
         flush.set()
@@ -412,7 +414,7 @@ async def wake_all(deps: Deps, stop: asyncio.Event, working: Sequence[asyncio.Ta
     "When the desk is stopped, nobody sleeps on."
     while not all(t.done() for t in working):
         if not await wait_for_event(stop, 0.5): continue
-        for signal in (deps.signals.outbox, deps.signals.fills, deps.signals.unknown, deps.signals.equity): signal.set()
+        for hint in (deps.signals.outbox, deps.signals.fills, deps.signals.unknown, deps.signals.equity): hint.set()
         await asyncio.sleep(0.02)
 
 async def reconcile_from_boot(deps: Deps, lease: Lease, stop: asyncio.Event) -> None:
