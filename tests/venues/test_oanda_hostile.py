@@ -244,6 +244,8 @@ def test_pages_of_orders_are_walked_to_the_cursor_and_not_for_ever():
 
 @pytest.mark.parametrize("body", [
     {}, {"lastTransactionID": "6373"}, {"orderCreateTransaction": None}, {"orderCreateTransaction": {}}, {"orderFillTransaction": FILL}, {"orderCancelTransaction": {"reason": "INSUFFICIENT_MARGIN"}},
+    {"orderCreateTransaction": CREATED, "orderFillTransaction": {}}, {"orderCreateTransaction": CREATED, "orderFillTransaction": []}, {"orderCreateTransaction": CREATED, "orderCancelTransaction": "x"},
+    {"orderCreateTransaction": CREATED, "orderCancelTransaction": {}}, {"orderCreateTransaction": CREATED, "orderCancelTransaction": {"orderID": "99", "reason": "INSUFFICIENT_MARGIN"}},
     {**ANSWER, "orderFillTransaction": {**FILL, "units": "x"}}, {**ANSWER, "orderFillTransaction": {**FILL, "price": None, "fullVWAP": None}}, {**ANSWER, "orderFillTransaction": {**FILL, "orderID": "1"}},
     {**ANSWER, "orderCreateTransaction": {**CREATED, "clientExtensions": {"id": "db-else"}}}, {**ANSWER, "orderCreateTransaction": {**CREATED, "units": "-1000"}}], ids=lambda b: json.dumps(b)[:40])
 def test_a_201_that_does_not_fit_is_an_unknown_outcome(body):

@@ -117,7 +117,8 @@ class ClockWatch:
 
     def check(self) -> None:
         "Raise `ClockSkew` when the clocks are too far apart to trade."
-        if self.status == "stop" and self.offset: raise ClockSkew(f"The clock of {self.name} and ours differ by {self.offset.offset_ms:.0f} ms.",
+        if self.status == "stop" and self.offset:
+            raise ClockSkew(f"The clock of {self.name} and ours differ by {self.offset.offset_ms:.0f} ms.",
             "Set this machine's clock (NTP).", offset_ms=self.offset.offset_ms, venue=self.name, sent=False)
 
     def look(self) -> float: # ms; 0: it did not jump

@@ -26,8 +26,9 @@ from .transport import Answer, Ask, Timeouts, Transport, for_create, http_client
 
 # %% auto #0
 __all__ = ['Environment', 'HOSTS', 'LOOPBACK', 'LIMITS', 'GRANULARITIES', 'PAGE', 'ABSENCE_GRACE_S', 'EDGE_MS', 'FINAL',
-           'check_address', 'reading', 'explain', 'OandaAccount', 'OandaReads', 'Page', 'next_page', 'page_at',
-           'OandaCandles', 'Log', 'OandaFills', 'OandaPlaces', 'chosen', 'OandaFinds', 'OandaCancels', 'Oanda']
+           'Connect', 'check_address', 'reading', 'explain', 'OandaAccount', 'OandaReads', 'Page', 'next_page',
+           'page_at', 'OandaCandles', 'Log', 'OandaFills', 'OandaPlaces', 'chosen', 'OandaFinds', 'OandaCancels',
+           'Oanda']
 
 # %% ../../../nbs/venues/22_oanda.ipynb #7ac8e985
 Environment = Literal["sandbox", "practice", "live"]
@@ -42,10 +43,12 @@ def check_address(
     stream: bool = False, # the address of the streams
 ) -> str: # without a slash at its end
     "The address to use. Raises `BadInput` when environment and address do not agree."
-    if environment not in ("sandbox", *HOSTS): raise BadInput(f"{environment!r} is not an environment of OANDA.", "Use sandbox, practice or live.")
+    if environment not in ("sandbox", *HOSTS):
+        raise BadInput(f"{environment!r} is not an environment of OANDA.", "Use sandbox, practice or live.")
     if environment in HOSTS:
         own = HOSTS[environment][stream]
-        if url and url.rstrip("/").lower() != own: raise BadInput(f"{url} is not OANDA's {environment} address.", f"Leave it out, or give {own}.")
+        if url and url.rstrip("/").lower() != own:
+            raise BadInput(f"{url} is not OANDA's {environment} address.", f"Leave it out, or give {own}.")
         return own
     try: parts = urlsplit(url or "")
     except ValueError: parts = urlsplit("")
@@ -93,8 +96,10 @@ class OandaAccount:
         absence_grace_s: float = ABSENCE_GRACE_S, # how long after sending an order may still turn up
         stream: StreamPolicy | None = None, # None: 10 s of silence on prices, 20 s on transactions
     ):
-        if not (account and account.isascii() and account.replace("-", "").replace("_", "").isalnum()): raise BadInput(f"{account!r} is not an account.", "It looks like 101-004-1234567-001.")
-        if not (token and token.isascii() and token.isprintable() and " " not in token): raise BadInput("The token is empty or holds characters that no token has.", "Set OANDA_API_TOKEN.")
+        if not (account and account.isascii() and account.replace("-", "").replace("_", "").isalnum()):
+            raise BadInput(f"{account!r} is not an account.", "It looks like 101-004-1234567-001.")
+        if not (token and token.isascii() and token.isprintable() and " " not in token):
+            raise BadInput("The token is empty or holds characters that no token has.", "Set OANDA_API_TOKEN.")
         self.account, self.environment = account, environment
         self.base_url = check_address(environment, base_url)
         self.stream_url = check_address(environment, stream_url or (base_url if environment == "sandbox" else None), stream=True)
@@ -128,7 +133,8 @@ class OandaReads(OandaAccount):
     "What can be read with one request."
     def capabilities(self) -> Capabilities:
         "What the order path must know."
-        return Capabilities(self.name, self.environment, r"[A-Za-z0-9_-]+", 128, self.absence_grace_s, wire.LIMIT_TIMES, frozenset(("market", "limit")), self.currency or "USD")
+        return Capabilities(self.name, self.environment, r"[A-Za-z0-9_-]+", 128, self.absence_grace_s, wire.LIMIT_TIMES,
+            frozenset(("market", "limit")), self.currency or "USD")
 
     async def load_instruments(self) -> dict[str, Instrument]: # by name; also kept in `instruments`
         "What the account may trade."
@@ -229,13 +235,15 @@ class OandaCandles(OandaReads):
         answer = await self._get(path, "candles", price="MBA", granularity=GRANULARITIES[timeframe], **params)
         with reading(answer): return wire.read_candles(answer.body, instrument, GRANULARITIES[timeframe])
 
-    async def _window(self, instrument: str, timeframe: str, since: int, until: int, limit: int | None, step: int, now: int) -> list[dict[str, Any]]:
+    async def _window(self, instrument: str, timeframe: str, since: int, until: int, limit: int | None, step: int,
+        now: int) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         page = page_at(since, True, step, now) if since < until else None
         while page is not None and (limit is None or len({r["time"] for r in found}) < limit):
             span = {"count": str(PAGE)} if page.end_ms is None else {"to": iso(page.end_ms - 1)}
             got = await self._candles(instrument, timeframe, **{"from": iso(page.start_ms)}, includeFirst=str(page.first).lower(), **span)
-            if got.last_ms is not None and got.last_ms > max(page.end_ms or 0, now + 86_400_000): raise wire.wrong("time", iso(got.last_ms), "inside the window")
+            if got.last_ms is not None and got.last_ms > max(page.end_ms or 0, now + 86_400_000):
+                raise wire.wrong("time", iso(got.last_ms), "inside the window")
             found += [r for r in got.rows if since <= r["time"] < until]
             page = next_page(page, got.last_ms, step, until, now)
         return found
@@ -269,7 +277,8 @@ class OandaFills(OandaCandles):
 
     async def read_log(self, cursor: str = "") -> Log:
         "All transactions after a cursor; an empty cursor means from the beginning."
-        if cursor and not (cursor.isascii() and cursor.isdigit()): raise BadInput(f"{cursor!r} is not a cursor of OANDA.", "It is the id of a transaction.")
+        if cursor and not (cursor.isascii() and cursor.isdigit()):
+            raise BadInput(f"{cursor!r} is not a cursor of OANDA.", "It is the id of a transaction.")
         found: list[dict[str, Any]] = []
         at = last = cursor or "1"
         while True:
@@ -299,7 +308,8 @@ class OandaPlaces(OandaFills):
                 await self._home()
         except AuthError: raise
         except VenueError as e:
-            raise NetworkError(f"Order {r.client_id} was not sent: the instruments could not be read. {e.what}", venue=self.name, code=e.code,
+            raise NetworkError(f"Order {r.client_id} was not sent: the instruments could not be read. {e.what}", venue=self.name,
+                code=e.code,
                 http_status=e.http_status, raw=e.raw, request_id=e.request_id, sent=False) from e
         if r.instrument in self.instruments: return self.instruments[r.instrument]
         raise wire.refuse(f"The account does not trade {r.instrument!r}.")
@@ -307,7 +317,8 @@ class OandaPlaces(OandaFills):
     async def _place(self, r: OrderRequest, write: Write) -> Ack:
         rules = self.instruments.get(r.instrument) if self.currency else None
         body = wire.order_body(r, rules or await self._rules(r))
-        answer = await self.transport.request(Ask("POST", f"{self.path}/orders", "create", "orders", body=body, client_id=r.client_id, write=write, urgent=r.reduce_only))
+        answer = await self.transport.request(Ask("POST", f"{self.path}/orders", "create", "orders", body=body, client_id=r.client_id,
+            write=write, urgent=r.reduce_only))
         try:
             with reading(answer): return wire.read_ack(answer.body, r, self.currency, self.account)
         except ProtocolError as e: raise for_create(e, r.client_id) from None
@@ -318,7 +329,8 @@ class OandaPlaces(OandaFills):
 
     async def close_position(self, instrument: str, request: OrderRequest) -> Ack:
         "Reduce a position by an order of our own, which has a client id and can be found again."
-        if request.instrument != instrument or not request.reduce_only: raise wire.refuse(f"A close of {instrument} must be a reduce-only order for it.")
+        if request.instrument != instrument or not request.reduce_only:
+            raise wire.refuse(f"A close of {instrument} must be a reduce-only order for it.")
         return await self._place(request, Write("close", instrument, True, request.override_kill))
 
 # %% ../../../nbs/venues/22_oanda.ipynb #6e35ced4
@@ -328,7 +340,8 @@ def chosen(
     orders: Sequence[tuple[VenueOrder, tuple[VenueFill, ...]]], # with one client id, oldest first
 ) -> tuple[VenueOrder, tuple[VenueFill, ...]]:
     "The order that counts: one with fills, else one that lives, else the latest. There should be only one."
-    if sum(bool(f) for _, f in orders) > 1: logging.getLogger(__name__).error("more than one order with client id %s was filled", orders[0][0].client_id)
+    if sum(bool(f) for _, f in orders) > 1:
+        logging.getLogger(__name__).error("more than one order with client id %s was filled", orders[0][0].client_id)
     for wanted in (lambda o, f: bool(f), lambda o, f: o.state not in FINAL):
         for o, f in orders:
             if wanted(o, f): return o, f
@@ -344,7 +357,8 @@ class OandaFinds(OandaPlaces):
         with reading(answer):
             o = wire.obj(answer.body, "order")
             wire.id_of(o)
-            if specifier.startswith("@") and wire.client_id_of(o) != specifier[1:]: raise wire.wrong("clientExtensions.id", wire.client_id_of(o), specifier[1:])
+            if specifier.startswith("@") and wire.client_id_of(o) != specifier[1:]:
+                raise wire.wrong("clientExtensions.id", wire.client_id_of(o), specifier[1:])
         return o
 
     async def _listed(self, client_id: str, since_cursor: str) -> dict[str, Any] | None:
@@ -372,7 +386,8 @@ class OandaFinds(OandaPlaces):
         mine = [t for t in log.transactions if t["type"] in ("ORDER_FILL", "ORDER_CANCEL") and wire.id_of(t, "orderID") == oid]
         made = next((t for t in log.transactions if t["type"] in wire.CREATES and wire.id_of(t) == oid), o)
         client_id = wire.client_id_of(o) or wire.client_id_of(made)
-        fills = tuple(f if f.client_id else replace(f, client_id=client_id) for f in (wire.read_fill(t, currency) for t in mine if t["type"] == "ORDER_FILL"))
+        fills = tuple(wire.read_fill(t, currency) for t in mine if t["type"] == "ORDER_FILL")
+        fills = tuple(f if f.client_id else replace(f, client_id=client_id) for f in fills)
         cancel = next((t for t in mine if t["type"] == "ORDER_CANCEL"), None)
         this = (replace(wire.read_order(o, fills, cancel, "CANCELLED" if cancel else ""), client_id=client_id), fills)
         if not client_id: return Found(*this)
@@ -438,14 +453,18 @@ class OandaCancels(OandaFinds):
 
 # %% ../../../nbs/venues/22_oanda.ipynb #903757fd
 # long: the two streams side by side
+Connect = Callable[[], contextlib.AbstractAsyncContextManager[AsyncIterator[dict[str, Any]]]]
+
 class Oanda(OandaCancels):
     "An OANDA v20 account as a `Venue`."
-    def _lines(self, path: str, silence_s: float, **params: str) -> Callable[[], contextlib.AbstractAsyncContextManager[AsyncIterator[dict[str, Any]]]]:
+    def _lines(self, path: str, silence_s: float, **params: str) -> Connect:
         "Something that opens a stream."
         if self.stream_http is None:
             limits = httpx.Limits(max_connections=20, max_keepalive_connections=0)
-            self.stream_http = httpx.AsyncClient(base_url=self.stream_url, headers=self.headers, limits=limits, trust_env=self.environment != "sandbox",
-                verify=self.stream_url.startswith("https:"), timeout=httpx.Timeout(None, connect=self.timeouts.connect_s, write=self.timeouts.write_s, pool=self.timeouts.slot_s))
+            t = self.timeouts
+            wait = httpx.Timeout(None, connect=t.connect_s, write=t.write_s, pool=t.slot_s)
+            self.stream_http = httpx.AsyncClient(base_url=self.stream_url, headers=self.headers, limits=limits, timeout=wait,
+                trust_env=self.environment != "sandbox", verify=self.stream_url.startswith("https:"))
         http = self.stream_http
         return lambda: open_lines(http, f"{self.path}/{path}", params, silence_s, self.secrets)
 
@@ -462,4 +481,5 @@ class Oanda(OandaCancels):
             log = await self.read_log(at)
             return log.transactions, log.cursor
         reader = TransactionReader(cursor, read_log, await self._home())
-        async for event in watch_transactions(self._lines("transactions/stream", policy.silence_s), reader, policy, self.policy, self.timing): yield event
+        async for event in watch_transactions(self._lines("transactions/stream", policy.silence_s), reader, policy, self.policy, self.timing):
+            yield event

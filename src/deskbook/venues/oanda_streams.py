@@ -29,13 +29,15 @@ def split_lines(
 ) -> tuple[list[bytes], bytes]: # whole lines that are not blank, and what is left over now
     "Cut bytes into lines. Raises `ProtocolError` for a line that is too long."
     *whole, rest = (rest + data).split(b"\n")
-    if len(rest) > MAX_LINE: raise ProtocolError(f"oanda: a line of a stream is longer than {MAX_LINE} bytes.", venue="oanda", raw=shown(rest))
+    if len(rest) > MAX_LINE:
+        raise ProtocolError(f"oanda: a line of a stream is longer than {MAX_LINE} bytes.", venue="oanda", raw=shown(rest))
     return [line for line in whole if line.strip()], rest
 
 def read_line(line: bytes) -> dict[str, Any]:
     "One line. Raises `ProtocolError`."
     try: return read_json_object(line)
-    except ValueError as e: raise ProtocolError(f"oanda: a line of a stream is not JSON ({str(e)[:100]}).", venue="oanda", raw=shown(line)) from None
+    except ValueError as e:
+        raise ProtocolError(f"oanda: a line of a stream is not JSON ({str(e)[:100]}).", venue="oanda", raw=shown(line)) from None
 
 # %% ../../../nbs/venues/21_oanda_streams.ipynb #66e16a76
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ async def _refused(response: httpx.Response, path: str, secrets: tuple[str, ...]
     raw, rid = shown(data, secrets), response.headers.get("requestid", "")
     with contextlib.suppress(ValueError):
         if (e := wire.read_error("GET", path, response.status_code, read_json_object(data), raw, rid)) is not None: return e
-    return status_error(Ask("GET", path), response.status_code, dict(venue="oanda", code="", http_status=response.status_code, raw=raw, request_id=rid), None, 0)
+    return status_error(Ask("GET", path), response.status_code, dict(venue="oanda", code="", http_status=response.status_code, raw=raw,
+        request_id=rid), None, 0)
 
 # %% ../../../nbs/venues/21_oanda_streams.ipynb #24d5a03a
 async def _lines(response: httpx.Response, silence_s: float) -> AsyncIterator[dict[str, Any]]:

@@ -25,9 +25,9 @@ __all__ = ['VENUE', 'ZERO', 'MARKET_TIMES', 'LIMIT_TIMES', 'REASONS', 'TYPES', '
            'wrong', 'obj', 'rows', 'text', 'id_of', 'part', 'as_number', 'number', 'positive', 'as_time_ms', 'time_ms',
            'places', 'read_instrument', 'refuse', 'on_step', 'check_request', 'order_body', 'refusal_class',
            'error_code', 'read_error', 'client_id_of', 'read_fill', 'average_price', 'ended_state', 'read_order',
-           'read_ack', 'cancelled_at_once', 'read_balance', 'read_positions', 'OpenTrade', 'read_trade', 'read_quote',
-           'read_quotes', 'in_order', 'cash_of', 'ended_order', 'read_fill_page', 'orders_in', 'rejected_in',
-           'CandlePage', 'read_candles', 'candle_frame']
+           'check_answer', 'read_ack', 'cancelled_at_once', 'read_balance', 'read_positions', 'OpenTrade', 'read_trade',
+           'read_quote', 'read_quotes', 'in_order', 'cash_of', 'ended_order', 'read_fill_page', 'orders_in',
+           'rejected_in', 'CandlePage', 'read_candles', 'candle_frame']
 
 # %% ../../../nbs/venues/20_oanda_wire.ipynb #7b90369d
 def wrong(field: str, value: Any, wanted: str) -> ProtocolError:
@@ -76,7 +76,8 @@ def as_number(value: Any, field: str) -> Decimal:
     "A decimal number from text or JSON number."
     try: d = value if isinstance(value, Decimal) else Decimal(value) if isinstance(value, str) or type(value) is int else None
     except InvalidOperation: d = None
-    if d is None or not d.is_finite() or (isinstance(value, str) and not re.fullmatch(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?", value)): raise wrong(field, value, "a number")
+    if d is None or not d.is_finite() or (isinstance(value, str) and not re.fullmatch(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?", value)):
+        raise wrong(field, value, "a number")
     if d and not -18 <= d.adjusted() <= 18: raise wrong(field, value, "a number of this world")
     if int(d.as_tuple().exponent) < -30: raise wrong(field, value, "a number with fewer digits")
     return d
@@ -137,7 +138,8 @@ def on_step(
     name: str, # for the error
 ) -> str: # e.g. "1.08500"; never in exponent form
     "A number with exactly the decimals of its step. Raises `InvalidOrder` when it lies between two steps."
-    if not isinstance(value, Decimal) or not value.is_finite() or abs(value) >= Decimal(10)**18: raise refuse(f"{name} {value!r} is not a number.")
+    if not isinstance(value, Decimal) or not value.is_finite() or abs(value) >= Decimal(10)**18:
+        raise refuse(f"{name} {value!r} is not a number.")
     q = value.quantize(step)
     if q != value: raise refuse(f"{name} {value} is not a multiple of {format(step, 'f')}.")
     return format(q if q else abs(q), "f")
@@ -147,17 +149,21 @@ MARKET_TIMES, LIMIT_TIMES = frozenset(("FOK", "IOC")), frozenset(("GTC", "GTD", 
 
 def check_request(r: OrderRequest, i: Instrument) -> None:
     "Refuse what the venue would misread. Raises `InvalidOrder`, not sent."
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", r.client_id): raise refuse(f"{r.client_id!r} is not a client id.")
+    longest = 128 if r.stop_loss_price is None else 125 # the stop gets a name made of it
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", r.client_id) or len(r.client_id) > longest: raise refuse(f"{r.client_id!r} is not a client id.")
     if r.instrument != i.name: raise refuse(f"The order is for {r.instrument}, the rules for {i.name}.")
     if not isinstance(r.units, Decimal) or not r.units.is_finite() or not r.units: raise refuse(f"{r.units} units cannot be ordered.")
     if abs(r.units) < i.min_units: raise refuse(f"{r.units} units are below the minimum of {i.min_units}.")
     if abs(r.units) > i.max_units: raise refuse(f"{r.units} units are above the maximum of {i.max_units}.")
     if r.type not in ("market", "limit"): raise refuse(f"{r.type!r} is not an order type here.")
-    if r.time_in_force not in (MARKET_TIMES if r.type == "market" else LIMIT_TIMES): raise refuse(f"A {r.type} order cannot be {r.time_in_force}.")
+    if r.time_in_force not in (MARKET_TIMES if r.type == "market" else LIMIT_TIMES):
+        raise refuse(f"A {r.type} order cannot be {r.time_in_force}.")
     if (r.price is None) == (r.type == "limit"): raise refuse("A limit order needs a price; a market order has none.")
-    if (r.good_till_ms is None) == (r.time_in_force == "GTD"): raise refuse("GTD needs a time until which the order is good; others have none.")
+    if (r.good_till_ms is None) == (r.time_in_force == "GTD"):
+        raise refuse("GTD needs a time until which the order is good; others have none.")
     for name, price in (("price", r.price), ("price bound", r.price_bound), ("stop loss", r.stop_loss_price)):
-        if price is not None and not (isinstance(price, Decimal) and price.is_finite() and price > 0): raise refuse(f"The {name} {price} is not a price.")
+        if price is not None and not (isinstance(price, Decimal) and price.is_finite() and price > 0):
+            raise refuse(f"The {name} {price} is not a price.")
 
 # %% ../../../nbs/venues/20_oanda_wire.ipynb #9f57e175
 def order_body(
@@ -173,7 +179,8 @@ def order_body(
     if r.price_bound is not None: order["priceBound"] = on_step(r.price_bound, i.tick, "price bound")
     if r.good_till_ms is not None: order["gtdTime"] = iso(r.good_till_ms)
     if r.stop_loss_price is not None:
-        order["stopLossOnFill"] = {"price": on_step(r.stop_loss_price, i.tick, "stop loss"), "timeInForce": "GTC", "clientExtensions": {"id": f"{r.client_id}-sl"}} # its name: it is ours
+        order["stopLossOnFill"] = {"price": on_step(r.stop_loss_price, i.tick, "stop loss"), "timeInForce": "GTC",
+            "clientExtensions": {"id": f"{r.client_id}-sl"}} # its name: it is ours
     return {"order": order}
 
 # %% ../../../nbs/venues/20_oanda_wire.ipynb #19876f8a
@@ -203,7 +210,8 @@ def refusal_class(code: str) -> type[Rejected]:
 def error_code(body: Mapping[str, Any]) -> str: # "" when there is none
     "The venue's code, wherever it stands."
     for name, value in body.items():
-        if name.endswith("RejectTransaction") and isinstance(value, dict) and isinstance(value.get("rejectReason"), str): return value["rejectReason"]
+        if name.endswith("RejectTransaction") and isinstance(value, dict) and isinstance(value.get("rejectReason"), str):
+            return value["rejectReason"]
     code = body.get("errorCode")
     return code if isinstance(code, str) else ""
 
@@ -277,7 +285,7 @@ def read_order(
     said = state or text(o, "state")
     units = number(o, "units", ZERO)
     filled = sum((f.units for f in fills), ZERO)
-    reason = text(cancel, "reason", "") if cancel else ""
+    reason = text(cancel, "reason", "") if cancel is not None else ""
     batch = cancel.get("batchID") if cancel else None
     at_once = cancel is not None and (kind == "MARKET" or (batch is not None and batch in (o.get("batchID"), o.get("id"))))
     if said == "CANCELLED": ours = ended_state(reason, at_once, filled)
@@ -285,15 +293,25 @@ def read_order(
     elif said == "PENDING": ours = "partially_filled" if filled else "open"
     else: raise wrong("state", said, "the state of an order")
     created = o.get("createTime", o.get("time"))
-    return VenueOrder(id_of(o), client_id_of(o), text(o, "instrument", ""), units, TYPES.get(kind, kind), ours, filled, average_price(fills),
+    return VenueOrder(id_of(o), client_id_of(o), text(o, "instrument", ""), units, TYPES.get(kind, kind), ours, filled,
+        average_price(fills),
         None if o.get("price") is None else positive(o, "price"), text(o, "timeInForce", ""), o.get("positionFill") == "REDUCE_ONLY",
         reason, as_time_ms(created, "createTime"), raw=o)
 
 # %% ../../../nbs/venues/20_oanda_wire.ipynb #e030ccf0
-def _transactions(body: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    "The transactions in the answer to a write, by name."
-    return {k: v for k, v in body.items() if k.endswith("Transaction") and isinstance(v, dict)}
+def check_answer(
+    made: dict[str, Any], # the orderCreateTransaction of an answer
+    r: OrderRequest, # what was asked
+    account: str, # whose answer it must be; "": not checked
+) -> None:
+    "Raise `ProtocolError` when this is the answer to another order."
+    whose = text(made, "accountID", account or "?")
+    if account and whose != account: raise wrong("accountID", whose, account)
+    if client_id_of(made) not in ("", r.client_id): raise wrong("clientExtensions.id", client_id_of(made), r.client_id)
+    if text(made, "instrument") != r.instrument or number(made, "units") != r.units:
+        raise wrong("orderCreateTransaction", made, f"the order {r.client_id}")
 
+# %% ../../../nbs/venues/20_oanda_wire.ipynb #6ed02ecf
 def read_ack(
     body: dict[str, Any], # of a 201
     r: OrderRequest, # what was asked
@@ -301,18 +319,15 @@ def read_ack(
     account: str = "", # whose answer it must be
 ) -> Ack:
     "The order and its first fills. Raises a `Rejected`, or `ProtocolError` when the answer does not fit the request."
-    t = _transactions(body)
-    made = t.get("orderCreateTransaction")
-    if made is None: raise wrong("orderCreateTransaction", None, "an object")
-    if (made.get("accountID") or account) != account and account: raise wrong("accountID", made["accountID"], account)
-    if client_id_of(made) not in ("", r.client_id): raise wrong("clientExtensions.id", client_id_of(made), r.client_id)
-    if text(made, "instrument") != r.instrument or number(made, "units") != r.units: raise wrong("orderCreateTransaction", made, f"the order {r.client_id}")
-    fills = tuple(read_fill(f, currency) for f in (t.get("orderFillTransaction"),) if f is not None)
-    if any(f.venue_order_id != id_of(made) for f in fills): raise wrong("orderFillTransaction.orderID", fills[0].venue_order_id, id_of(made))
-    fills = tuple(f if f.client_id else replace(f, client_id=r.client_id) for f in fills)
-    cancel = t.get("orderCancelTransaction")
-    filled = sum((f.units for f in fills), ZERO)
-    state = "CANCELLED" if cancel is not None else "FILLED" if abs(filled) >= abs(r.units) else "PENDING"
+    made = obj(body, "orderCreateTransaction")
+    fill, cancel = (obj(body, k) if body.get(k) is not None else None for k in ("orderFillTransaction", "orderCancelTransaction"))
+    check_answer(made, r, account)
+    fills: tuple[VenueFill, ...] = () if fill is None else (read_fill(fill, currency),)
+    for t in (fill, cancel):
+        if t is not None and id_of(t, "orderID") != id_of(made): raise wrong(f"orderID of transaction {t.get('id')}", t["orderID"], id_of(made))
+    fills = tuple(replace(f, client_id=r.client_id) for f in fills)
+    whole = abs(sum((f.units for f in fills), ZERO)) >= abs(r.units)
+    state = "CANCELLED" if cancel is not None else "FILLED" if whole else "PENDING"
     order = read_order({**made, "clientExtensions": {"id": r.client_id}}, fills, cancel, state)
     if cancel is not None and not fills: raise cancelled_at_once(order, cancel)
     return Ack(order, fills)
@@ -321,7 +336,8 @@ def read_ack(
 def cancelled_at_once(order: VenueOrder, cancel: dict[str, Any]) -> Rejected:
     "201, and nothing came of it."
     reason = order.reason or "no reason given"
-    return refusal_class(order.reason)(f"{VENUE} cancelled order {order.client_id} at once: {reason}.", venue=VENUE, code=order.reason, http_status=201,
+    return refusal_class(order.reason)(f"{VENUE} cancelled order {order.client_id} at once: {reason}.", venue=VENUE, code=order.reason,
+        http_status=201,
         raw=str(cancel)[:300])
 
 # %% ../../../nbs/venues/20_oanda_wire.ipynb #221303c2
@@ -332,7 +348,8 @@ def read_balance(
     "The account in figures."
     a = obj(body, "account")
     cursor = id_of(body if body.get("lastTransactionID") is not None else a, "lastTransactionID")
-    return Balance(text(a, "currency"), number(a, "balance"), number(a, "NAV"), number(a, "unrealizedPL"), number(a, "marginUsed"), number(a, "marginAvailable"), cursor, now_ms)
+    return Balance(text(a, "currency"), number(a, "balance"), number(a, "NAV"), number(a, "unrealizedPL"), number(a, "marginUsed"),
+        number(a, "marginAvailable"), cursor, now_ms)
 
 def read_positions(body: dict[str, Any]) -> dict[str, VenuePosition]:
     "Net positions that are not flat. Raises `ProtocolError` for a hedged instrument, which cannot be told as one number."
@@ -361,7 +378,8 @@ class OpenTrade:
 
 def read_trade(t: dict[str, Any]) -> OpenTrade:
     "One open trade."
-    return OpenTrade(id_of(t), client_id_of(t), text(t, "instrument"), number(t, "currentUnits"), positive(t, "price"), number(t, "unrealizedPL", ZERO), time_ms(t, "openTime"))
+    return OpenTrade(id_of(t), client_id_of(t), text(t, "instrument"), number(t, "currentUnits"), positive(t, "price"),
+        number(t, "unrealizedPL", ZERO), time_ms(t, "openTime"))
 
 # %% ../../../nbs/venues/20_oanda_wire.ipynb #47c97892
 def _best(p: dict[str, Any], side: Literal["bids", "asks"], closeout: str) -> Decimal:
@@ -463,7 +481,8 @@ def rejected_in(
         reason = text(t, "rejectReason", "")
         if refusal_class(reason) is DuplicateClientId: continue
         kind = t["type"].removesuffix("_ORDER_REJECT")
-        return VenueOrder("", client_id, text(t, "instrument", ""), number(t, "units", ZERO), TYPES.get(kind, kind), "rejected", reason=reason, created_ms=time_ms(t), raw=t)
+        return VenueOrder("", client_id, text(t, "instrument", ""), number(t, "units", ZERO), TYPES.get(kind, kind), "rejected",
+            reason=reason, created_ms=time_ms(t), raw=t)
     return None
 
 # %% ../../../nbs/venues/20_oanda_wire.ipynb #a7a1e460

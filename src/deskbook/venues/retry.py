@@ -122,7 +122,8 @@ async def with_retry[T](
     start, budget = timing.monotonic(), policy.create_budget_s if kind == "create" else policy.budget_s
     def wait(state: RetryCallState) -> float: return pause_s(state.outcome.exception(), state.attempt_number, policy, timing) # type: ignore[union-attr,arg-type]
     def spent(state: RetryCallState) -> bool: return timing.monotonic() - start + state.upcoming_sleep > budget
-    again = AsyncRetrying(retry=retry_if_exception(lambda e: repeats(e, kind) and may()), wait=wait, stop=spent, sleep=timing.sleep, reraise=True)
+    again = AsyncRetrying(retry=retry_if_exception(lambda e: repeats(e, kind) and may()), wait=wait, stop=spent, sleep=timing.sleep,
+        reraise=True)
     async def attempt() -> T: return await call()
     return await again(attempt) # type: ignore[no-any-return,unused-ignore]
 
@@ -143,7 +144,8 @@ def opens_at_once(error: VenueError) -> bool:
 
 def counts(error: VenueError) -> bool:
     "Whether this failure says that the venue does not work; a refusal says that it does."
-    return opens_at_once(error) or (not isinstance(error, (Rejected, RateLimited)) and isinstance(error, (Transient, OutcomeUnknown, ProtocolError)))
+    answered = isinstance(error, (Rejected, RateLimited))
+    return opens_at_once(error) or (not answered and isinstance(error, (Transient, OutcomeUnknown, ProtocolError)))
 
 # %% ../../../nbs/venues/12_retry.ipynb #6e0827d2
 def after_failure(

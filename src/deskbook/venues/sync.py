@@ -44,7 +44,8 @@ class SyncVenue:
     def capabilities(self) -> Capabilities: return self.venue.capabilities()
     def fetch_time_ms(self) -> int: return run_sync(self.venue.fetch_time_ms())
     def load_instruments(self) -> dict[str, Instrument]: return run_sync(self.venue.load_instruments())
-    def fetch_ohlcv(self, instrument: str, timeframe: str = "M1", since_ms: int | None = None, until_ms: int | None = None, limit: int | None = None) -> pl.DataFrame:
+    def fetch_ohlcv(self, instrument: str, timeframe: str = "M1", since_ms: int | None = None, until_ms: int | None = None,
+            limit: int | None = None) -> pl.DataFrame:
         return run_sync(self.venue.fetch_ohlcv(instrument, timeframe, since_ms, until_ms, limit))
     def fetch_quotes(self, instruments: Sequence[str]) -> dict[str, Quote]: return run_sync(self.venue.fetch_quotes(instruments))
     def fetch_balance(self) -> Balance: return run_sync(self.venue.fetch_balance())
@@ -52,7 +53,8 @@ class SyncVenue:
     def fetch_open_orders(self) -> list[VenueOrder]: return run_sync(self.venue.fetch_open_orders())
     def fetch_fills(self, cursor: str) -> FillPage: return run_sync(self.venue.fetch_fills(cursor))
     def create_order(self, request: OrderRequest) -> Ack: return run_sync(self.venue.create_order(request))
-    def cancel_order(self, venue_order_id: str = "", client_id: str = "") -> VenueOrder: return run_sync(self.venue.cancel_order(venue_order_id, client_id))
+    def cancel_order(self, venue_order_id: str = "", client_id: str = "") -> VenueOrder:
+        return run_sync(self.venue.cancel_order(venue_order_id, client_id))
     def find_order(self, client_id: str, since_cursor: str = "") -> Lookup: return run_sync(self.venue.find_order(client_id, since_cursor))
     def close_position(self, instrument: str, request: OrderRequest) -> Ack: return run_sync(self.venue.close_position(instrument, request))
     def watch_quotes(self, instruments: Sequence[str], wait_s: float | None = None) -> Iterator[Quote | Heartbeat | Gap | Reconnected]:

@@ -138,7 +138,8 @@ def for_create(
 ) -> VenueError:
     "What an error means when an order was being created."
     if not error.sent or isinstance(error, (Rejected, AuthError, RateLimited, IpBanned, OutcomeUnknown)): return error
-    return OutcomeUnknown(f"Whether order {client_id} exists is not known. {error.what}", "Look it up by its client id; do not send it again.",
+    return OutcomeUnknown(f"Whether order {client_id} exists is not known. {error.what}",
+        "Look it up by its client id; do not send it again.",
         client_id=client_id, venue=error.venue, code=error.code, http_status=error.http_status, raw=error.raw, request_id=error.request_id)
 
 # %% ../../../nbs/venues/15_transport.ipynb #65fb9cbb
@@ -202,7 +203,8 @@ def http_client(
     wait = httpx.Timeout(timeouts.read_s, connect=timeouts.connect_s, write=timeouts.write_s, pool=timeouts.slot_s)
     context = httpx.create_ssl_context() if base_url.startswith("https:") else False
     lanes = Lanes(context, connections) if loopback or not getproxies() else None
-    return httpx.AsyncClient(base_url=base_url, headers=dict(headers), limits=limits, timeout=wait, follow_redirects=False, trust_env=not loopback,
+    return httpx.AsyncClient(base_url=base_url, headers=dict(headers), limits=limits, timeout=wait, follow_redirects=False,
+        trust_env=not loopback,
         verify=context, transport=lanes)
 
 # %% ../../../nbs/venues/15_transport.ipynb #8e013b86
@@ -262,7 +264,8 @@ class Transport:
             start = time.perf_counter()
             try:
                 async with asyncio.timeout(self.timeouts.total_s): status, headers, data = await self._exchange(ask)
-            except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, RuntimeError) as e: raise network_error(e, self.venue) from e
+            except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, RuntimeError) as e:
+                raise network_error(e, self.venue) from e
         return self._read(ask, status, headers, data, time.perf_counter() - start)
 
     @contextlib.asynccontextmanager
