@@ -377,7 +377,7 @@ def test_each_order_waits_for_its_own_side(sign, kind, away):
 
 
 def test_slices_fill_a_resting_order_slowly():
-    engine, clock = make(slices=((0, Decimal("0.3")), (2000, Decimal("0.3")), (5000, Decimal("0.4"))))
+    engine, clock = make("2025-11-04T14:30:00.123Z", slices=((0, Decimal("0.3")), (2000, Decimal("0.3")), (5000, Decimal("0.4"))))
     submit(engine, 1000, "LIMIT", price=str(ask(engine) + Decimal("0.01000")), clientExtensions={"id": "slow"})
     seen = [units(engine)]
     for _ in range(6):
@@ -556,10 +556,10 @@ def test_a_closeout_waits_while_the_market_is_closed():
     engine.set_price("EUR_USD", entry - Decimal("0.02000"), entry - Decimal("0.01990"))
     clock.advance(MINUTE_MS)
     engine.advance()
-    assert units(engine) == 40_000
+    assert units(engine) == 40_000 and "MARKET_ORDER" not in types(engine, 2)
     clock.set("2025-11-09T22:02:00Z")
-    engine.advance()
-    assert units(engine) == 0
+    written = engine.advance()
+    assert units(engine) == 0 and [t["type"] for t in written] == ["MARKET_ORDER", "ORDER_FILL", "MARGIN_CALL_EXIT"] and written == engine.log(ME)[-3:]
 
 
 # -- money

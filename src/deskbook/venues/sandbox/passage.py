@@ -115,8 +115,9 @@ def close_out(batch: Batch, name: str, p: Position) -> None:
     q = batch.books.market.quote(name, batch.books.now)
     if not p.units or q is None or not q.tradeable: return
     fields = closing_fields(name, f"{-p.units:f}", "MARGIN_CLOSEOUT", marginCloseout={"reason": "MARGIN_CHECK_VIOLATION"})
-    t = batch.add("MARKET_ORDER", fields)
-    try_fill(batch, batch.account.orders[t["id"]], Attempt(-p.units, True, "MARKET_ORDER_MARGIN_CLOSEOUT", deep=True), q)
+    o = batch.account.orders[batch.add("MARKET_ORDER", fields)["id"]]
+    _, reason = try_fill(batch, o, Attempt(-p.units, True, "MARKET_ORDER_MARGIN_CLOSEOUT", deep=True), q)
+    if o.state == "PENDING": cancel(batch, o, reason)
 
 # %% ../../../../nbs/venues/sandbox/23_passage.ipynb #7af36956
 def run_timer(books: Books, ms: int) -> None:
