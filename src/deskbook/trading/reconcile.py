@@ -349,9 +349,11 @@ async def read_fills(
     "Follow the venue's log: fills of resting orders, and whatever an answer did not tell. Raises `LeaseLost`."
     while not stop.is_set():
         deps.signals.fills.clear()
+        busy = False
         try:
             since = (await deps.ledger.rows("SELECT fill_cursor FROM accounts WHERE account = %s", (deps.account,)))[0]["fill_cursor"]
             async with asyncio.timeout(2*deps.config.request_timeout_s): page = await deps.venue.fetch_fills(since)
             if page.cursor != since: await record(deps, lease, [], page, since)
+            busy = len(page.fills) > 20 # a long page would stop everybody else in this process: rather read short ones
         except (VenueError, TimeoutError, *NOT_NOW) as e: not_now(e)
-        if not await wait_for_event(stop, 0.1): await wait_for_event(deps.signals.fills, deps.config.fills_every_s)
+        if not await wait_for_event(stop, 0.1): await wait_for_event(deps.signals.fills, 0.2 if busy else deps.config.fills_every_s)

@@ -6,11 +6,12 @@
 __all__ = ['Finding', 'PROTECTIVE', 'Told', 'Declined', 'Unheard', 'NotSent', 'Report', 'told_state', 'next_state', 'Matched',
            'told_ids', 'match', 'adopt', 'fill_of', 'position_of', 'carry_on', 'read_for_record', 'fill_row',
            'position_row', 'write_fills', 'fills_of', 'unblock', 'write_orders', 'changes_for', 'said_by', 'Recorded',
-           'record', 'page_reports', 'cash_moved', 'move_cursor', 'named', 'report_risen', 'report_foreign', 'Recorder']
+           'record', 'known_fills', 'page_reports', 'cash_moved', 'move_cursor', 'named', 'report_risen',
+           'report_foreign', 'Recorder']
 
 # %% ../../../nbs/trading/31_recorder.ipynb #e2c64eee
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -276,11 +277,15 @@ async def write_fills(
 # %% ../../../nbs/trading/31_recorder.ipynb #f6cba4bb
 async def fills_of(
     tx: Any, # inside a transaction
-    orders: Sequence[OrderRow], # only those that have fills
-) -> dict[UUID, tuple[Decimal, Decimal | None]]: # units without sign, average price
+    orders: Sequence[OrderRow],
+    told: Sequence[Mapping[str, Any]], # fills that were heard of
+    new: Sequence[Mapping[str, Any]], # those of them that were just written
+) -> dict[UUID, tuple[Decimal, Decimal | None]]: # units without sign, average price; only of orders that have fills
     "What is filled of each order."
-    got: dict[UUID, list[VenueFill]] = {}
-    for r in await (await tx.execute(_FILLED, ([o.id for o in orders],))).fetchall() if orders else (): got.setdefault(r["order_id"], []).append(fill_of(r))
+    fresh, got = {r["fill_id"] for r in new}, dict[UUID, list[VenueFill]]()
+    before = list({o.id for o in orders if o.filled_units} | {r["order_id"] for r in told if r["fill_id"] not in fresh})
+    old = await (await tx.execute(_FILLED, (before,))).fetchall() if before else []
+    for r in [*old, *(r for r in new if r["order_id"] not in before)]: got.setdefault(r["order_id"], []).append(fill_of(r))
     return {key: (abs(total), average) for key, fills in got.items() for total, average in [filled(fills)]}
 
 # %% ../../../nbs/trading/31_recorder.ipynb #9ce88860
@@ -301,6 +306,7 @@ async def unblock(
 
 async def write_orders(
     tx: Any, # inside a transaction that has locked the orders
+    account: str, # reference name
     adopted: Sequence[OrderRow], # new rows
     changes: Sequence[Change], # of known and adopted orders
     back: Mapping[UUID, float], # orders of which nothing left, and when they may be tried again, seconds
@@ -312,6 +318,7 @@ async def write_orders(
         if back: await tx.execute(_OUTBOX_BACK, (rows_json([{"order_id": i, "wait_s": s} for i, s in back.items()]),))
         if changes and len(await (await write_changes(tx, changes)).fetchall()) < len(changes): raise Overtaken("an order changed while it was locked.", "Read it again.")
         if solved := [str(c.after.id) for c in changes if c.before.state == "unknown"]: await unblock(tx, solved)
+        await tx.execute("SELECT pg_notify('deskbook_orders', %s)", (account,))
         made = [OrderEvent(o.account, o.id, o.version, None, o.state, o.reason, {"venue_order_id": o.venue_order_id}) for o in adopted]
         await append_order_events(tx, [*made, *map(event_of, changes)])
 
@@ -359,8 +366,8 @@ async def record(
 ) -> Recorded:
     # long: the one transaction of the recorder
     "Write what was heard. Raises `LeaseLost`, `Overtaken`, `LedgerDown`."
-    heard = [*reports, *page_reports(page)]
     async with deps.ledger.transaction() as tx:
+        heard = [*reports, *page_reports(page, await known_fills(tx, deps, page))]
         account, orders = await read_for_record(tx, deps, lease, heard, page is not None)
         if page is not None and account["fill_cursor"] != since: raise Overtaken("the log was read by somebody else.", "Read it again.")
         found, clients = match(heard, orders), {o.client_order_id: o for o in orders}
@@ -371,17 +378,15 @@ async def record(
         belong = {**found.known, **{o.id: found.foreign[o.venue_order_id or ""] for o in adopted}}
         rows = [fill_row(f, o) for o in everyone for r in belong.get(o.id, ()) if isinstance(r.finding, Told) for f in r.finding.fills]
         new = await write_fills(tx, deps, account["currency"], list({r["fill_id"]: r for r in rows}.values()))
-        with_fills = {r["order_id"] for r in rows}
-        totals = await fills_of(tx, [o for o in everyone if o.id in with_fills or o.filled_units])
+        totals = await fills_of(tx, everyone, rows, new)
         changes, odd = changes_for(everyone, belong, totals, account["now"], deps.config.lookup_pauses_s[0])
         back = {key: r.finding.wait_s for key, rs in belong.items() for r in rs if isinstance(r.finding, NotSent)}
-        await write_orders(tx, adopted, changes, {c.after.id: back[c.after.id] for c in changes if c.after.id in back and c.after.sent_at is None})
+        await write_orders(tx, deps.account, adopted, changes, {c.after.id: back[c.after.id] for c in changes if c.after.id in back and c.after.sent_at is None})
         if page is not None: await move_cursor(tx, deps.account, page, cash_moved(page, account["currency"]))
         if odd: await raise_alert(tx, f"impossible:{deps.account}", "orders", "high", "impossible_changes", f"{deps.account}: what the venue says does not fit order {odd[0].id}, which is {odd[0].state}")
         if risen := [c.before for c in changes if c.before.state in ("rejected", "expired") and c.after.filled_units > c.before.filled_units]:
             await report_risen(tx, deps.account, risen)
         if foreign := [o for o in adopted if o.kind == "external"]: await report_foreign(tx, deps.account, foreign)
-        await tx.execute("SELECT pg_notify('deskbook_orders', %s)", (deps.account,))
     after = tuple(c.after for c in changes)
     deps.signals.waiters.tell(after)
     deps.signals.newest = max(deps.signals.newest, *(int(i) for r in heard for i in named(r) if i.isdecimal()), 0)
@@ -389,13 +394,25 @@ async def record(
     return Recorded(after, len(new), tuple(adopted))
 
 # %% ../../../nbs/trading/31_recorder.ipynb #913d0281
+async def known_fills(
+    tx: Any, # inside a transaction
+    deps: Deps,
+    page: FillPage | None,
+) -> set[str]: # ids
+    "The fills of a page that are written already. Most of them are: the answers told of them first."
+    if page is None or not page.fills: return set()
+    found = await tx.execute("SELECT fill_id FROM fills WHERE venue = %s AND account = %s AND fill_id = ANY(%s)", (deps.venue.name, deps.account, [f.fill_id for f in page.fills]))
+    return {r["fill_id"] for r in await found.fetchall()}
+
 def page_reports(
     page: FillPage | None,
-) -> list[Report]: # one for each order in it
+    known: Collection[str] = (), # ids of fills that are written already
+) -> list[Report]: # one for each order in it with something new
     "What a page of the transaction log says, by order."
     if page is None: return []
     fills: dict[str, list[VenueFill]] = {}
-    for fill in page.fills: fills.setdefault(fill.venue_order_id, []).append(fill)
+    for fill in page.fills:
+        if fill.fill_id not in known: fills.setdefault(fill.venue_order_id, []).append(fill)
     ended = {o.venue_order_id: o for o in page.ended_orders}
     return [Report(Told(ended.get(key), tuple(fills.get(key, ()))), said={"heard": "log"}) for key in [*fills, *(k for k in ended if k not in fills)]]
 

@@ -203,8 +203,9 @@ async def claim(
         dues = [Due(r["outbox_id"], r["topic"], r["attempts"], order_row(r), r["entries_frozen"], r["blocked"]) for r in rows]
         plan = plan_batch(dues, now, lease.token, cursor)
         changes = [p.change for p in plan if p.change]
-        await tx.execute(_MARK, {"owner": lease.owner, "token": lease.token, "rows": rows_json([{"id": p.due.outbox_id, "act": p.step.act} for p in plan])})
-        await apply_changes(tx, changes)
+        async with tx.pipeline():
+            await tx.execute(_MARK, {"owner": lease.owner, "token": lease.token, "rows": rows_json([{"id": p.due.outbox_id, "act": p.step.act} for p in plan])})
+            await apply_changes(tx, changes)
         if any(p.step.act == "end" for p in plan): await tx.execute("SELECT pg_notify('deskbook_orders', %s)", (deps.account,))
     deps.signals.waiters.tell(c.after for c in changes if c.after.ended)
     last = min(began + config.send_window_s, lease.until - config.lease_margin_s)
