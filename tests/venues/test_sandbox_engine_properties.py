@@ -12,6 +12,7 @@ from deskbook.venues.sandbox.clock import SandboxClock
 from deskbook.venues.sandbox.engine import SandboxConfig, SandboxEngine
 from deskbook.venues.sandbox.market import Market, SimulatedSource
 from deskbook.venues.sandbox.wire import WireError
+import itertools
 
 ME, START, NAMES = "101-001-1000001-001", "2025-11-04T21:50:00Z", ("EUR_USD", "USD_JPY")
 MARKET = Market(SimulatedSource(NAMES))
@@ -90,7 +91,7 @@ def fills(log): return [t for t in log if t["type"] == "ORDER_FILL"]
 
 def check_ids(log):
     assert [int(t["id"]) for t in log] == list(range(1, len(log) + 1))
-    assert all(a["time"] <= b["time"] and int(a["batchID"]) <= int(b["batchID"]) <= int(b["id"]) for a, b in zip(log, log[1:]))
+    assert all(a["time"] <= b["time"] and int(a["batchID"]) <= int(b["batchID"]) <= int(b["id"]) for a, b in itertools.pairwise(log))
     assert all(t["requestID"] == log[int(t["batchID"]) - 1]["requestID"] for t in log)
 
 
