@@ -1,6 +1,7 @@
 """Kill at every point, restart, look: the same loop for a toy of fifteen lines and for the order path."""
 import asyncio
 import random
+import signal
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ class Scenario:
     recover: str  # "module:function", the run after the restart
     prepare: Callable[[str], Awaitable[dict]]  # a fresh case: its own accounts, named by the text given
     check: Callable[[dict, Ended], Awaitable[list[str]]]  # what is wrong after recovery, in sentences; [] is right
+    between: Callable[[dict], None] = lambda case: None  # done once the process is dead
     timeout_s: float = 30
 
 
@@ -29,6 +31,7 @@ class Report:
     killed: int = 0
     not_reached: list[Point] = field(default_factory=list)
     problems: list[tuple[Point, str]] = field(default_factory=list)
+    cpu_s: float = 0.0  # of the processes that were killed and of those that came after
 
     def __str__(self):
         wrong = "".join(f"\n  killed at {p}: {what}" for p, what in self.problems[:20])
@@ -58,18 +61,42 @@ async def kill_at(zygote: Zygote, scenario: Scenario, point: Point, number: int,
     else:
         report.problems.append((point, f"ended with {ended.status} instead of dying: {ended.result.get('error')} {ended.log[-600:]}"))
         return
+    await asyncio.to_thread(scenario.between, case)
     again = await zygote.run(scenario.recover, case, timeout_s=scenario.timeout_s)
+    report.cpu_s += ended.cpu_s + again.cpu_s
     report.problems += [(point, w) for w in await scenario.check(case, again)]
 
 
-async def run_matrix(zygote: Zygote, scenario: Scenario, points: Sequence[Point], *, at_once: int = 4) -> Report:
-    """Every point of `points`, a few cases at a time."""
+async def freeze_at(zygote: Zygote, scenario: Scenario, point: Point, number: int, report: Report) -> None:
+    """The process does not die but stands still, another takes over and ends everything; then the first wakes up as if nothing had happened."""
+    case = await scenario.prepare(f"{scenario.name}-{number}")
+    job, ended = zygote.start(scenario.job, case, kill=point.to_json(), hold_s=HOLD_S, **{"with": signal.SIGSTOP})
+    report.points += 1
+    if not await zygote.stopped(job, ended, scenario.timeout_s):
+        zygote.send_signal(job, signal.SIGKILL)
+        await ended
+        report.not_reached.append(point)
+        return
+    report.killed += 1
+    await asyncio.to_thread(scenario.between, case)
+    first = await zygote.run(scenario.recover, case, timeout_s=scenario.timeout_s)
+    zygote.send_signal(job, signal.SIGCONT)
+    await asyncio.sleep(1.0)  # what it still wants to do it does at once
+    zygote.send_signal(job, signal.SIGKILL)
+    await ended
+    await asyncio.to_thread(scenario.between, case)
+    again = await zygote.run(scenario.recover, case, timeout_s=scenario.timeout_s)
+    report.problems += [(point, w) for w in await scenario.check(case, first if first.status else again)]
+
+
+async def run_matrix(zygote: Zygote, scenario: Scenario, points: Sequence[Point], *, at_once: int = 4, one: Callable = kill_at) -> Report:
+    """Every point of `points`, a few cases at a time, each killed (or frozen, with `one=freeze_at`)."""
     report, left = Report(scenario.name), list(enumerate(points))
 
     async def worker():
         while left:
             number, point = left.pop(0)
-            await kill_at(zygote, scenario, point, number, report)
+            await one(zygote, scenario, point, number, report)
 
     await asyncio.gather(*(worker() for _ in range(at_once)))
     return report

@@ -10,6 +10,7 @@
 With `lines=True` the first instruction of every source line is a point as well, in plain functions too.
 A point is named by function, place, kind and visit, so that it is the same in every process that runs the same code.
 """
+import asyncio
 import dis
 import gc
 import inspect
@@ -38,6 +39,7 @@ class Point:
     offset: int  # of the instruction within the function
     kind: str  # before, during, after, raised, line
     visit: int  # 1 for the first time this place is passed
+    step: int = 0  # the run's step of the event loop; between two points of one step nothing else in the process can happen
 
     def __str__(self):
         return f"{self.module}:{self.function} line {self.line} {self.kind} #{self.visit}"
@@ -45,6 +47,10 @@ class Point:
     @property
     def place(self):
         return self.module, self.function, self.offset, self.kind
+
+    @property
+    def name(self):
+        return *self.place, self.visit
 
     def to_json(self):
         return asdict(self)
@@ -55,6 +61,14 @@ def loaded_modules(prefixes: Iterable[str]) -> dict[str, str]:
     wanted = tuple(prefixes)
     return {m.__file__: n for n, m in sys.modules.items()
             if m is not None and getattr(m, "__file__", None) and any(n == w or n.startswith(w + ".") for w in wanted)}
+
+
+def running_task():
+    """The task that runs now; None outside of any."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
 
 
 def codes(files: Iterable[str]) -> list[types.CodeType]:
@@ -75,7 +89,8 @@ def codes(files: Iterable[str]) -> list[types.CodeType]:
 
 
 class Watch:
-    """Calls `on_point(point)` at every point of the watched modules until it is stopped."""
+    """Calls `on_point(point)` at every point of the watched modules until it is stopped. What passes while `Watch.paused` does not count."""
+    paused = False
 
     def __init__(self, prefixes: Iterable[str], on_point: Callable[[Point], None], *, lines: bool = False):
         self.files, self.on_point, self.lines = loaded_modules(prefixes), on_point, lines
@@ -84,20 +99,26 @@ class Watch:
         self.line_of: dict = {}
         self.suspending: object = self  # the value that the innermost coroutine just yielded
         self.busy = False
+        self.steps, self.task = 0, None
+        Watch.paused = False
 
     def _pass(self, code, offset, kind):
-        if self.busy:
+        if self.busy or Watch.paused:
             return
         self.busy = True
         try:
-            module = self.files[code.co_filename]
+            module, task = self.files[code.co_filename], running_task()
+            if task is not self.task:
+                self.steps, self.task = self.steps + 1, task
             place = (module, code.co_qualname, offset, kind)
             self.visits[place] += 1
             line = self.line_of.get((code, offset))
             if line is None:
                 line = next((n for a, b, n in code.co_lines() if a <= offset < b and n), code.co_firstlineno)
                 self.line_of[code, offset] = line
-            self.on_point(Point(module, code.co_qualname, line, offset, kind, self.visits[place]))
+            self.on_point(Point(module, code.co_qualname, line, offset, kind, self.visits[place], self.steps))
+            if kind == "during":
+                self.task = None
         finally:
             self.busy = False
 
@@ -158,6 +179,23 @@ class Watch:
         mon.free_tool_id(TOOL)
 
 
+def thinned(seen: list[Point]) -> list[Point]:
+    """The first and last point of each uninterrupted stretch, and every suspension.
+
+    A stretch runs from a resumption to the next suspension. The event loop runs nothing else meanwhile, and what a coroutine does to
+    the outside it does before it suspends: between the first and the last point of a stretch a kill finds the same world, unless an await
+    in between came back at once, which the last point has behind it.
+    """
+    kept, stretch = [], []
+    for p in [*seen, None]:
+        if p is None or p.kind == "during" or (stretch and p.step != stretch[-1].step):
+            kept += stretch[:1] + stretch[1:][-1:]
+            stretch = []
+        if p is not None:
+            kept.append(p) if p.kind == "during" else stretch.append(p)
+    return kept
+
+
 def recorder(seen: list[Point], visits: int) -> Callable[[Point], None]:
     """Collects points in order; of a place that is passed over and over only the first `visits`."""
 
@@ -168,14 +206,14 @@ def recorder(seen: list[Point], visits: int) -> Callable[[Point], None]:
     return on_point
 
 
-def killer(target: Point, hold_s: float = 0.0) -> Callable[[Point], None]:
-    """SIGKILL to the own process at `target`. `hold_s`: how long the answer may travel before, for "during"."""
-    place, visit = target.place, target.visit
+def killer(target: Point, hold_s: float = 0.0, signum: int = signal.SIGKILL) -> Callable[[Point], None]:
+    """A signal to the own process at `target`. `hold_s`: how long the answer may travel before, for "during"."""
+    name = target.name
 
     def on_point(point: Point) -> None:
-        if point.visit == visit and point.place == place:
+        if point.name == name:
             if hold_s and point.kind == "during":
                 time.sleep(hold_s)
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signum)
 
     return on_point

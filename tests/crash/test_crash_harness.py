@@ -107,6 +107,31 @@ def test_a_job_that_raises_hangs_or_prints_is_told_apart():
     asyncio.run(main())
 
 
+def test_thinned_keeps_both_ends_of_a_stretch_and_every_suspension():
+    async def quick():
+        pass
+
+    async def busy():
+        await quick()
+        await quick()
+        await asyncio.sleep(0)
+        await quick()
+
+    async def two():
+        await asyncio.gather(busy(), busy())
+
+    seen = []
+    with crash_points.Watch([__name__], crash_points.recorder(seen, 9)):
+        asyncio.run(two())
+    kept = crash_points.thinned(seen)
+    assert [(p.function.split(".")[-1], p.kind, p.visit) for p in kept] == [
+        ("two", "before", 1), ("two", "during", 1),
+        ("busy", "before", 1), ("busy", "before", 1), ("busy", "during", 1), ("busy", "before", 2), ("busy", "before", 2), ("busy", "during", 2),
+        ("busy", "after", 1), ("busy", "after", 1), ("busy", "after", 2), ("busy", "after", 2), ("two", "after", 1)]
+    assert set(kept) < set(seen)
+    assert len({p.step for p in seen}) == 6
+
+
 def test_a_sample_keeps_first_visits_and_changes_with_the_seed():
     every = [crash_points.Point("m", "f", 1, o, "before", v) for v in (1, 2) for o in range(50)]
     some = sample(every, 60, seed=1)

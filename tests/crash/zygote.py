@@ -40,7 +40,7 @@ def _child(job: dict, out: str, watched: list[str]) -> None:
             watch = points.Watch(watched, points.recorder(seen, job["record"]), lines=job.get("lines", False))
         elif job.get("kill"):
             target = points.Point(**job["kill"])
-            watch = points.Watch(watched, points.killer(target, job.get("hold_s", 0.0)), lines=target.kind == "line")
+            watch = points.Watch(watched, points.killer(target, job.get("hold_s", 0.0), job.get("with", signal.SIGKILL)), lines=target.kind == "line")
         try:
             with watch:
                 result["value"] = asyncio.run(run(job["case"]))
@@ -48,6 +48,8 @@ def _child(job: dict, out: str, watched: list[str]) -> None:
         except BaseException as e:
             result |= {"error": f"{type(e).__name__}: {e}", "traceback": traceback.format_exc()}
         result["points"] = [p.to_json() for p in seen]
+        if job.get("modules"):
+            result["modules"] = sorted(sys.modules)
         Path(out).write_text(json.dumps(result, default=str))
     finally:
         sys.stdout.flush()
@@ -77,6 +79,11 @@ def serve(watched: list[str], modules: list[str]) -> None:
                 *lines, buffer = (buffer + got).split(b"\n")
                 for line in lines:
                     job = json.loads(line)
+                    if "import" in job:
+                        for name in job["import"]:
+                            with contextlib.suppress(Exception):
+                                importlib.import_module(name)
+                        continue
                     if "signal" in job:
                         for pid, other, _ in list(children.values()):
                             if other["id"] == job["id"]:
@@ -94,6 +101,7 @@ def serve(watched: list[str], modules: list[str]) -> None:
                         os.dup2(log, 1)
                         os.dup2(log, 2)
                         _child(job, out, watched)
+                    print(json.dumps({"id": job["id"], "pid": pid}), file=answer)
                     fd = os.pidfd_open(pid)
                     children[fd] = (pid, job, out)
                     selector.register(fd, selectors.EVENT_READ)
@@ -101,10 +109,10 @@ def serve(watched: list[str], modules: list[str]) -> None:
                 pid, job, out = children.pop(key.fd)
                 selector.unregister(key.fd)
                 os.close(key.fd)
-                _, status = os.waitpid(pid, 0)
+                _, status, used = os.wait4(pid, 0)
                 text = Path(out).read_text()
                 os.unlink(out)
-                print(json.dumps({"id": job["id"], "status": os.waitstatus_to_exitcode(status),
+                print(json.dumps({"id": job["id"], "status": os.waitstatus_to_exitcode(status), "cpu_s": used.ru_utime + used.ru_stime,
                                   "result": json.loads(text) if text else {}}), file=answer)
 
 
@@ -117,6 +125,7 @@ class Ended:
     status: int  # 0, 1 when it raised, -9 when it was killed
     result: dict
     log: str = ""
+    cpu_s: float = 0.0
 
     @property
     def killed(self) -> bool:
@@ -138,7 +147,7 @@ class Zygote:
     env: dict = field(default_factory=dict)
 
     async def __aenter__(self):
-        self._jobs, self._next, self._folder = {}, 0, tempfile.TemporaryDirectory(prefix="zygote")
+        self._jobs, self._pids, self._next, self._folder = {}, {}, 0, tempfile.TemporaryDirectory(prefix="zygote")
         self._errors = open(Path(self._folder.name) / "zygote.log", "w+")
         words = {"modules": self.modules, "watched": self.watched, "folders": [str(HERE), *self.folders]}
         self.process = await asyncio.create_subprocess_exec(
@@ -153,6 +162,9 @@ class Zygote:
     async def _read(self):
         while line := await self.process.stdout.readline():
             said = json.loads(line)
+            if "pid" in said:
+                self._pids[said["id"]] = said["pid"]
+                continue
             future = self._jobs.pop(said["id"])
             if not future.done():
                 future.set_result(said)
@@ -174,13 +186,24 @@ class Zygote:
         async def ended():
             said = await future
             text = Path(log).read_text(errors="replace") if Path(log).exists() else ""
-            return Ended(said["status"], said["result"], text)
+            return Ended(said["status"], said["result"], text, said["cpu_s"])
 
         return number, asyncio.ensure_future(ended())
 
     def send_signal(self, number: int, signum: int) -> None:
         """To a job that was started here, by its number."""
         self._tell(id=number, signal=int(signum))
+
+    async def stopped(self, number: int, ended: asyncio.Future, timeout_s: float = 30) -> bool:
+        """Wait until a job has stopped itself; False when it came to its end instead."""
+        for _ in range(int(timeout_s / 0.01)):
+            if ended.done():
+                return False
+            with contextlib.suppress(OSError):
+                if number in self._pids and Path(f"/proc/{self._pids[number]}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+                    return True
+            await asyncio.sleep(0.01)
+        return False
 
     async def run(self, job: str, case: dict, *, timeout_s: float = 30, **options) -> Ended:
         """Run a job to its end. One that takes longer than `timeout_s` is killed and said so."""
@@ -191,6 +214,12 @@ class Zygote:
             self.send_signal(number, signal.SIGKILL)
             over = await ended
             return Ended(124, {"error": f"not ended after {timeout_s} s"}, over.log)
+
+    async def warm(self, job: str, case: dict) -> Ended:
+        """Run a job once and import here whatever it imported, so that no later one has to."""
+        ended = await self.run(job, case, modules=True, timeout_s=60)
+        self._tell(**{"import": ended.result.get("modules", [])})
+        return ended
 
     async def __aexit__(self, *_):
         self.process.stdin.close()
