@@ -77,8 +77,8 @@ readme: setup ## README.md from nbs/index.ipynb
 LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.12 --generate-hashes --upgrade \
   --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 lock: setup ## renew both locks to the newest versions allowed
-	$(LOCK) -o requirements.lock
 	$(LOCK) --extra lab --extra dev -o requirements-dev.lock
+	$(LOCK) --constraints requirements-dev.lock -o requirements.lock
 
 clean: ## remove caches and build folders (the environment and the reports stay)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build

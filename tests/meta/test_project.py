@@ -121,7 +121,7 @@ def test_make_test_runs_every_check(root):
     listed = re.search(r"^CHECKS := (.*)$", text, re.M)[1].split()
     targets = re.findall(r"^((?:check|test)-[a-z]+):", text, re.M)
     assert sorted(listed) == sorted(targets)
-    assert all(re.search(rf"^{t}: .*setup\b", text, re.M) for t in [*targets, "study", "test", "lab", "bench", "prepare", "lock"])
+    assert all(re.search(rf"^{t}: .*(setup|servers)\b", text, re.M) for t in [*targets, "study", "test", "lab", "bench", "prepare", "lock"])
 
 
 def test_test_files_have_names_of_their_own(root):
