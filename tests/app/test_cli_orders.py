@@ -418,6 +418,22 @@ def test_arming_is_for_live_accounts_and_ends(refusing, cli):
     assert cli("kill-switch", "arm", "--minutes", "721", "--why", "x", "--yes-account", "oanda-live")[0] == 2
 
 
+def test_clearing_needs_the_key_of_whatever_could_be_traded(refusing, cli, monkeypatch):
+    """Paper needs no key; but where a broker's account may be written to, nobody clears the switch for paper without all of its key."""
+    def clear(*more):
+        return cli("kill-switch", "clear", "--why", "test", *more)
+
+    assert clear("--account", "oanda-practice")[0] == 4
+    monkeypatch.setenv("OANDA_API_KEY", "not-a-real-key")
+    assert clear()[0] == 0, "read-only: nothing can reach the broker"
+    monkeypatch.setenv("READ_ONLY", "0")
+    code, _, err = clear()
+    assert code == 4 and "OANDA_ACCOUNT_ID not set" in err
+    monkeypatch.setenv("OANDA_ACCOUNT_ID", "101-001-0000001-001")
+    assert clear()[0] == 0
+    assert clear("--account", "nobody")[0] == 2
+
+
 def test_engaging_works_without_store_and_ledger_and_clearing_does_not(refusing, cli, monkeypatch, tmp_path):
     monkeypatch.setenv("DESKBOOK_HOME", str(tmp_path / "elsewhere"))
     monkeypatch.setenv("VALKEY_URL", f"redis://{DEAD}/0")
