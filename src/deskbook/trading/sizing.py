@@ -12,7 +12,7 @@ from decimal import ROUND_FLOOR, Context, Decimal
 from typing import Literal
 from ..core.errors import BadInput
 from .orders import Intent
-from .rates import currencies, rate
+from .rates import NoRate, currencies, rate
 from .risk import Pending, Portfolio, RiskPolicy, RiskState, evaluate, exposures, worst_units
 
 # %% ../../../nbs/trading/11_sizing.ipynb #15ccf4fd
@@ -127,7 +127,8 @@ def size(
         return evaluate(policy, state, portfolio, Intent(portfolio.account, instrument, units)).reasons
     if (offered := portfolio.instruments.get(instrument)) is None: return Size(Decimal(0), Decimal(0), reasons=("instrument_unknown",))
     if reasons := verdict(offered.min_units*sign): return Size(Decimal(0), Decimal(0), reasons=reasons)
-    room = caps(sizing, policy, portfolio, instrument, sign, multiplier)
+    try: room = caps(sizing, policy, portfolio, instrument, sign, multiplier)
+    except NoRate: return Size(Decimal(0), Decimal(0), reasons=("no_usd_rate",)) # of a currency that the verdict on the smallest order did not need
     if correlations: room["budget"] *= _shrink(portfolio, sign, correlations)
     binding = min(room, key=lambda name: room[name])
     per_unit = rate(currencies(instrument)[0], "USD", portfolio.quotes, portfolio.now_ms, policy.mark_max_age_s).value
