@@ -379,7 +379,7 @@ def test_each_order_waits_for_its_own_side(sign, kind, away):
 
 def test_slices_fill_a_resting_order_slowly():
     engine, clock = make("2025-11-04T14:30:00.123Z", slices=((0, Decimal("0.3")), (2000, Decimal("0.3")), (5000, Decimal("0.4"))))
-    submit(engine, 1000, "LIMIT", price=str(ask(engine) + Decimal("0.01000")), clientExtensions={"id": "slow"})
+    submit(engine, 1000, "LIMIT", price=str(ask(engine) + Decimal("0.01000")), clientExtensions={"id": "slow"}, tradeClientExtensions={"id": "slow"})
     seen = [units(engine)]
     for _ in range(6):
         clock.advance(1000)

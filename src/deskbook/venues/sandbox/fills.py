@@ -125,7 +125,8 @@ def opening_reason(
 ) -> str: # "": nothing
     "What speaks against opening units."
     created = s.o.created
-    if (created.get("tradeClientExtensions") or {}).get("id") in s.a.trade_client: return "CLIENT_TRADE_ID_ALREADY_EXISTS"
+    own = bool(s.o.filled) # the trade of this id is what an earlier slice of this order opened
+    if not own and (created.get("tradeClientExtensions") or {}).get("id") in s.a.trade_client: return "CLIENT_TRADE_ID_ALREADY_EXISTS"
     guarded = "stopLossOnFill" in created or "takeProfitOnFill" in created
     if guarded and (why := on_fill_reason(created, price, s.quote, done > 0, s.now_ms)): return why
     most = s.instrument.maximum_position_size
