@@ -357,6 +357,20 @@ def test_the_stop_behind_an_entry_is_known_as_ours(bench):
     run(story())
 
 
+def test_a_stop_does_not_stand_in_the_way_of_an_exit(bench):
+    async def story():
+        async with bench.desk() as desk:
+            (order,) = await desk.submit(bench.intent(1_000, stop_loss_price="1.08200"))
+            await desk.wait(order.id, 20, TERMINAL)
+            assert (await desk.reconcile()).clean
+            (stop,) = [o for o in await desk.orders(live=True)]
+            assert (stop.side, stop.units, stop.reduce_only) == ("sell", 1_000, True)
+            assert (await desk.wait((await desk.close("EUR_USD")).id, 20, TERMINAL)).state == "filled"
+            assert (await desk.wait(stop.id, 20, TERMINAL)).state == "cancelled"
+        assert bench.problems() == []
+    run(story())
+
+
 # ---- exits
 
 def test_exits_together_never_exceed_the_position(bench):
@@ -451,7 +465,7 @@ def test_nothing_is_accepted_before_the_account_was_reconciled(bench):
 
 @pytest.mark.parametrize(("units", "more", "reasons"), [
     ("0", {}, {"units_zero"}), ("NaN", {}, {"units_not_a_number"}), ("-Infinity", {}, {"units_not_a_number"}), ("1000.5", {}, {"units_precision"}),
-    ("0.5", {}, {"units_below_minimum", "units_precision"}), ("1e12", {}, {"units_above_maximum"}), ("1000", {"instrument": "EUR_XXX"}, {"instrument_unknown"}),
+    ("0.5", {}, {"units_below_minimum", "units_precision"}), ("1e12", {}, {"units_above_maximum"}), ("1000", {"instrument": "EUR_XXX"}, {"instrument_unknown"}), ("1000", {"instrument": "nonsense"}, {"instrument_unknown"}), ("1e999999", {}, {"units_above_maximum"}),
     ("1000", {"type": "limit", "time_in_force": "GTC", "price": "1.084123"}, {"price_off_tick"}), ("1000", {"type": "limit", "time_in_force": "GTC"}, {"price_missing"})])
 def test_a_bad_order_is_refused_written_down_and_not_sent(bench, units, more, reasons):
     async def story():
@@ -578,6 +592,31 @@ def test_connections_of_the_ledger_are_cut_again_and_again(bench):
             await killer.close()
             assert {o.state for o in done} == {"filled"}, [(o.state, o.reason) for o in done if o.state != "filled"]
         assert len(bench.venue().orders) == 60
+        assert bench.problems() == []
+    run(story())
+
+
+def test_a_claim_whose_commit_was_answered_by_nobody_is_given_back(bench, monkeypatch):
+    """The claim is in the ledger, the sender never got it: nobody sends these orders, and that is certain."""
+    from deskbook.stores.ledger import LedgerDown
+    from deskbook.trading import sender
+    real, lost = sender.claim, []
+
+    async def claim(*args):
+        got = await real(*args)
+        if got[0] and not lost:
+            lost.extend(got[0])
+            raise LedgerDown("gone", maybe_committed=True)
+        return got
+    monkeypatch.setattr(sender, "claim", claim)
+
+    async def story():
+        async with bench.desk() as desk:
+            (order,) = await desk.submit(bench.intent(1_000))
+            done = await desk.wait(order.id, 3, TERMINAL)
+            assert (done.state, done.resends, len(lost)) == ("filled", 0, 1)
+            assert "claim_lost" in [e["reason"] for e in (await desk.history(order.id))[0]]
+        assert len(bench.created()) == 1
         assert bench.problems() == []
     run(story())
 

@@ -341,9 +341,17 @@ def test_a_pass_while_the_account_moves_concludes_nothing(bench):
     run(story())
 
 
-def test_financing_is_in_the_expected_cash(bench):
-    async def story():
-        async with bench.desk() as desk:
-            await desk.wait((await desk.submit(bench.intent(100_000)))[0].id)
-            assert (await desk.reconcile()).clean
-    run(story())
+def test_financing_is_in_the_expected_cash(ledger, valkey_url, tmp_path):
+    """Held over the end of a day in New York, a position costs or earns interest, which no fill tells."""
+    with sandbox_process(clock="virtual", start=working_day().replace("T10:", "T21:")) as venue:
+        bench = Bench(venue, ledger, valkey_url, tmp_path, next(numbers))
+
+        async def story():
+            async with bench.desk() as desk:
+                await desk.wait((await desk.submit(bench.intent(100_000)))[0].id)
+                before = (await row(desk))["cash_balance"]
+                venue.control.advance(2*3600)
+                assert (await desk.reconcile()).clean
+                assert (await row(desk))["cash_balance"] != before
+                assert "DAILY_FINANCING" in [t["type"] for t in bench.http.get("/transactions/sinceid", params={"id": "1"}).json()["transactions"]]
+        run(story())

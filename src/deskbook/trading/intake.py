@@ -97,7 +97,7 @@ def why_not(
     if view.account["reconciled_at"] is None: reasons.append("not_reconciled")
     if view.account["entries_frozen"] and not intent.reduce_only: reasons.append("entries_frozen")
     if intent.instrument in view.blocked and not intent.reduce_only: reasons.append("instrument_blocked")
-    reasons += check_intent(intent, instrument, view.capabilities)
+    if wrong := check_intent(intent, instrument, view.capabilities): return (*reasons, *wrong), Decimal(0) # risk cannot judge what makes no sense
     verdict = evaluate(view.policy, view.state, portfolio, intent)
     return tuple(dict.fromkeys([*reasons, *verdict.reasons])), verdict.reserved_usd
 
@@ -140,7 +140,7 @@ _LOCK_POSITIONS = "SELECT instrument FROM positions WHERE account = %s AND instr
 _HELD = """
 SELECT instrument, 'held' AS side, false AS reduce_only, units FROM positions WHERE account = %(account)s AND units <> 0
 UNION ALL SELECT instrument, side, reduce_only, sum(units - filled_units) FROM orders
-WHERE account = %(account)s AND state NOT IN ('filled', 'cancelled', 'rejected', 'expired') AND filled_units < units GROUP BY instrument, side, reduce_only"""
+WHERE account = %(account)s AND state NOT IN ('filled', 'cancelled', 'rejected', 'expired') AND filled_units < units AND kind <> 'protective' GROUP BY instrument, side, reduce_only"""
 _EQUITY = "SELECT * FROM equity_snapshots WHERE account = %s ORDER BY at DESC LIMIT 1"
 _RISK = "SELECT * FROM account_risk_state WHERE account = %s"
 

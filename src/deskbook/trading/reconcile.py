@@ -23,7 +23,7 @@ from .marks import write_equity
 from .recorder import Report, Told, record
 from .resolve import find
 from ..venues.errors import AuthError, IpBanned, VenueError
-from ..venues.model import Absent, Balance, FillPage, Found, VenueFill, VenueOrder, VenuePosition
+from ..venues.model import Absent, Balance, FillPage, Found, Unreadable, VenueFill, VenueOrder, VenuePosition
 
 # %% ../../../nbs/trading/40_reconcile.ipynb #ca07e395
 @dataclass(frozen=True)
@@ -149,7 +149,9 @@ async def one_pass(
     found = Reconciliation(venue.quiet, (), done.fills, len(done.adopted), venue.page.cursor, venue.balance, ours)
     if not venue.quiet: return found
     mismatches = diff_account(ours, venue, deps.config.balance_tolerance)
-    if lost := [m for m in mismatches if m.what == "order_missing"]: mismatches = [m for m in mismatches if m not in await look_for(deps, lease, ours, lost)]
+    if lost := [m for m in mismatches if m.what == "order_missing"]:
+        explained = await look_for(deps, lease, ours, lost)
+        mismatches = [m for m in mismatches if m not in explained]
     quiet = (await deps.venue.fetch_balance()).cursor == venue.page.cursor
     return replace(found, quiet=quiet, mismatches=tuple(mismatches) if quiet else ())
 
@@ -159,11 +161,13 @@ async def look_for(
     ours: LedgerPicture,
     lost: Sequence[Mismatch], # orders that rest only in the ledger
 ) -> list[Mismatch]: # those that are explained now
-    "Look for orders that should rest at the venue, and record what became of them."
+    "Look for orders that should rest at the venue, and record what became of them. Raises `VenueError` when one could not be looked for."
     orders = {o.client_order_id: o for o in ours.orders}
     found = {m: await find(deps, orders[m.name]) for m in lost}
     told = [Report(Told(f.order, f.fills), orders[m.name].id, {"heard": "reconcile"}) for m, f in found.items() if isinstance(f, Found)]
     if told: await record(deps, lease, told)
+    for f in found.values():
+        if isinstance(f, Unreadable): raise f.error # not read is not explained
     return [m for m, f in found.items() if not isinstance(f, Absent)]
 
 # %% ../../../nbs/trading/40_reconcile.ipynb #01452788
@@ -241,6 +245,8 @@ async def keep_result(
         if cause != "schedule" or found.mismatches or found.fills or found.adopted:
             await append_audits(tx, [AuditEvent("reconciler", "trading.reconcile", "account", deps.account, said, deps.account)])
         await resolve_alert(tx, f"reconcile_failed:{deps.account}")
+        await tx.execute("INSERT INTO observability_metrics (name, value, unit, tags) VALUES ('reconcile_mismatches', %s, 'count', %s)",
+            (len(found.mismatches), {"account": deps.account, "cause": cause}))
 
 async def thaw(
     tx: Any, # inside a transaction
@@ -352,6 +358,7 @@ async def read_fills(
         busy = False
         try:
             since = (await deps.ledger.rows("SELECT fill_cursor FROM accounts WHERE account = %s", (deps.account,)))[0]["fill_cursor"]
+            if not since: await wait_for_event(stop, 0.1); continue # the first reconciliation says where the log begins for us
             async with asyncio.timeout(2*deps.config.request_timeout_s): page = await deps.venue.fetch_fills(since)
             if page.cursor != since: await record(deps, lease, [], page, since)
             busy = len(page.fills) > 20 # a long page would stop everybody else in this process: rather read short ones

@@ -51,6 +51,7 @@ class NotSent:
     "Nothing left; it may be sent later."
     reason: str
     wait_s: float = 0.5 # not before
+    attempt: datetime | None = None # `sent_at` of the attempt it is about; None: the one that is under way
 
 Finding = Told | Declined | Unheard | NotSent
 
@@ -99,7 +100,9 @@ def next_state(
     if isinstance(finding, Declined):
         return replace(order, state=finding.state, reason=finding.reason) if order.state in ("created", "submitting", "unknown") and not total else order
     if order.state != "submitting" or order.venue_order_id: return order
-    if isinstance(finding, NotSent): return replace(order, sent_at=None, fencing_token=None, reason=finding.reason)
+    if isinstance(finding, NotSent):
+        if finding.attempt not in (None, order.sent_at): return order # an old report, written again: a later attempt is under way
+        return replace(order, sent_at=None, fencing_token=None, reason=finding.reason)
     return replace(order, state="unknown", reason=finding.reason, unknown_since=now, next_lookup_at=now + timedelta(seconds=look_after_s))
 
 # %% ../../../nbs/trading/31_recorder.ipynb #3446a15d
@@ -147,13 +150,13 @@ def adopt(
     order = next((r.finding.order for r in reports if isinstance(r.finding, Told) and r.finding.order), None)
     fills = [f for r in reports if isinstance(r.finding, Told) for f in r.finding.fills]
     there, client = told_ids(reports[0])
-    units = order.units if order and order.units else sum((f.units for f in fills), Decimal(0))
-    stop = bool(twin) and client.endswith(PROTECTIVE)
+    stop = twin is not None and client.endswith(PROTECTIVE)
+    units = order.units if order and order.units else sum((f.units for f in fills), Decimal(0)) or (-twin.signed_units if twin and stop else Decimal(0))
     kind = order.type if order and order.type in ("market", "limit", "stop") else "stop" if stop else "market"
     lasts = order.time_in_force if order and order.time_in_force in ("FOK", "IOC", "GTC", "GTD", "GFD") else "FOK" if kind == "market" else "GTC"
     return OrderRow(new_id(), account, venue, "protective" if stop else "external", (order or fills[0]).instrument, "sell" if units < 0 else "buy", kind,
         abs(units) or Decimal(1), lasts, client if stop else f"ext-{there}", f"venue:{there}", "", state="open", venue_order_id=there,
-        price=order.price if order and kind != "market" else None, reduce_only=stop, parent_order_id=twin.id if twin else None,
+        price=order.price if order and kind != "market" else None, reduce_only=stop or not (order or fills[0]).instrument, parent_order_id=twin.id if twin else None,
         reason="stop_loss" if stop else "double" if twin else "external")
 
 # %% ../../../nbs/trading/31_recorder.ipynb #cd990a87
@@ -186,6 +189,8 @@ def carry_on(
 _ORDERS = f"""SELECT {COLUMNS} FROM orders o WHERE o.account = %(account)s AND (o.id = ANY(%(ids)s) OR o.venue_order_id = ANY(%(there)s)
   OR o.client_order_id = ANY(%(clients)s)) ORDER BY o.id FOR NO KEY UPDATE"""
 _ACCOUNT = "SELECT *, clock_timestamp() AS now FROM accounts WHERE account = %s"
+_FIRST = """INSERT INTO positions (account, instrument, realised_pnl_account) SELECT %s, i, 0 FROM unnest(%s::text[]) i ORDER BY i
+ON CONFLICT DO NOTHING""" # what is not there cannot be locked
 _POSITIONS = "SELECT * FROM positions WHERE account = %s AND instrument = ANY(%s) AND position_side = 'net' ORDER BY instrument FOR NO KEY UPDATE"
 _LAST = """SELECT i AS instrument, l.filled_at, l.fill_id FROM unnest(%s::text[]) i CROSS JOIN LATERAL (SELECT filled_at, fill_id FROM fills f
   WHERE f.account = %s AND f.instrument = i ORDER BY filled_at DESC, length(fill_id) DESC, fill_id DESC LIMIT 1) l"""
@@ -261,6 +266,7 @@ async def write_fills(
     if not rows: return []
     instruments = sorted({r["instrument"] for r in rows})
     async with tx.pipeline():
+        await tx.execute(_FIRST, (deps.account, instruments))
         kept = await tx.execute(_POSITIONS, (deps.account, instruments))
         lasts = await tx.execute(_LAST, (instruments, deps.account))
         added = await tx.execute(_NEW_FILLS, (rows_json(rows),))

@@ -31,6 +31,8 @@ class Due:
     order: OrderRow
     frozen: bool = False # entries of this account
     blocked: bool = False # this instrument
+    unwanted: bool = False # somebody has asked for it to be cancelled
+    tripped: bool = False # the circuit breaker of this account
 
 @dataclass(frozen=True)
 class Step:
@@ -55,6 +57,8 @@ def plan_step(
         return Step("later") if order.state in ("submitting", "unknown") else Step("cancel")
     if not unsent(order): return Step("drop")
     if order.expires_at is not None and order.expires_at <= now: return Step("end", "expired", "intent_expired")
+    if due.unwanted: return Step("end", "cancelled", "cancelled_before_sending")
+    if due.tripped and not order.reduce_only: return Step("end", "cancelled", "circuit_breaker")
     if due.frozen and not order.reduce_only: return Step("end", "cancelled", "entries_frozen")
     if due.blocked and not order.reduce_only: return Step("end", "cancelled", "instrument_blocked")
     return Step("send")
@@ -116,16 +120,21 @@ def timed(
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Guard:
     "The same guard, and nothing but cancels after the deadline of the task."
-    async def check(write: Write) -> None:
-        await guard(write)
+    def at_last(write: Write) -> None:
         last = _deadline.get()
         if last is not None and write.kind != "cancel" and monotonic() > last: raise SendTooLate("the order was not sent in time.", "It is tried again while its intent lives.")
+    async def check(write: Write) -> None:
+        await guard(write)
+        at_last(write)
+    check.at_last = at_last # type: ignore[attr-defined]
     return check
 
 # %% ../../../nbs/trading/32_sender.ipynb #a9dc1ffa
 _DUE = f"""
 SELECT b.id AS outbox_id, b.topic, b.attempts, {COLUMNS}, clock_timestamp() AS now, a.entries_frozen, a.fill_cursor,
-  EXISTS (SELECT 1 FROM instrument_blocks k WHERE k.account = o.account AND k.instrument = o.instrument) AS blocked
+  EXISTS (SELECT 1 FROM instrument_blocks k WHERE k.account = o.account AND k.instrument = o.instrument) AS blocked,
+  EXISTS (SELECT 1 FROM outbox c WHERE c.order_id = o.id AND c.topic = 'cancel' AND c.done_at IS NULL) AS unwanted,
+  EXISTS (SELECT 1 FROM account_risk_state r WHERE r.account = b.account AND r.status = 'tripped') AS tripped
 FROM outbox b JOIN orders o ON o.id = b.order_id JOIN accounts a ON a.account = b.account
 WHERE b.account = %(account)s AND b.done_at IS NULL AND b.claimed_by IS NULL
   AND ((%(may_send)s AND b.available_at <= clock_timestamp()) OR (b.topic = 'submit' AND o.expires_at <= clock_timestamp()))
@@ -200,7 +209,7 @@ async def claim(
             rows = await got.fetchall()
         if not rows: return [], False
         now, cursor = rows[-1]["now"], rows[0]["fill_cursor"]
-        dues = [Due(r["outbox_id"], r["topic"], r["attempts"], order_row(r), r["entries_frozen"], r["blocked"]) for r in rows]
+        dues = [Due(r["outbox_id"], r["topic"], r["attempts"], order_row(r), r["entries_frozen"], r["blocked"], r["unwanted"], r["tripped"]) for r in rows]
         plan = plan_batch(dues, now, lease.token, cursor)
         changes = [p.change for p in plan if p.change]
         async with tx.pipeline():
@@ -237,7 +246,9 @@ async def send(
         return Report(Told(ack.order, ack.fills), order.id, {"heard": "answer"})
     except Exception as e:
         if isinstance(e, (AuthError, IpBanned)): await halt(deps, e)
-        return Report(outcome_of(e, deps.clock(), pauses[min(claimed.attempts, len(pauses) - 1)]), order.id, {"heard": "answer", **said_in(e)})
+        finding = outcome_of(e, deps.clock(), pauses[min(claimed.attempts, len(pauses) - 1)])
+        if isinstance(finding, NotSent): finding = replace(finding, attempt=order.sent_at)
+        return Report(finding, order.id, {"heard": "answer", **said_in(e)})
 
 # %% ../../../nbs/trading/32_sender.ipynb #ca2db8eb
 async def halt(
@@ -314,6 +325,8 @@ async def take_over(
     return len(orders)
 
 # %% ../../../nbs/trading/32_sender.ipynb #a2c726bc
+_MINE = """SELECT id, sent_at FROM orders WHERE account = %s AND state = 'submitting' AND sent_at IS NOT NULL AND fencing_token = %s AND NOT id = ANY(%s) ORDER BY id"""
+
 class Sender:
     "Claims and sends, several at once. One per lease."
     def __init__(self,
@@ -324,6 +337,7 @@ class Sender:
         self.deps, self.lease, self.recorder = deps, lease, recorder
         self.calls: set[asyncio.Task[None]] = set()
         self.more = False # the last claim was full
+        self.doubt = False # a claim failed in a way that may have committed it
 
     async def run(self,
         stop: asyncio.Event, # set: claim nothing more, wait for what is under way
@@ -336,11 +350,18 @@ class Sender:
             room, claims = config.max_in_flight - len(self.calls), list[Claim]()
             if self.more and room < least: room = 0
             try:
+                if self.doubt: await self.give_back()
                 if room > 0: claims, self.more = await claim(self.deps, self.lease, min(room, config.batch_max), not signals.holds)
-            except NOT_NOW as e: not_now(e); await wait_for_event(stop, config.poll_s)
+            except NOT_NOW as e: self.doubt = True; not_now(e); await wait_for_event(stop, config.poll_s)
             for one in claims: self.start(one)
             if room <= 0 or not self.more: await wait_for_event(signals.outbox, config.poll_s)
         if self.calls: await asyncio.wait(self.calls, timeout=config.drain_s)
+
+    async def give_back(self) -> None:
+        "What a lost commit claimed was certainly not sent: nobody here has got it."
+        lost = await self.deps.ledger.rows(_MINE, (self.deps.account, self.lease.token, list(self.deps.signals.in_flight)))
+        for r in lost: self.recorder.put(Report(NotSent("claim_lost", 0.0, r["sent_at"]), r["id"]))
+        self.doubt = False
 
     def start(self, one: Claim) -> None:
         "Make one call in a task of its own."
