@@ -72,7 +72,7 @@ async def at_a_venue(path, spoilt, body):
 
 @pytest.mark.parametrize("call", CALLS)
 def test_the_healthy_venue_is_read(call):
-    path, ask = CALLS[call]
+    _, ask = CALLS[call]
     result, _ = asyncio.run(at_a_venue("", None, ask))
     assert result is not None
 

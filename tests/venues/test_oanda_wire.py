@@ -69,7 +69,7 @@ def test_a_number_is_on_its_step_or_refused(value, step):
         assert refused.sent is False
         assert not value.is_finite() or abs(value) >= 10**18 or value % step != 0
     else:
-        assert D(text) == value and not text.startswith("-0") or D(text) < 0
+        assert (D(text) == value and not text.startswith("-0")) or D(text) < 0
 
 
 @given(st.integers(10**12, 4*10**12), st.integers(0, 999_999))

@@ -224,6 +224,7 @@ class Closed:
     left: dict[str, str] # instrument -> signed units
     look: AccountLook
 
+# %% ../../../nbs/ops/50_order_care.ipynb #4aed2224
 def close_position(
     account: str,
     instrument: str, # ours; "": everything, which needs `confirm`

@@ -26,6 +26,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
+
+# %% ../../../nbs/ops/51_order_drills.ipynb #d51a70b2
 import polars as pl
 import psycopg
 from ..core.clock import iso
