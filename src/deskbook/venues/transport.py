@@ -21,7 +21,7 @@ from .retry import Breaker, Kind, RetryPolicy, Timing, with_retry
 
 # %% auto #0
 __all__ = ['NOT_SENT', 'Explain', 'MAX_BODY', 'Ask', 'Answer', 'Timeouts', 'network_error', 'storable', 'read_json_object',
-           'shown', 'status_error', 'for_create', 'Lanes', 'no_search', 'http_client', 'Transport']
+           'shown', 'status_error', 'for_create', 'Lanes', 'no_search', 'http_client', 'last_look', 'Transport']
 
 # %% ../../../nbs/venues/15_transport.ipynb #7f14dbc4
 @dataclass(frozen=True)
@@ -208,6 +208,20 @@ def http_client(
         verify=context, transport=lanes)
 
 # %% ../../../nbs/venues/15_transport.ipynb #8e013b86
+def last_look(
+    ask: Ask,
+    at_last: Callable[[Write], None] | None, # raises `Refused`; None: nobody asks
+) -> dict[str, Any]: # extensions of the request
+    "Ask in front of each part of a request that changes something."
+    if at_last is None or ask.write is None: return {}
+    async def look(event: str, info: Any) -> None:
+        if event == "http11.send_request_headers.started": at_last(ask.write) # type: ignore[arg-type]
+        if event != "http11.send_request_body.started" or ask.body is None: return
+        try: at_last(ask.write) # type: ignore[arg-type]
+        except Refused as e: raise RequestTimeout(f"{ask.method} {ask.path} was broken off before its body. {e.what}", e.todo) from e
+    return {"trace": look}
+
+# %% ../../../nbs/venues/15_transport.ipynb #4a5b22a8
 # long: the path of one request, read from top to bottom
 class Transport:
     "Sends requests of one adapter."
@@ -286,7 +300,8 @@ class Transport:
     async def _exchange(self, ask: Ask) -> tuple[int, httpx.Headers, bytes]:
         content = None if ask.body is None else json.dumps(ask.body, separators=(",", ":")).encode()
         kind = {"Content-Type": "application/json"} if content is not None else None
-        request = self.http.build_request(ask.method, ask.path, params=ask.params or None, content=content, headers=kind)
+        asked = last_look(ask, getattr(self.guard, "at_last", None))
+        request = self.http.build_request(ask.method, ask.path, params=ask.params or None, content=content, headers=kind, extensions=asked)
         response = await self.http.send(request, stream=True)
         try:
             parts, size = [], 0
