@@ -91,6 +91,13 @@ def test_zero_says_why(account, state, reasons):
     assert got.reasons == reasons and bool(got.units) == (not reasons)
 
 
+def test_what_is_flat_needs_no_rate():
+    """An instrument that was held once and is flat has no price in the stream any more."""
+    account = portfolio(quotes={"EUR_USD": QUOTES["EUR_USD"]}, units={"GBP_USD": D(0)}, pending={"AUD_JPY": Pending(), "USD_JPY": Pending(exit_buy_units=D(5))})
+    for sign in (1, -1):
+        assert size(SizingPolicy(), RiskPolicy(), None, account, "EUR_USD", sign).units == sign * 9_090
+
+
 def test_less_than_the_smallest_order_is_zero_and_not_one():
     account = portfolio(instruments={"EUR_USD": instrument("EUR_USD", "100")})
     for frac, units in (("0.0000219", 0), ("0.000022", 100), ("0.0000439", 100)):

@@ -12,7 +12,7 @@ from decimal import ROUND_FLOOR, Context, Decimal
 from typing import Literal
 from ..core.errors import BadInput
 from .orders import Intent
-from .rates import NoRate, currencies, rate
+from .rates import currencies, rate
 from .risk import Pending, Portfolio, RiskPolicy, RiskState, evaluate, exposures, worst_units
 
 # %% ../../../nbs/trading/11_sizing.ipynb #15ccf4fd
@@ -60,7 +60,7 @@ def _currency_ends(portfolio: Portfolio, currency: str, sign: int, max_age_s: fl
     "The same for a currency over all instruments, in US dollars."
     near = far = Decimal(0)
     for name in {*portfolio.units, *portfolio.pending}:
-        if currency not in currencies(name): continue
+        if not worst_units(portfolio, name) or currency not in currencies(name): continue
         usd = rate(currencies(name)[0], "USD", portfolio.quotes, portfolio.now_ms, max_age_s).value
         ends = _ends(portfolio, name, sign if currency == currencies(name)[0] else -sign)
         near, far = near + ends[0]*usd, far + ends[1]*usd
@@ -127,8 +127,7 @@ def size(
         return evaluate(policy, state, portfolio, Intent(portfolio.account, instrument, units)).reasons
     if (offered := portfolio.instruments.get(instrument)) is None: return Size(Decimal(0), Decimal(0), reasons=("instrument_unknown",))
     if reasons := verdict(offered.min_units*sign): return Size(Decimal(0), Decimal(0), reasons=reasons)
-    try: room = caps(sizing, policy, portfolio, instrument, sign, multiplier)
-    except NoRate: return Size(Decimal(0), Decimal(0), reasons=("no_usd_rate",)) # of a currency that the verdict on the smallest order did not need
+    room = caps(sizing, policy, portfolio, instrument, sign, multiplier)
     if correlations: room["budget"] *= _shrink(portfolio, sign, correlations)
     binding = min(room, key=lambda name: room[name])
     per_unit = rate(currencies(instrument)[0], "USD", portfolio.quotes, portfolio.now_ms, policy.mark_max_age_s).value
