@@ -279,7 +279,11 @@ class Desk:
         cancelled = [await self.cancel(o.id, actor) for o in await self.orders(live=True, limit=10_000)]
         cancelled = [await self.wait(o.id, timeout_s, TERMINAL) for o in cancelled]
         rows = await self.ledger.rows("SELECT instrument FROM positions WHERE account = %s AND units <> 0 ORDER BY instrument", (self.account,))
-        exits = [await self.close(r["instrument"], override_kill=override_kill) for r in rows]
+        exits, failed = list[OrderRow](), list[DeskbookError]()
+        for r in rows:
+            try: exits.append(await self.close(r["instrument"], override_kill=override_kill))
+            except (NotFound, OrderRefused) as e: failed.append(e) # the others are closed all the same
+        if failed and not exits: raise failed[0]
         closed = tuple([await self.wait(o.id, timeout_s, TERMINAL) for o in exits])
         left = await self.ledger.rows("SELECT instrument, units FROM positions WHERE account = %s AND units <> 0", (self.account,))
         return Flattened(tuple(cancelled), closed, {r["instrument"]: r["units"] for r in left})
@@ -394,7 +398,7 @@ async def epoch(
     recorder = Recorder(deps, lease)
     async with asyncio.TaskGroup() as group:
         keeper = group.create_task(keep_lease(deps.ledger, lease, end), name="lease")
-        await until_done(take_over, deps, lease, True)
+        if not await until_done(stop, take_over, deps, lease, True): end.set(); return
         writer = group.create_task(recorder.run(flush), name="recorder")
         sending = group.create_task(Sender(deps, lease, recorder).run(stop), name="sender")
         working = [sending, *(group.create_task(work, name=name) for name, work in {
@@ -421,11 +425,12 @@ async def reconcile_from_boot(deps: Deps, lease: Lease, stop: asyncio.Event) -> 
     "At boot, then on a schedule."
     if await boot(deps, lease, stop): await reconcile_often(deps, lease, stop)
 
-async def until_done(what: Any, deps: Deps, *args: Any) -> None:
+async def until_done(stop: asyncio.Event, what: Any, deps: Deps, *args: Any) -> bool: # False: stopped before
     "Repeat something that needs the ledger until the ledger is there."
-    while True:
-        try: await what(deps, *args); return
-        except NOT_NOW as e: not_now(e); await asyncio.sleep(deps.config.poll_s)
+    while not stop.is_set():
+        try: await what(deps, *args); return True
+        except NOT_NOW as e: not_now(e); await wait_for_event(stop, deps.config.poll_s)
+    return False
 
 # %% ../../../nbs/trading/50_desk.ipynb #2e3663b2
 async def cancel_entries(

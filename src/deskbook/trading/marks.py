@@ -99,11 +99,14 @@ async def watch_equity(
     least_s: float = 0.5, # between two looks
 ) -> None:
     "Look at the equity until stopped. A venue or a ledger that cannot be reached is tried again; equity that is old blocks entries by itself."
+    done: int | None = None # when the breaker had tripped that was acted on
     while not stop.is_set():
         deps.signals.equity.clear()
         try:
             async with asyncio.timeout(deps.config.request_timeout_s): balance = await deps.venue.fetch_balance()
-            state, tripped = await write_equity(deps, balance, "marks")
-            if tripped and on_trip: await on_trip(state)
+            state, _ = await write_equity(deps, balance, "marks")
+            if on_trip and state.status == "tripped" and state.tripped_at_ms != done: # also when somebody else saw it first
+                await on_trip(state)
+                done = state.tripped_at_ms
         except (VenueError, TimeoutError, *NOT_NOW) as e: not_now(e)
         if not await wait_for_event(stop, least_s): await wait_for_event(deps.signals.equity, deps.config.equity_every_s - least_s)

@@ -219,7 +219,7 @@ async def compare(
 
 # %% ../../../nbs/trading/40_reconcile.ipynb #ddd9c211
 _RECONCILED = """UPDATE accounts SET reconciled_at = CASE WHEN %(mark)s THEN clock_timestamp() ELSE reconciled_at END,
-  cash_balance = CASE WHEN %(cash)s::numeric IS NULL THEN cash_balance ELSE %(cash)s::numeric END, updated_at = clock_timestamp() WHERE account = %(account)s"""
+  cash_balance = CASE WHEN fill_cursor = %(cursor)s THEN coalesce(%(cash)s::numeric, cash_balance) ELSE cash_balance END, updated_at = clock_timestamp() WHERE account = %(account)s"""
 _THAW = """UPDATE accounts SET entries_frozen = false, freeze_reason = NULL, frozen_at = NULL, updated_at = clock_timestamp()
 WHERE account = %s AND entries_frozen AND freeze_reason LIKE ANY(%s) RETURNING account"""
 Cause = Literal["boot", "schedule", "demand"]
@@ -238,7 +238,7 @@ async def keep_result(
     async with deps.ledger.transaction() as tx:
         if lease: require_lease(await (await check_lease(tx, lease)).fetchall(), lease)
         first = found.balance.balance if found.balance and found.picture and found.picture.cash is None else None
-        await tx.execute(_RECONCILED, {"mark": lease is not None, "cash": first, "account": deps.account})
+        await tx.execute(_RECONCILED, {"mark": lease is not None, "cash": first, "cursor": found.cursor, "account": deps.account})
         said = {"cause": cause, "cursor": found.cursor, "fills": found.fills, "adopted": found.adopted, "mismatches": [str(m) for m in found.mismatches]}
         if found.mismatches: await freeze_entries(tx, deps.account, freeze_cause(found.mismatches), "; ".join(map(str, found.mismatches[:5])), said)
         else: await thaw(tx, deps.account, ("drift:%",), "reconciler", "ledger and venue agree again")
@@ -292,7 +292,7 @@ async def unfreeze(
     left = [m for m in found.mismatches if m.what != "balance"]
     if (left or not found.quiet) and not accept: raise Refused(f"{deps.account} is not understood yet: {'; '.join(map(str, left)) or 'it moves all the time'}.", "Reconcile first.")
     async with deps.ledger.transaction() as tx:
-        if found.balance and found.quiet: await tx.execute("UPDATE accounts SET cash_balance = %s WHERE account = %s", (found.balance.balance, deps.account))
+        if found.balance and found.quiet: await tx.execute("UPDATE accounts SET cash_balance = %s WHERE account = %s AND fill_cursor = %s", (found.balance.balance, deps.account, found.cursor))
         await thaw(tx, deps.account, ("%",), actor, why)
         await tx.execute("SELECT pg_notify('deskbook_outbox', %s)", (deps.account,))
     return found

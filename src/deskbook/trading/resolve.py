@@ -93,6 +93,8 @@ async def block(
     "Block the instrument of an order and call a person. Raises `LedgerDown`."
     text = f"{deps.account}: order {order.client_order_id} ({order.side} {order.units} {order.instrument}) " + ("is still unknown" if reason == "unknown_order" else "was lost twice")
     async with deps.ledger.transaction() as tx:
+        now = order_row((await (await tx.execute(_ONE, (order.id,))).fetchall())[0])
+        if reason == "unknown_order" and now.state != "unknown": return # it was found meanwhile
         await tx.execute(_BLOCK, (deps.account, order.instrument, reason, order.id))
         await append_audits(tx, [AuditEvent("resolver", "instrument.block", "order", str(order.id), {"instrument": order.instrument, "reason": reason, **said}, deps.account)])
         await raise_alert(tx, f"{reason}:{order.id}", "orders", "high", "unknown_orders", f"{text}; {order.instrument} is blocked for entries (runbook incidents/unknown_order)",
