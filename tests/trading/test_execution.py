@@ -161,8 +161,8 @@ def test_an_answer_lost_after_acceptance(bench, fault):
             (order,) = await desk.submit(bench.intent(1_000))
             done = await desk.wait(order.id, 20, TERMINAL)
             assert (done.state, done.filled_units, done.resends) == ("filled", 1_000, 0)
-            if fault != "accept_then_hang":  # there the log tells of the fill before the call is given up
-                assert "unknown" in [e["to_state"] for e in (await desk.history(order.id))[0]]
+            filled = (await desk.history(order.id))[0][-1]
+            assert filled["to_state"] == "filled" and filled["payload"]["heard"] in ("lookup", "log", "reconcile"), "not from the answer, which was lost"
         assert len(bench.created()) == 1
         assert bench.problems() == []
     run(story())
