@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ACCOUNT', 'VENUE_ACCOUNT', 'GRACE_S', 'CONFIG', 'drill_account', 'Ground', 'working_moment', 'own_database',
            'drill_ground', 'drill_desk', 'drill_intents', 'DrillResult', 'compare_sides', 'all_orders',
-           'until_explained', 'judge_drill', 'drill_lost_response', 'drill_venue_outage', 'sender_process',
-           'sender_child', 'until_sending', 'drill_kill_dash_nine', 'drill_checks', 'drill_numbers']
+           'until_explained', 'reconciled', 'judge_drill', 'drill_lost_response', 'drill_venue_outage',
+           'sender_process', 'sender_child', 'until_sending', 'drill_kill_dash_nine', 'drill_checks', 'drill_numbers']
 
 # %% ../../../nbs/ops/51_order_drills.ipynb #fd1016c7
 import asyncio
@@ -42,6 +42,8 @@ from ..trading.book import ExecutionConfig, OrderRow
 from ..trading.controls import clear
 from ..trading.desk import AccountSpec, Desk, open_desk, running, stop_on_signals
 from ..trading.orders import TERMINAL, Cause, Intent
+from ..trading.reconcile import NotQuiet
+from ..venues.errors import Transient
 from ..venues.sandbox.process import SandboxProcess, sandbox_process
 
 # %% ../../../nbs/ops/51_order_drills.ipynb #116e6450
@@ -190,6 +192,18 @@ async def until_explained(
         await asyncio.sleep(0.05)
     return time.monotonic() - began
 
+async def reconciled(
+    desk: Desk,
+    wait_s: float = 60.0,
+) -> None:
+    "Until the venue was read and compared; a breaker that the fault opened closes first. Raises the last failure."
+    end = time.monotonic() + wait_s
+    while True:
+        try: await desk.reconcile(); return
+        except (Transient, NotQuiet):
+            if time.monotonic() > end: raise
+        await asyncio.sleep(0.25)
+
 async def judge_drill(
     ground: Ground,
     desk: Desk,
@@ -197,7 +211,7 @@ async def judge_drill(
     recovered_s: float,
 ) -> DrillResult:
     "Ask both sides. The journal says how many requests the fault met."
-    await desk.reconcile()
+    await reconciled(desk)
     rows = await desk.ledger.rows("SELECT instrument, units FROM positions WHERE account = %s AND units <> 0", (ACCOUNT,))
     met = sum(bool(e["faults"]) or e["outcome"] != "sent" for e in ground.sandbox.control.journal())
     return compare_sides(await all_orders(desk), ground.sandbox.control.orders(account=VENUE_ACCOUNT), {r["instrument"]: r["units"] for r in rows}, fault, met, recovered_s)
