@@ -16,9 +16,11 @@ from desk_world import ACCOUNT
 from deskbook.stores.ledger import Ledger
 from deskbook.trading import marks, reconcile
 from deskbook.trading.book import Deps, OrderRow
+from deskbook.trading.leases import take_lease
 from deskbook.trading.recorder import NotSent, Report, Told, adopt, next_state, write_fills
+from deskbook.trading.resolve import block
 from deskbook.trading.risk import Pending, Portfolio, RiskState, exposures
-from deskbook.trading.sender import Due, Step, plan_batch, plan_step
+from deskbook.trading.sender import Due, Step, claim, plan_batch, plan_step
 from deskbook.venues.errors import NetworkError
 from deskbook.venues.model import Balance, FillPage, Unreadable, VenueOrder
 
@@ -59,6 +61,34 @@ def test_two_first_fills_of_an_instrument_at_once_are_both_in_the_position(ledge
                 await asyncio.sleep(0.4)
             await second
             assert [r["units"] for r in await db.rows("SELECT units FROM positions WHERE account = 'a'")] == [2_000]
+    asyncio.run(asyncio.wait_for(story(), 30))
+
+
+def test_the_row_that_cancels_is_seen_by_the_row_that_sends(ledger):
+    """The cancel row waits until the lookup is over; the absence is proven, the order goes into the outbox again, and must not leave it."""
+    async def story():
+        async with await Ledger.open(ledger) as db:
+            await db.rows(ACCOUNT, ("a", "101-001-1-001"))
+            (made,) = await db.rows(ORDER, ("one", "one"))
+            await db.rows("UPDATE orders SET state = 'submitting', resends = 1 WHERE id = %s", (made["id"],))
+            await db.rows("INSERT INTO outbox (topic, account, order_id, available_at) VALUES ('cancel', 'a', %s, now() + interval '1 hour')", (made["id"],))
+            await db.rows("INSERT INTO outbox (topic, account, order_id) VALUES ('submit', 'a', %s)", (made["id"],))
+            lease = await take_lease(db, "sender:a", "me", 60)
+            claims, _ = await claim(Deps("a", db, None), lease, 10)
+            (after,) = await db.rows("SELECT state, sent_at, reason FROM orders")
+            assert (claims, *after.values()) == ([], "cancelled", None, "cancelled_before_sending")
+    asyncio.run(asyncio.wait_for(story(), 30))
+
+
+@pytest.mark.parametrize(("state", "blocks"), [("unknown", 1), ("filled", 0)])
+def test_an_order_that_was_found_meanwhile_blocks_nothing(ledger, state, blocks):
+    async def story():
+        async with await Ledger.open(ledger) as db:
+            await db.rows(ACCOUNT, ("a", "101-001-1-001"))
+            (made,) = await db.rows(ORDER, ("one", "one"))
+            await db.rows("UPDATE orders SET state = %s WHERE id = %s", (state, made["id"]))
+            await block(Deps("a", db, None), an_order(id=made["id"], state="unknown"), "unknown_order", {})
+            assert len(await db.rows("SELECT 1 FROM instrument_blocks")) == len(await db.rows("SELECT 1 FROM ops_alerts")) == blocks
     asyncio.run(asyncio.wait_for(story(), 30))
 
 
