@@ -192,6 +192,7 @@ async def until_explained(
         await asyncio.sleep(0.05)
     return time.monotonic() - began
 
+# %% ../../../nbs/ops/51_order_drills.ipynb #af5daa8a
 async def reconciled(
     desk: Desk,
     wait_s: float = 60.0,
@@ -204,6 +205,7 @@ async def reconciled(
             if time.monotonic() > end: raise
         await asyncio.sleep(0.25)
 
+# %% ../../../nbs/ops/51_order_drills.ipynb #e8e7988a
 async def judge_drill(
     ground: Ground,
     desk: Desk,

@@ -26,6 +26,8 @@ from ..stores.ledger_migrate import migrate
 from ..stores.live import Live, open_live
 from ..stores.partitions import keep_months
 from ..stores.records import AuditEvent, append_audits, resolve_alert
+
+# %% ../../../nbs/trading/50_desk.ipynb #dd18b829
 from .book import COLUMNS, NOT_NOW, Change, Deps, ExecutionConfig, OrderRow, Signals, apply_changes, change, freeze_entries, new_id, not_now, order_row
 from .controls import KillState, KillSwitch, SendGuard, boot_kill, kill_state, ledger_audit, missing_credentials
 from .intake import Answer, Intake, read_view
@@ -56,9 +58,9 @@ class AccountSpec:
     @property
     def mode(self) -> Literal["paper", "live"]: return "live" if self.environment == "live" else "paper"
 
+# %% ../../../nbs/trading/50_desk.ipynb #29b41afb
 ACCOUNTS = ("paper", "sandbox", "oanda-practice", "oanda-live")
 SANDBOX_ACCOUNT, SANDBOX_TOKEN = "101-001-1000001-001", "sandbox-token" # what a sandbox that was only started has
-
 def account_spec(
     name: str, # one of `ACCOUNTS`
     settings: Settings,
@@ -75,6 +77,7 @@ def account_spec(
     key = settings.oanda_api_key.get_secret_value() if settings.oanda_api_key else ""
     return AccountSpec(name, environment, settings.oanda_account_id or "", key, settings.oanda_base_url, settings.oanda_stream_url)
 
+# %% ../../../nbs/trading/50_desk.ipynb #3553e4b5
 def paper_spec(settings: Settings) -> AccountSpec:
     "The built-in paper venue, started or attached to."
     from deskbook.venues.sandbox.paper import start_paper_venue
@@ -113,6 +116,7 @@ class Held:
     mark: Decimal | None # the price at which it could be closed; None: not known
     unrealised_pnl: Decimal | None # quote currency
 
+# %% ../../../nbs/trading/50_desk.ipynb #7934b0b8
 @dataclass(frozen=True)
 class RiskPicture:
     "Account risk at one moment. Looking changes nothing."

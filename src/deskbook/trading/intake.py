@@ -68,6 +68,7 @@ class Accepted:
     "A new order."
     order: OrderRow
 
+# %% ../../../nbs/trading/30_intake.ipynb #9868a5b1
 @dataclass(frozen=True)
 class Same:
     "It was accepted before."
@@ -237,6 +238,7 @@ def refusal(
 class MarksMissing(DeskbookError):
     "Something is held whose price was not asked for yet."
 
+# %% ../../../nbs/trading/30_intake.ipynb #e1bef84f
 def need_marks(
     view: View,
     marks: Marks, # `used` is brought up to date
@@ -246,6 +248,7 @@ def need_marks(
     needed = priced(marks.used, view.portfolio.instruments, view.portfolio.currency)
     if missing := [n for n in needed if n not in marks.asked]: raise MarksMissing(f"no price of {', '.join(missing)} yet.", "Ask the venue.")
 
+# %% ../../../nbs/trading/30_intake.ipynb #f757256c
 async def take(
     deps: Deps,
     guard: Guard,
@@ -266,13 +269,14 @@ async def take(
 
 # %% ../../../nbs/trading/30_intake.ipynb #25524289
 Answer = OrderRow | DeskbookError
-
 def answer_of(asked: Asked, decision: Decision) -> Answer:
     "What the submitter gets: an order, or a typed error."
     if isinstance(decision, (Accepted, Same)): return decision.order
     if isinstance(decision, Conflict): return IdempotencyConflict(asked.key, str(decision.order.id))
     return OrderRefused(decision.reasons)
 
+# %% ../../../nbs/trading/30_intake.ipynb #64f513dd
+# long: one class: the queue, and the one transaction that empties it
 @dataclass
 class Intake:
     "Takes intents of one account. One per process and account."

@@ -32,6 +32,7 @@ def priced(
     return sorted({i.name for i in known} | crosses)
 
 # %% ../../../nbs/trading/27_marks.ipynb #7dbd3db9
+# long: one cache, the questions it answers and when it asks
 class Marks:
     "The newest prices, and when they were asked for."
     def __init__(self,

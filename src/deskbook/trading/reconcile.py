@@ -56,13 +56,13 @@ class Mismatch:
     def __str__(self) -> str: return f"{self.what.replace('_', ' ')} {self.name}: {self.ledger or 'nothing'} in the ledger, {self.venue or 'nothing'} at the venue"
 
 RESTING = ("open", "partially_filled", "cancel_pending")
-
 def diff_positions(ledger: LedgerPicture, venue: VenuePicture) -> list[Mismatch]:
     "Positions that differ."
     there = {name: p.units for name, p in venue.positions.items() if p.units}
     pairs = [(n, ledger.positions.get(n, Decimal(0)), there.get(n, Decimal(0))) for n in sorted({*there, *ledger.positions})]
     return [Mismatch("position", n, f"{ours:f}", f"{theirs:f}") for n, ours, theirs in pairs if ours != theirs]
 
+# %% ../../../nbs/trading/40_reconcile.ipynb #ef669937
 def diff_orders(ledger: LedgerPicture, venue: VenuePicture) -> list[Mismatch]:
     "Orders that rest here and not there, or there and not here."
     there = {o.venue_order_id: o for o in venue.orders}
@@ -133,6 +133,7 @@ class Reconciliation:
     @property
     def clean(self) -> bool: return self.quiet and not self.mismatches
 
+# %% ../../../nbs/trading/40_reconcile.ipynb #828c3e40
 async def one_pass(
     deps: Deps,
     lease: Lease | None,
@@ -155,6 +156,7 @@ async def one_pass(
     quiet = (await deps.venue.fetch_balance()).cursor == venue.page.cursor
     return replace(found, quiet=quiet, mismatches=tuple(mismatches) if quiet else ())
 
+# %% ../../../nbs/trading/40_reconcile.ipynb #8a2dc672
 async def look_for(
     deps: Deps,
     lease: Lease | None,
@@ -190,6 +192,7 @@ def add(
     "The later pass, with what both have recorded."
     return replace(now, fills=before.fills + now.fills, adopted=before.adopted + now.adopted)
 
+# %% ../../../nbs/trading/40_reconcile.ipynb #f94ac82e
 async def settle(
     deps: Deps,
     wait_s: float = 5.0,
@@ -200,6 +203,7 @@ async def settle(
         if not deps.signals.in_flight: return
         await wait_for_event(nobody, 0.02)
 
+# %% ../../../nbs/trading/40_reconcile.ipynb #1cad60cc
 async def compare(
     deps: Deps,
     lease: Lease | None,
@@ -220,14 +224,17 @@ async def compare(
 # %% ../../../nbs/trading/40_reconcile.ipynb #ddd9c211
 _RECONCILED = """UPDATE accounts SET reconciled_at = CASE WHEN %(mark)s THEN clock_timestamp() ELSE reconciled_at END,
   cash_balance = CASE WHEN fill_cursor = %(cursor)s THEN coalesce(%(cash)s::numeric, cash_balance) ELSE cash_balance END, updated_at = clock_timestamp() WHERE account = %(account)s"""
+
 _THAW = """UPDATE accounts SET entries_frozen = false, freeze_reason = NULL, frozen_at = NULL, updated_at = clock_timestamp()
 WHERE account = %s AND entries_frozen AND freeze_reason LIKE ANY(%s) RETURNING account"""
+
 Cause = Literal["boot", "schedule", "demand"]
 
 def freeze_cause(mismatches: Iterable[Mismatch]) -> Literal["drift", "balance"]:
     "Cash that differs does not come right by itself."
     return "balance" if any(m.what == "balance" for m in mismatches) else "drift"
 
+# %% ../../../nbs/trading/40_reconcile.ipynb #1fe65f9b
 async def keep_result(
     deps: Deps,
     lease: Lease | None, # without one trading does not begin
@@ -248,6 +255,7 @@ async def keep_result(
         await tx.execute("INSERT INTO observability_metrics (name, value, unit, tags) VALUES ('reconcile_mismatches', %s, 'count', %s)",
             (len(found.mismatches), {"account": deps.account, "cause": cause}))
 
+# %% ../../../nbs/trading/40_reconcile.ipynb #ae71f37b
 async def thaw(
     tx: Any, # inside a transaction
     account: str,
@@ -315,6 +323,7 @@ async def boot(
     deps.signals.ready.set()
     return True
 
+# %% ../../../nbs/trading/40_reconcile.ipynb #5a5ac5d8
 async def try_once(
     deps: Deps,
     lease: Lease | None,
@@ -329,6 +338,7 @@ async def try_once(
         return False
     return True
 
+# %% ../../../nbs/trading/40_reconcile.ipynb #43ebcc5d
 async def tell_failure(deps: Deps, e: Exception) -> None:
     "Call a person, where the ledger is there to say so."
     text = f"{deps.account}: three reconciliations failed in a row, the last with {type(e).__name__}: {getattr(e, 'what', e)}"
@@ -347,6 +357,7 @@ async def reconcile_often(
     while not await wait_for_event(stop, deps.config.reconcile_every_s if not failures else min(2.0**failures, deps.config.reconcile_every_s)):
         failures = 0 if await try_once(deps, lease, "schedule", failures) else failures + 1
 
+# %% ../../../nbs/trading/40_reconcile.ipynb #9b7255a8
 async def read_fills(
     deps: Deps,
     lease: Lease,

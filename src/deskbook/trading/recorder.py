@@ -46,6 +46,7 @@ class Unheard:
     "The order may or may not exist."
     reason: str
 
+# %% ../../../nbs/trading/31_recorder.ipynb #2358e5b3
 @dataclass(frozen=True)
 class NotSent:
     "Nothing left; it may be sent later."
@@ -54,7 +55,6 @@ class NotSent:
     attempt: datetime | None = None # `sent_at` of the attempt it is about; None: the one that is under way
 
 Finding = Told | Declined | Unheard | NotSent
-
 @dataclass(frozen=True)
 class Report:
     "Something that was heard, about one order."
@@ -107,7 +107,6 @@ def next_state(
 
 # %% ../../../nbs/trading/31_recorder.ipynb #3446a15d
 PROTECTIVE = "-sl" # ends the client id of the stop behind an entry
-
 @dataclass(frozen=True)
 class Matched:
     "Reports by order, and what belongs to none."
@@ -122,6 +121,7 @@ def told_ids(
     one = report.finding.order or next(iter(report.finding.fills), None)
     return (one.venue_order_id, one.client_id) if one else ("", "")
 
+# %% ../../../nbs/trading/31_recorder.ipynb #dc36d7d9
 def match(
     reports: Iterable[Report],
     orders: Iterable[OrderRow], # all that may be meant
@@ -188,15 +188,22 @@ def carry_on(
 # %% ../../../nbs/trading/31_recorder.ipynb #dda23530
 _ORDERS = f"""SELECT {COLUMNS} FROM orders o WHERE o.account = %(account)s AND (o.id = ANY(%(ids)s) OR o.venue_order_id = ANY(%(there)s)
   OR o.client_order_id = ANY(%(clients)s)) ORDER BY o.id FOR NO KEY UPDATE"""
+
 _ACCOUNT = "SELECT *, clock_timestamp() AS now FROM accounts WHERE account = %s"
+
 _FIRST = """INSERT INTO positions (account, instrument, realised_pnl_account) SELECT %s, i, 0 FROM unnest(%s::text[]) i ORDER BY i
 ON CONFLICT DO NOTHING""" # what is not there cannot be locked
+
 _POSITIONS = "SELECT * FROM positions WHERE account = %s AND instrument = ANY(%s) AND position_side = 'net' ORDER BY instrument FOR NO KEY UPDATE"
+
 _LAST = """SELECT i AS instrument, l.filled_at, l.fill_id FROM unnest(%s::text[]) i CROSS JOIN LATERAL (SELECT filled_at, fill_id FROM fills f
   WHERE f.account = %s AND f.instrument = i ORDER BY filled_at DESC, length(fill_id) DESC, fill_id DESC LIMIT 1) l"""
+
 _FILLED = "SELECT * FROM fills WHERE order_id = ANY(%s)"
+
 _HISTORY = "SELECT * FROM fills WHERE account = %s AND instrument = %s"
 
+# %% ../../../nbs/trading/31_recorder.ipynb #1b24fa27
 async def read_for_record(
     tx: Any, # inside a transaction
     deps: Deps,
@@ -256,6 +263,7 @@ def position_row(
     return {"account": account, "instrument": p.instrument, "units": p.units, "average_price": p.average_price, "realised_pnl": p.realised_pnl,
         "realised_pnl_account": p.realised_pnl_account, "fees": sum((fee for _, fee in p.fees), Decimal(0))}
 
+# %% ../../../nbs/trading/31_recorder.ipynb #d9e94fba
 async def write_fills(
     tx: Any, # inside a transaction that has locked the orders
     deps: Deps,
@@ -297,6 +305,7 @@ async def fills_of(
 # %% ../../../nbs/trading/31_recorder.ipynb #9ce88860
 _OUTBOX_DONE = """UPDATE outbox b SET done_at = clock_timestamp() FROM jsonb_to_recordset(%s::jsonb) AS c(order_id uuid, all_topics boolean)
 WHERE b.order_id = c.order_id AND b.done_at IS NULL AND (c.all_topics OR b.topic = 'submit')"""
+
 _OUTBOX_BACK = """UPDATE outbox b SET claimed_by = NULL, fencing_token = NULL, claimed_at = NULL, attempts = b.attempts + 1,
   available_at = clock_timestamp() + make_interval(secs => c.wait_s) FROM jsonb_to_recordset(%s::jsonb) AS c(order_id uuid, wait_s double precision)
 WHERE b.order_id = c.order_id AND b.topic = 'submit' AND b.done_at IS NULL"""
@@ -310,6 +319,7 @@ async def unblock(
     await tx.execute("UPDATE ops_alerts SET status = 'resolved', resolved_at = now() WHERE fingerprint = ANY(%s) AND status <> 'resolved'",
         ([f"unknown_order:{one}" for one in orders],))
 
+# %% ../../../nbs/trading/31_recorder.ipynb #b21b4a46
 async def write_orders(
     tx: Any, # inside a transaction that has locked the orders
     account: str, # reference name
@@ -410,6 +420,7 @@ async def known_fills(
     found = await tx.execute("SELECT fill_id FROM fills WHERE venue = %s AND account = %s AND fill_id = ANY(%s)", (deps.venue.name, deps.account, [f.fill_id for f in page.fills]))
     return {r["fill_id"] for r in await found.fetchall()}
 
+# %% ../../../nbs/trading/31_recorder.ipynb #06c82c0f
 def page_reports(
     page: FillPage | None,
     known: Collection[str] = (), # ids of fills that are written already
@@ -422,6 +433,7 @@ def page_reports(
     ended = {o.venue_order_id: o for o in page.ended_orders}
     return [Report(Told(ended.get(key), tuple(fills.get(key, ()))), said={"heard": "log"}) for key in [*fills, *(k for k in ended if k not in fills)]]
 
+# %% ../../../nbs/trading/31_recorder.ipynb #ddcdd6ed
 def cash_moved(
     page: FillPage,
     currency: str, # of the account
@@ -433,6 +445,7 @@ def cash_moved(
         total += f.realised_pnl - f.fee
     return total
 
+# %% ../../../nbs/trading/31_recorder.ipynb #7a826f4a
 async def move_cursor(
     tx: Any, # inside a transaction that has locked the account
     account: str,
@@ -470,6 +483,7 @@ async def report_foreign(
     await freeze_entries(tx, account, "external", f"{text}; they were adopted and are not touched", {"orders": found})
 
 # %% ../../../nbs/trading/31_recorder.ipynb #62f44b06
+# long: one class: the queue of reports, and the one transaction that writes them
 class Recorder:
     "Writes reports in batches. One per sender."
     def __init__(self,

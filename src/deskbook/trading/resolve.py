@@ -38,6 +38,7 @@ class Resolution:
     absent_since_ms: int | None = None
     wait_s: float = 0.0 # for "look"
 
+# %% ../../../nbs/trading/33_resolve.ipynb #b958e268
 def plan_resolution(
     order: OrderRow, # unknown
     found: Lookup,
@@ -101,8 +102,8 @@ async def block(
             metadata={"order_id": str(order.id), **said})
 
 # %% ../../../nbs/trading/33_resolve.ipynb #b706a26d
+# long: one class: what is remembered between two looks belongs together
 _UNKNOWN = f"SELECT {COLUMNS}, clock_timestamp() AS now FROM orders o WHERE o.account = %s AND o.state = 'unknown' ORDER BY o.next_lookup_at NULLS FIRST LIMIT 200"
-
 class Resolver:
     "Looks for unknown orders. One per lease."
     def __init__(self,

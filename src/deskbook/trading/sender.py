@@ -41,10 +41,12 @@ class Step:
     state: str = "" # for "end"
     reason: str = ""
 
+# %% ../../../nbs/trading/32_sender.ipynb #ecebbb8f
 def unsent(order: OrderRow) -> bool:
     "Whether it is certain that this order is not at the venue."
     return order.state == "created" or (order.state == "submitting" and order.sent_at is None)
 
+# %% ../../../nbs/trading/32_sender.ipynb #97b89580
 def plan_step(
     due: Due,
     now: Any, # datetime of the database
@@ -161,6 +163,7 @@ class Planned:
     step: Step
     change: Change | None # None: the order stays as it is
 
+# %% ../../../nbs/trading/32_sender.ipynb #8aa86815
 def step_change(
     due: Due,
     step: Step,
@@ -175,6 +178,7 @@ def step_change(
     if step.act == "cancel" and order.state != "cancel_pending": return change(order, "cancel_pending", "")
     return None
 
+# %% ../../../nbs/trading/32_sender.ipynb #43de12ae
 def plan_batch(
     dues: Sequence[Due], # in the order of the outbox; an order may have a row to submit it and one to cancel it
     now: Any, # datetime of the database
@@ -325,8 +329,8 @@ async def take_over(
     return len(orders)
 
 # %% ../../../nbs/trading/32_sender.ipynb #a2c726bc
+# long: one class: what a sender does from a claim to a report
 _MINE = """SELECT id, sent_at FROM orders WHERE account = %s AND state = 'submitting' AND sent_at IS NOT NULL AND fencing_token = %s AND NOT id = ANY(%s) ORDER BY id"""
-
 class Sender:
     "Claims and sends, several at once. One per lease."
     def __init__(self,
