@@ -150,7 +150,7 @@ async def prepare(
     conn.adapters.register_dumper(dict, _Dicts)
     taken = f"SET ROLE {role};" if role else ""
     idle = f"SET idle_in_transaction_session_timeout = {round(idle_in_transaction_s * 1000)}"
-    await conn.execute(f"{taken} SET timezone = 'UTC'; SET search_path = public; {idle}")
+    await conn.execute(f"{taken} SET timezone = 'UTC'; SET search_path = public; SET default_transaction_isolation = 'read committed'; {idle}")
 
 # %% ../../../nbs/stores/30_ledger.ipynb #4ffe03c9
 def not_prepared(e: psycopg.Error, url: str, role: str | None) -> Exception:

@@ -140,7 +140,7 @@ SELECT b.id AS outbox_id, b.topic, b.attempts, {COLUMNS}, clock_timestamp() AS n
 FROM outbox b JOIN orders o ON o.id = b.order_id JOIN accounts a ON a.account = b.account
 WHERE b.account = %(account)s AND b.done_at IS NULL AND b.claimed_by IS NULL
   AND ((%(may_send)s AND b.available_at <= clock_timestamp()) OR (b.topic = 'submit' AND o.expires_at <= clock_timestamp()))
-ORDER BY b.id LIMIT %(limit)s FOR NO KEY UPDATE OF o, b"""
+ORDER BY (b.topic = 'cancel' OR o.reduce_only) DESC, b.id LIMIT %(limit)s FOR NO KEY UPDATE OF o, b"""
 _MARK = """UPDATE outbox b SET done_at = CASE WHEN c.act IN ('end', 'drop') THEN clock_timestamp() END,
   claimed_by = CASE WHEN c.act <> 'later' THEN %(owner)s END, fencing_token = CASE WHEN c.act <> 'later' THEN %(token)s::bigint END,
   claimed_at = CASE WHEN c.act <> 'later' THEN clock_timestamp() END, available_at = CASE WHEN c.act = 'later' THEN clock_timestamp() + interval '0.5 s' ELSE b.available_at END
