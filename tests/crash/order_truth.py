@@ -19,7 +19,7 @@ class VenueSide:
     """What the venue did, from its transactions."""
     orders: dict[str, dict] = field(default_factory=dict)  # order id -> client_id, instrument, units, filled, state
     positions: dict[str, Decimal] = field(default_factory=dict)  # instrument -> signed units, never 0
-    fills: Counter = field(default_factory=Counter)  # (order id, instrument, units, price) -> times
+    fills: list[tuple] = field(default_factory=list)  # transaction id, order id, instrument, units, price
 
     def of(self, client_id: str) -> list[dict]:
         return [o for o in self.orders.values() if o["client_id"] == client_id]
@@ -50,7 +50,7 @@ def at_venue(transactions: Iterable[Mapping[str, Any]]) -> VenueSide:
         elif kind == "ORDER_FILL":
             units, order = Decimal(t["units"]), side.orders.get(t.get("orderID", ""))
             net[t["instrument"]] += units
-            side.fills[t.get("orderID", ""), t["instrument"], units, Decimal(t.get("price") or t.get("fullVWAP") or "0")] += 1
+            side.fills.append((int(t["id"]), t.get("orderID", ""), t["instrument"], units, Decimal(t.get("price") or t.get("fullVWAP") or "0")))
             if order is not None:
                 order["filled"] += units
                 if abs(order["filled"]) >= abs(order["units"]):
@@ -110,10 +110,21 @@ def _orders(venue: VenueSide, ledger: LedgerSide) -> list[str]:
     return wrong
 
 
+def _first(ledger: LedgerSide) -> dict[str, tuple[int, Decimal]]:
+    """What was held when the desk met the account: one row stands for all that was filled up to a transaction."""
+    parts = [(f["fill_id"].split("-", 2), f["units"]) for f in ledger.fills if f["fill_id"].startswith("first-")]
+    return {instrument: (int(cursor), units) for (_, cursor, instrument), units in parts}
+
+
 def _fills(venue: VenueSide, ledger: LedgerSide) -> list[str]:
-    have = Counter((f["venue_order_id"] or "", f["instrument"], f["units"], f["price"]) for f in ledger.fills)
-    wrong = [f"fill {key} is {n} times at the venue and {have[key]} times in the ledger" for key, n in venue.fills.items() if have[key] != n]
-    wrong += [f"fill {key} is in the ledger only" for key in have if key not in venue.fills]
+    first = _first(ledger)
+    old, new = [], Counter()
+    for fill in venue.fills:
+        old.append(fill) if fill[2] in first and fill[0] <= first[fill[2]][0] else new.update([fill[1:]])
+    have = Counter((f["venue_order_id"] or "", f["instrument"], f["units"], f["price"]) for f in ledger.fills if not f["fill_id"].startswith("first-"))
+    wrong = [f"fill {key} is {n} times at the venue and {have[key]} times in the ledger" for key, n in new.items() if have[key] != n]
+    wrong += [f"fill {key} is in the ledger only" for key in have if key not in new]
+    wrong += [f"{units} {name} were there at first, says the ledger" for name, (_, units) in first.items() if sum(f[3] for f in old if f[2] == name) != units]
     sums: dict[str, Decimal] = defaultdict(Decimal)
     for f in ledger.fills:
         sums[f["instrument"]] += f["units"]

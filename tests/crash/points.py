@@ -15,6 +15,7 @@ import dis
 import gc
 import inspect
 import os
+import re
 import signal
 import sys
 import time
@@ -38,15 +39,16 @@ class Point:
     line: int  # within the source file, for people
     offset: int  # of the instruction within the function
     kind: str  # before, during, after, raised, line
-    visit: int  # 1 for the first time this place is passed
+    task: str  # kind of task, e.g. "submit": the first word of its name
+    visit: int  # 1 for the first time such a task passes this place
     step: int = 0  # the run's step of the event loop; between two points of one step nothing else in the process can happen
 
     def __str__(self):
-        return f"{self.module}:{self.function} line {self.line} {self.kind} #{self.visit}"
+        return f"{self.module}:{self.function} line {self.line} {self.kind} #{self.visit} in {self.task or 'no task'}"
 
     @property
     def place(self):
-        return self.module, self.function, self.offset, self.kind
+        return self.module, self.function, self.offset, self.kind, self.task
 
     @property
     def name(self):
@@ -110,13 +112,14 @@ class Watch:
             module, task = self.files[code.co_filename], running_task()
             if task is not self.task:
                 self.steps, self.task = self.steps + 1, task
-            place = (module, code.co_qualname, offset, kind)
+            sort = re.split(r"[ -]", task.get_name())[0] if task else ""
+            place = (module, code.co_qualname, offset, kind, sort)
             self.visits[place] += 1
             line = self.line_of.get((code, offset))
             if line is None:
                 line = next((n for a, b, n in code.co_lines() if a <= offset < b and n), code.co_firstlineno)
                 self.line_of[code, offset] = line
-            self.on_point(Point(module, code.co_qualname, line, offset, kind, self.visits[place], self.steps))
+            self.on_point(Point(module, code.co_qualname, line, offset, kind, sort, self.visits[place], self.steps))
             if kind == "during":
                 self.task = None
         finally:

@@ -133,7 +133,7 @@ def test_thinned_keeps_both_ends_of_a_stretch_and_every_suspension():
 
 
 def test_a_sample_keeps_first_visits_and_changes_with_the_seed():
-    every = [crash_points.Point("m", "f", 1, o, "before", v) for v in (1, 2) for o in range(50)]
+    every = [crash_points.Point("m", "f", 1, o, "before", "Task", v) for v in (1, 2) for o in range(50)]
     some = sample(every, 60, seed=1)
     assert len(some) == 60
     assert sum(p.visit == 1 for p in some) == 50

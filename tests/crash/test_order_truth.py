@@ -27,7 +27,7 @@ def events(client_id, *states):
 def right() -> tuple[list[dict], LedgerSide]:
     return [PLACED, FILLED, RESTS, GONE], LedgerSide(
         orders=[order("db-a", "filled", 1000), order("db-b", "cancelled", 0)],
-        fills=[{"venue_order_id": "2", "instrument": "EUR_USD", "units": D(1000), "price": D("1.08412")}], positions={"EUR_USD": D(1000)},
+        fills=[{"fill_id": "3", "venue_order_id": "2", "instrument": "EUR_USD", "units": D(1000), "price": D("1.08412")}], positions={"EUR_USD": D(1000)},
         events=events("db-a", "created", "submitting", "filled") + events("db-b", "created", "submitting", "open", "cancelled"))
 
 
@@ -69,6 +69,14 @@ def test_positions_that_differ_are_told_even_when_every_fill_agrees_in_the_ledge
     transactions, ledger = right()
     transactions.append({"id": "9", "type": "ORDER_FILL", "orderID": "", "instrument": "USD_JPY", "units": "7", "price": "150"})
     assert any(f.startswith("POSITION") for f in problems(at_venue(transactions), ledger))
+
+
+def test_what_was_held_at_first_stands_for_the_fills_before():
+    transactions, ledger = right()
+    ledger.fills[0] = {"fill_id": "first-3-EUR_USD", "venue_order_id": None, "instrument": "EUR_USD", "units": D(1000), "price": D("1.1")}
+    assert problems(at_venue(transactions), ledger) == []
+    ledger.fills[0]["units"] = D(900)
+    assert any("at first" in p for p in problems(at_venue(transactions), ledger))
 
 
 def test_an_unknown_order_is_explained_by_a_block_and_an_alert_together():
