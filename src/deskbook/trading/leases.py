@@ -35,7 +35,8 @@ class Lease:
 
 # %% ../../../nbs/trading/26_leases.ipynb #963d7a0f
 _TAKE = """
-INSERT INTO leases AS l (name, owner, fencing_token, expires_at) VALUES (%(name)s, %(owner)s, 1, clock_timestamp() + make_interval(secs => %(ttl)s))
+INSERT INTO leases AS l (name, owner, fencing_token, expires_at)
+VALUES (%(name)s, %(owner)s, 1, clock_timestamp() + make_interval(secs => %(ttl)s))
 ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, fencing_token = l.fencing_token + 1, expires_at = excluded.expires_at
 WHERE l.expires_at <= clock_timestamp() RETURNING fencing_token"""
 
@@ -65,13 +66,15 @@ async def renew_lease(
         raise LeaseLost(f"the lease {lease.name} was taken over.", "Another process trades this account now.")
     lease.until = before + lease.ttl_s
 
+_RELEASE = "UPDATE leases SET expires_at = clock_timestamp() WHERE name = %s AND owner = %s AND fencing_token = %s"
+
 async def release_lease(
     ledger: Ledger,
     lease: Lease,
 ) -> None:
     "Let another have it at once. Only for who has nothing under way."
     lease.until = 0.0
-    await ledger.rows("UPDATE leases SET expires_at = clock_timestamp() WHERE name = %s AND owner = %s AND fencing_token = %s", (lease.name, lease.owner, lease.token))
+    await ledger.rows(_RELEASE, (lease.name, lease.owner, lease.token))
 
 # %% ../../../nbs/trading/26_leases.ipynb #28f21bc8
 _HELD = "SELECT 1 AS ok FROM leases WHERE name = %s AND owner = %s AND fencing_token = %s AND expires_at > clock_timestamp() FOR SHARE"

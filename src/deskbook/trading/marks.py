@@ -75,6 +75,7 @@ class Marks:
         return [n for n in names if self.asked.get(n, -1e9) < limit]
 
 # %% ../../../nbs/trading/27_marks.ipynb #285fd5d0
+_MODE = "SELECT mode, clock_timestamp() AS now FROM accounts WHERE account = %s"
 _SNAPSHOT = """INSERT INTO equity_snapshots (account, at, balance, nav, unrealised_pnl, margin_used, margin_available, source)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING"""
 
@@ -85,11 +86,12 @@ async def write_equity(
 ) -> tuple[RiskState, bool]: # the memory after this look; whether the breaker tripped at it
     "Keep a look at the equity. Raises `LedgerDown`."
     async with deps.ledger.transaction() as tx:
-        account = (await (await tx.execute("SELECT mode, clock_timestamp() AS now FROM accounts WHERE account = %s", (deps.account,))).fetchall())[0]
+        account = (await (await tx.execute(_MODE, (deps.account,))).fetchall())[0]
         now, b = to_ms(account["now"]), balance
         policy = await read_policy(tx, deps.account, account["mode"], now)
         state = await look(tx, policy, deps.account, b.nav, now)
-        await tx.execute(_SNAPSHOT, (deps.account, account["now"], b.balance, b.nav, b.unrealised_pnl, b.margin_used, b.margin_available, source))
+        figures = (b.balance, b.nav, b.unrealised_pnl, b.margin_used, b.margin_available)
+        await tx.execute(_SNAPSHOT, (deps.account, account["now"], *figures, source))
     return state, state.status == "tripped" and state.tripped_at_ms == now
 
 # %% ../../../nbs/trading/27_marks.ipynb #426f8e97
@@ -99,7 +101,7 @@ async def watch_equity(
     on_trip: Callable[[RiskState], Any] | None = None, # a coroutine function, called when the breaker trips
     least_s: float = 0.5, # between two looks
 ) -> None:
-    "Look at the equity until stopped. A venue or a ledger that cannot be reached is tried again; equity that is old blocks entries by itself."
+    "Look at the equity until stopped. A venue or a ledger that is away is tried again; equity that is old blocks entries by itself."
     done: int | None = None # when the breaker had tripped that was acted on
     while not stop.is_set():
         deps.signals.equity.clear()
