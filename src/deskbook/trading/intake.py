@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Decision', 'Answer', 'Asked', 'ask', 'View', 'Accepted', 'Same', 'Conflict', 'Denied', 'why_not', 'new_order',
-           'decide_batch', 'pending_of', 'read_view', 'ask_guard', 'write_orders', 'refusal', 'MarksMissing',
-           'need_marks', 'take', 'answer_of', 'Intake']
+           'decide_batch', 'pending_of', 'portfolio_of', 'read_view', 'ask_guard', 'write_orders', 'refusal',
+           'refusals', 'MarksMissing', 'need_marks', 'take', 'answer_of', 'Deciding', 'Intake', 'settle']
 
 # %% ../../../nbs/trading/30_intake.ipynb #969ff48a
 import asyncio, math
@@ -19,12 +19,12 @@ import psycopg
 from ..core.clock import to_ms
 from ..core.errors import BadInput, DeskbookError, NotFound, Refused
 from ..stores.records import AuditEvent, OrderEvent, append_audits, append_order_events
-from .book import COLUMNS, TURN_LOST, Deps, OrderRow, Overtaken, new_id, order_row, rows_json
+from .book import COLUMNS, ORDER_COLUMNS, TURN_LOST, Deps, OrderRow, Overtaken, insert_rows, new_id, order_row, rows_json
 from .marks import Marks, priced
 from .orders import IdempotencyConflict, Intent, OrderRefused, check_intent, client_order_id, fingerprint, idempotency_key
 from .risk_ledger import read_policy
 from .risk import Pending, Portfolio, RiskPolicy, RiskState, evaluate, reserve, state_of
-from ..venues.model import Capabilities, Guard, Instrument, Write
+from ..venues.model import Capabilities, Guard, Instrument, Quote, Write
 
 # %% ../../../nbs/trading/30_intake.ipynb #9e833089
 @dataclass(frozen=True)
@@ -41,11 +41,14 @@ def ask(
     capabilities: Capabilities, # charset and length of client ids
 ) -> Asked:
     "Name an intent. Raises `BadInput` when it is for another account, has no usable key, or names a row that cannot be."
-    if intent.account != account: raise BadInput(f"the intent is for account {intent.account!r}, this desk trades {account!r}.", "Open the desk of that account.")
-    if not (math.isfinite(intent.expires_s) and 0 < intent.expires_s <= 86_400): raise BadInput(f"expires_s {intent.expires_s} is no time to wait.", "Above 0 and at most a day.")
+    if intent.account != account:
+        raise BadInput(f"the intent is for account {intent.account!r}, this desk trades {account!r}.", "Open the desk of that account.")
+    if not (math.isfinite(intent.expires_s) and 0 < intent.expires_s <= 86_400):
+        raise BadInput(f"expires_s {intent.expires_s} is no time to wait.", "Above 0 and at most a day.")
     for name in ("decision_id", "parent_order_id"):
         try: UUID(str(getattr(intent, name) or UUID(int=0)))
-        except ValueError: raise BadInput(f"{name} {getattr(intent, name)!r} is no identifier.", "Give the id of a row in the ledger.") from None
+        except ValueError:
+            raise BadInput(f"{name} {getattr(intent, name)!r} is no identifier.", "Give the id of a row in the ledger.") from None
     key = idempotency_key(intent)
     return Asked(intent, key, fingerprint(intent), client_order_id(account, key, capabilities))
 
@@ -98,7 +101,8 @@ def why_not(
     if view.account["reconciled_at"] is None: reasons.append("not_reconciled")
     if view.account["entries_frozen"] and not intent.reduce_only: reasons.append("entries_frozen")
     if intent.instrument in view.blocked and not intent.reduce_only: reasons.append("instrument_blocked")
-    if wrong := check_intent(intent, instrument, view.capabilities): return (*reasons, *wrong), Decimal(0) # risk cannot judge what makes no sense
+    wrong = check_intent(intent, instrument, view.capabilities)
+    if wrong: return (*reasons, *wrong), Decimal(0) # risk cannot judge what makes no sense
     verdict = evaluate(view.policy, view.state, portfolio, intent)
     return tuple(dict.fromkeys([*reasons, *verdict.reasons])), verdict.reserved_usd
 
@@ -109,10 +113,12 @@ def new_order(
 ) -> OrderRow:
     "The row of an accepted intent."
     i, account = asked.intent, view.account
-    return OrderRow(new_id(), account["account"], account["venue"], i.kind, i.instrument, i.side, i.type, abs(i.units), i.time_in_force, asked.client_id, asked.key,
-        asked.fingerprint, run_id=i.cause.run if i.cause else "", decision_id=UUID(i.decision_id) if i.decision_id else None,
-        parent_order_id=UUID(i.parent_order_id) if i.parent_order_id else None, price=i.price, reduce_only=i.reduce_only, override_kill=i.override_kill,
-        reserved_usd=reserved_usd, stop_loss_price=i.stop_loss_price, trace_id=i.trace_id or "", expires_at=view.now + timedelta(seconds=i.expires_s))
+    return OrderRow(new_id(), account["account"], account["venue"], i.kind, i.instrument, i.side, i.type, abs(i.units), i.time_in_force,
+        asked.client_id, asked.key, asked.fingerprint, run_id=i.cause.run if i.cause else "",
+        decision_id=UUID(i.decision_id) if i.decision_id else None,
+        parent_order_id=UUID(i.parent_order_id) if i.parent_order_id else None, price=i.price, reduce_only=i.reduce_only,
+        override_kill=i.override_kill, reserved_usd=reserved_usd, stop_loss_price=i.stop_loss_price, trace_id=i.trace_id or "",
+        expires_at=view.now + timedelta(seconds=i.expires_s))
 
 # %% ../../../nbs/trading/30_intake.ipynb #56f1c2e1
 def decide_batch(
@@ -141,7 +147,8 @@ _LOCK_POSITIONS = "SELECT instrument FROM positions WHERE account = %s AND instr
 _HELD = """
 SELECT instrument, 'held' AS side, false AS reduce_only, units FROM positions WHERE account = %(account)s AND units <> 0
 UNION ALL SELECT instrument, side, reduce_only, sum(units - filled_units) FROM orders
-WHERE account = %(account)s AND state NOT IN ('filled', 'cancelled', 'rejected', 'expired') AND filled_units < units AND kind <> 'protective' GROUP BY instrument, side, reduce_only"""
+WHERE account = %(account)s AND state NOT IN ('filled', 'cancelled', 'rejected', 'expired') AND filled_units < units
+  AND kind <> 'protective' GROUP BY instrument, side, reduce_only"""
 _EQUITY = "SELECT * FROM equity_snapshots WHERE account = %s ORDER BY at DESC LIMIT 1"
 _RISK = "SELECT * FROM account_risk_state WHERE account = %s"
 
@@ -152,12 +159,28 @@ def pending_of(
     "What is on its way, from sums by side."
     found: dict[str, dict[str, Decimal]] = {}
     for r in rows:
-        if r["side"] != "held": found.setdefault(r["instrument"], {})[f"{'exit_' if r['reduce_only'] else ''}{r['side']}_units"] = r["units"]
+        if r["side"] == "held": continue
+        found.setdefault(r["instrument"], {})[f"{'exit_' if r['reduce_only'] else ''}{r['side']}_units"] = r["units"]
     return {name: Pending(**sums) for name, sums in found.items()}
 
 # %% ../../../nbs/trading/30_intake.ipynb #f656079f
+def portfolio_of(
+    account: Mapping[str, Any], # its row, with the database's `now`
+    now_ms: int, # epoch ms, of the clock that prices are stamped with
+    equity: Mapping[str, Any] | None, # the newest snapshot
+    held: Sequence[Mapping[str, Any]], # what is held and what is on its way
+    quotes: Mapping[str, Quote],
+    instruments: Mapping[str, Instrument],
+) -> Portfolio:
+    "The account as account risk sees it."
+    nav, free, at = (equity["nav"], equity["margin_available"], equity["at"]) if equity else (None, None, None)
+    equity_ms = now_ms - to_ms(account["now"]) + to_ms(at) if at else 0
+    units = {r["instrument"]: r["units"] for r in held if r["side"] == "held"}
+    return Portfolio(account["account"], now_ms, nav, equity_ms, free or Decimal(0), units, pending_of(held), quotes, instruments,
+        account["mode"], account["currency"])
+
+# %% ../../../nbs/trading/30_intake.ipynb #d8c14adf
 async def read_view(
-    # long: one round trip for everything that decides
     tx: Any, # inside a transaction
     deps: Deps,
     asks: Sequence[Asked],
@@ -174,17 +197,13 @@ async def read_view(
             (_HELD, {"account": deps.account}), (_EQUITY, (deps.account,)), (_RISK, (deps.account,))]
         cursors = [await tx.execute(sql, params) for sql, params in queries]
         accounts, existing, blocks, held, equity, risk = [await c.fetchall() for c in cursors]
-        if not accounts: raise NotFound(f"the ledger has no account {deps.account!r}.", "It is written when a desk opens it the first time.")
+        if not accounts: raise NotFound(f"the ledger has no account {deps.account!r}.", "It is written when a desk opens it.")
         policy = await read_policy(tx, deps.account, (account := accounts[0])["mode"], to_ms(account["now"]))
-    known = equity[0] if equity else None
-    now_ms = deps.clock()
-    equity_ms = now_ms - to_ms(account["now"]) + to_ms(known["at"]) if known else 0 # its age by the clock of the database
-    portfolio = Portfolio(deps.account, now_ms, known and known["nav"], equity_ms,
-        (known["margin_available"] if known else None) or Decimal(0), {r["instrument"]: r["units"] for r in held if r["side"] == "held"}, pending_of(held),
-        marks.quotes, instruments, account["mode"], account["currency"])
+    portfolio = portfolio_of(account, deps.clock(), equity[0] if equity else None, held, marks.quotes, instruments)
     state = state_of(risk[0]) if risk and risk[0]["day_start_equity"] is not None else None
-    return View(account, account["now"], portfolio, policy, state, deps.venue.capabilities(), {o.idempotency_key: o for o in map(order_row, existing)},
-        frozenset(b["instrument"] for b in blocks))
+    known = {o.idempotency_key: o for o in map(order_row, existing)}
+    blocked = frozenset(b["instrument"] for b in blocks)
+    return View(account, account["now"], portfolio, policy, state, deps.venue.capabilities(), known, blocked)
 
 # %% ../../../nbs/trading/30_intake.ipynb #2bdeecb0
 async def ask_guard(
@@ -199,16 +218,9 @@ async def ask_guard(
     return reasons
 
 # %% ../../../nbs/trading/30_intake.ipynb #84e9aa5a
-_INSERT = """
-INSERT INTO orders (id, account, venue, run_id, decision_id, parent_order_id, kind, instrument, side, type, units, price, time_in_force, reduce_only,
-  override_kill, client_order_id, idempotency_key, request_fingerprint, reserved_usd, stop_loss_price, trace_id, expires_at)
-SELECT n.* FROM jsonb_to_recordset(%s::jsonb) AS n(id uuid, account text, venue text, run_id text, decision_id uuid, parent_order_id uuid, kind text,
-  instrument text, side text, type text, units numeric, price numeric, time_in_force text, reduce_only boolean, override_kill boolean, client_order_id text,
-  idempotency_key text, request_fingerprint text, reserved_usd numeric, stop_loss_price numeric, trace_id text, expires_at timestamptz)
-ON CONFLICT (account, idempotency_key) DO NOTHING RETURNING id"""
-_INSERTED = ("id", "account", "venue", "run_id", "decision_id", "parent_order_id", "kind", "instrument", "side", "type", "units", "price", "time_in_force", "reduce_only",
-    "override_kill", "client_order_id", "idempotency_key", "request_fingerprint", "reserved_usd", "stop_loss_price", "trace_id", "expires_at")
-_OUTBOX = "INSERT INTO outbox (topic, account, order_id) SELECT 'submit', %s, n.id FROM unnest(%s::uuid[]) WITH ORDINALITY AS n(id, i) ORDER BY n.i"
+_INSERT = insert_rows("orders", ORDER_COLUMNS, "ON CONFLICT (account, idempotency_key) DO NOTHING RETURNING id")
+_OUTBOX = """INSERT INTO outbox (topic, account, order_id)
+SELECT 'submit', %s, n.id FROM unnest(%s::uuid[]) WITH ORDINALITY AS n(id, i) ORDER BY n.i"""
 
 async def write_orders(
     tx: Any, # inside the transaction that decided
@@ -217,10 +229,11 @@ async def write_orders(
 ) -> None:
     "Orders, outbox, events, and the signal to the sender. Raises `Overtaken` when one of the keys was taken without the lock."
     async with tx.pipeline():
-        there = await tx.execute(_INSERT, (rows_json([{k: getattr(o, k) for k in _INSERTED} for o in orders]),))
+        there = await tx.execute(_INSERT, (rows_json([{k: getattr(o, k) for k in ORDER_COLUMNS} for o in orders]),))
         await tx.execute(_OUTBOX, (deps.account, [o.id for o in orders]))
         await tx.execute("SELECT pg_notify('deskbook_outbox', %s)", (deps.account,))
-        await append_order_events(tx, [OrderEvent(o.account, o.id, o.version, None, "created", "", {"trace_id": o.trace_id} if o.trace_id else {}) for o in orders])
+        await append_order_events(tx, [OrderEvent(o.account, o.id, o.version, None, "created", "",
+            {"trace_id": o.trace_id} if o.trace_id else {}) for o in orders])
         if len(await there.fetchall()) < len(orders): raise Overtaken("a key was taken meanwhile.", "Try again.")
 
 # %% ../../../nbs/trading/30_intake.ipynb #a6d09fed
@@ -231,14 +244,24 @@ def refusal(
     key: str = "", # its idempotency key, where it has one
 ) -> AuditEvent:
     "The audit row of an intent that was refused."
-    said = {"instrument": intent.instrument, "units": str(intent.units), "type": intent.type, "kind": intent.kind, "reasons": list(reasons), "key": key,
-        "run": intent.cause.run if intent.cause else "", "trace_id": intent.trace_id or ""}
+    said = {"instrument": intent.instrument, "units": str(intent.units), "type": intent.type, "kind": intent.kind,
+        "reasons": list(reasons), "key": key, "run": intent.cause.run if intent.cause else "", "trace_id": intent.trace_id or ""}
     return AuditEvent("intake", "order.refused", "intent", key or None, said, account)
 
+def refusals(
+    asks: Sequence[Asked],
+    decisions: Sequence[Decision], # one for each
+    account: str, # of the desk
+) -> list[AuditEvent]:
+    "The audit rows of a batch."
+    why = [d.reasons if isinstance(d, Denied) else ("idempotency_conflict",) if isinstance(d, Conflict) else () for d in decisions]
+    return [refusal(a.intent, reasons, account, a.key) for a, reasons in zip(asks, why, strict=True) if reasons]
+
+# %% ../../../nbs/trading/30_intake.ipynb #f757256c
 class MarksMissing(DeskbookError):
     "Something is held whose price was not asked for yet."
 
-# %% ../../../nbs/trading/30_intake.ipynb #e1bef84f
+# %% ../../../nbs/trading/30_intake.ipynb #d4c7ed1c
 def need_marks(
     view: View,
     marks: Marks, # `used` is brought up to date
@@ -246,9 +269,10 @@ def need_marks(
     "Raise `MarksMissing` when a price is needed that nobody has asked for."
     marks.used = {*view.portfolio.units, *view.portfolio.pending}
     needed = priced(marks.used, view.portfolio.instruments, view.portfolio.currency)
-    if missing := [n for n in needed if n not in marks.asked]: raise MarksMissing(f"no price of {', '.join(missing)} yet.", "Ask the venue.")
+    missing = [n for n in needed if n not in marks.asked]
+    if missing: raise MarksMissing(f"no price of {', '.join(missing)} yet.", "Ask the venue.")
 
-# %% ../../../nbs/trading/30_intake.ipynb #f757256c
+# %% ../../../nbs/trading/30_intake.ipynb #964cdf89
 async def take(
     deps: Deps,
     guard: Guard,
@@ -262,37 +286,62 @@ async def take(
         need_marks(view, marks)
         decisions = decide_batch(replace(view, guard=await ask_guard(guard, asks)), asks)
         if orders := [d.order for d in decisions if isinstance(d, Accepted)]: await write_orders(tx, deps, orders)
-        await append_audits(tx, [refusal(a.intent, d.reasons if isinstance(d, Denied) else ("idempotency_conflict",), deps.account, a.key)
-            for a, d in zip(asks, decisions, strict=True) if isinstance(d, (Denied, Conflict))])
+        await append_audits(tx, refusals(asks, decisions, deps.account))
     if orders: deps.signals.outbox.set()
     return decisions
 
 # %% ../../../nbs/trading/30_intake.ipynb #25524289
 Answer = OrderRow | DeskbookError
+
 def answer_of(asked: Asked, decision: Decision) -> Answer:
     "What the submitter gets: an order, or a typed error."
     if isinstance(decision, (Accepted, Same)): return decision.order
     if isinstance(decision, Conflict): return IdempotencyConflict(asked.key, str(decision.order.id))
     return OrderRefused(decision.reasons)
 
-# %% ../../../nbs/trading/30_intake.ipynb #64f513dd
-# long: one class: the queue, and the one transaction that empties it
+# %% ../../../nbs/trading/30_intake.ipynb #7592e0fd
 @dataclass
-class Intake:
-    "Takes intents of one account. One per process and account."
+class Deciding:
+    "What it takes to decide about intents of one account."
     deps: Deps
     guard: Guard
     marks: Marks
-    instruments: Mapping[str, Instrument]
-    waiting: list[tuple[Asked, "asyncio.Future[Answer]"]] = field(default_factory=list)
-    worker: "asyncio.Task[None] | None" = None
+    instruments: Mapping[str, Instrument] # all that the venue offers; filled before the first intent
+
+    async def prices(self, asks: Sequence[Asked]) -> None:
+        "Ask for the prices that these need, and those of what is held."
+        names = {a.intent.instrument for a in asks} | self.marks.used
+        wanted = priced(names, self.instruments, self.deps.venue.capabilities().account_currency)
+        for name in wanted: self.marks.asked.setdefault(name, -1e9)
+        await self.marks.fresh(wanted)
+
+    async def decide(self, asks: Sequence[Asked]) -> list[Answer]:
+        "Prices, then the transaction; again when somebody was faster or a price was missing, one by one when one offends."
+        await self.prices(asks)
+        try: decisions = await take(self.deps, self.guard, self.marks, self.instruments, asks)
+        except (Overtaken, MarksMissing, *TURN_LOST): return await self.decide(asks)
+        except (psycopg.IntegrityError, psycopg.DataError) as e:
+            if len(asks) == 1: return [await self.wrong(asks[0].intent, str(e).splitlines()[0], asks[0].key)]
+            return [answer for one in asks for answer in await self.decide([one])]
+        return [answer_of(a, d) for a, d in zip(asks, decisions, strict=True)]
+
+    async def wrong(self, intent: Intent, what: str, key: str = "") -> BadInput:
+        "An intent that cannot be named, or that the ledger does not take, is written down as refused."
+        async with self.deps.ledger.transaction() as tx: await append_audits(tx, [refusal(intent, [what], self.deps.account, key)])
+        return BadInput(f"the order cannot be taken: {what}", "Correct it; nothing was sent.")
+
+# %% ../../../nbs/trading/30_intake.ipynb #5347069d
+@dataclass
+class Intake(Deciding):
+    "Takes intents of one account. One per process and account."
+    waiting: list[tuple[Asked, asyncio.Future[Answer]]] = field(default_factory=list)
+    worker: asyncio.Task[None] | None = None
 
     async def submit(self,
         intents: Sequence[Intent],
     ) -> list[Answer]: # one for each, in the order given
         "Accept or refuse. Raises `LedgerDown`; then repeat with the same keys, which is safe."
-        answers = [await self.name(i) for i in intents]
-        loop = asyncio.get_running_loop()
+        answers, loop = [await self.name(i) for i in intents], asyncio.get_running_loop()
         futures = [(a, loop.create_future()) for a in answers if isinstance(a, Asked)]
         self.waiting += futures
         if futures and (self.worker is None or self.worker.done()): self.worker = loop.create_task(self.drain())
@@ -300,43 +349,20 @@ class Intake:
         return [next(done) if isinstance(a, Asked) else a for a in answers]
 
     async def name(self, intent: Intent) -> Asked | BadInput:
-        "Name an intent; one that cannot be named is written down as refused."
         try: return ask(intent, self.deps.account, self.deps.venue.capabilities())
-        except BadInput as e:
-            async with self.deps.ledger.transaction() as tx: await append_audits(tx, [refusal(intent, [e.what], self.deps.account)])
-            return e
+        except BadInput as e: return await self.wrong(intent, e.what)
 
     async def drain(self) -> None:
         "Decide about all that wait, a batch at a time."
-        while self.waiting:
-            batch, self.waiting = self.waiting[:self.deps.config.batch_max], self.waiting[self.deps.config.batch_max:]
-            try: answers = await self.decide([a for a, _ in batch])
-            except BaseException as e: # whoever waits must hear of it
-                for _, future in batch:
-                    if not future.done(): future.set_exception(e if isinstance(e, Exception) else asyncio.CancelledError())
-                if not isinstance(e, Exception): raise
-                continue
-            for (_, future), answer in zip(batch, answers, strict=True):
-                if not future.done(): future.set_result(answer)
+        while batch := self.waiting[:self.deps.config.batch_max]:
+            del self.waiting[:len(batch)]
+            try: settle(batch, await self.decide([a for a, _ in batch]))
+            except Exception as e: settle(batch, [e]*len(batch)) # whoever waits must hear of it
+            except BaseException: settle(batch, [asyncio.CancelledError()]*len(batch)); raise
 
-    async def prices(self, asks: Sequence[Asked]) -> None:
-        "Ask for the prices that these need, and those of what is held."
-        names = {a.intent.instrument for a in asks} | self.marks.used
-        for name in (wanted := priced(names, self.instruments, self.deps.venue.capabilities().account_currency)): self.marks.asked.setdefault(name, -1e9)
-        await self.marks.fresh(wanted)
-
-    async def decide(self, asks: list[Asked]) -> list[Answer]:
-        "Fresh prices, then the transaction; again when somebody was faster or a price was missing, one by one when one offends."
-        await self.prices(asks)
-        try: decisions = await take(self.deps, self.guard, self.marks, self.instruments, asks)
-        except (Overtaken, MarksMissing, *TURN_LOST): return await self.decide(asks)
-        except (psycopg.IntegrityError, psycopg.DataError) as e:
-            if len(asks) == 1: return [await self.offends(asks[0], e)]
-            return [answer for one in asks for answer in await self.decide([one])]
-        return [answer_of(a, d) for a, d in zip(asks, decisions, strict=True)]
-
-    async def offends(self, asked: Asked, e: Exception) -> BadInput:
-        "An intent that the database does not take."
-        text = str(e).splitlines()[0]
-        async with self.deps.ledger.transaction() as tx: await append_audits(tx, [refusal(asked.intent, [text], self.deps.account, asked.key)])
-        return BadInput(f"the ledger does not take the order: {text}.", "Check the rows that it names.")
+def settle(batch: Sequence[tuple[Asked, asyncio.Future[Answer]]], answers: Sequence[Answer | BaseException]) -> None:
+    "Give each who waits an answer. Refusals are answers; what could not be decided at all is raised."
+    for (_, future), answer in zip(batch, answers, strict=True):
+        if future.done(): continue
+        if isinstance(answer, OrderRow | OrderRefused | IdempotencyConflict | BadInput): future.set_result(answer)
+        elif isinstance(answer, BaseException): future.set_exception(answer)
