@@ -133,3 +133,12 @@ async def recover(case: dict) -> dict:
                 "states": {o.idempotency_key: o.state for o in rows}, "answers": [a.state if hasattr(a, "state") else repr(a) for a in answers],
                 "reasons": {o.idempotency_key: o.reason for o in rows}, "resends": {o.idempotency_key: o.resends for o in rows}}
 
+
+
+async def only_submit(case: dict) -> list[str]:
+    """A program that submits and does not send: the same intents several times at once."""
+    async with desk_of(case) as desk:
+        while not (await desk.ledger.rows("SELECT reconciled_at FROM accounts WHERE account = %s", (desk.account,)))[0]["reconciled_at"]:
+            await asyncio.sleep(0.01)
+        answers = await asyncio.gather(*(desk.submit(intents(case)) for _ in range(case["times"])))
+        return [str(o.id) for answer in answers for o in answer]

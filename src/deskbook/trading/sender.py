@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Due', 'Step', 'unsent', 'plan_step', 'SendTooLate', 'outcome_of', 'said_in', 'shared', 'timed', 'Claim', 'Planned',
-           'step_change', 'plan_batch', 'claim', 'request_of', 'send', 'halt', 'cancel', 'try_again', 'take_over',
-           'Sender']
+           'step_change', 'plan_batch', 'due_of', 'claims_of', 'claim', 'request_of', 'send', 'halt', 'cancel',
+           'try_again', 'orphan', 'take_over', 'Calls', 'Sender']
 
 # %% ../../../nbs/trading/32_sender.ipynb #9bca4dd9
 import asyncio, time
@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 from uuid import UUID
 from ..core.errors import Refused
-from .book import COLUMNS, NOT_NOW, Change, Deps, OrderRow, apply_changes, change, freeze_entries, order_row, not_now, rows_json
+from .book import COLUMNS, NOT_NOW, Change, Deps, OrderRow, apply_changes, change, freeze_entries, not_now, order_row
+from .book import rows_json
 from .leases import Lease, check_lease, require_lease, wait_for_event
 from .recorder import Declined, Finding, NotSent, Recorder, Report, Told, Unheard
-from ..venues.errors import AuthError, CircuitOpen, ClockSkew, DuplicateClientId, IpBanned, OrderFinal, OrderNotFound, RateLimited, Rejected, VenueError
+from ..venues.errors import AuthError, CircuitOpen, ClockSkew, DuplicateClientId, IpBanned, OrderFinal, OrderNotFound, RateLimited
+from ..venues.errors import Rejected, VenueError
 from ..venues.model import Found, Guard, OrderRequest, VenueOrder, Write
 
 # %% ../../../nbs/trading/32_sender.ipynb #7402f639
@@ -91,8 +93,9 @@ def _snake(name: str) -> str: return "".join(f"_{c.lower()}" if c.isupper() else
 # %% ../../../nbs/trading/32_sender.ipynb #e98e4f28
 def said_in(error: BaseException) -> dict[str, Any]:
     "What is worth keeping of an error, for the event."
-    kept = {k: getattr(error, k, None) for k in ("code", "http_status", "request_id", "raw")}
-    return {"error": type(error).__name__, "what": str(getattr(error, "what", error))[:300], **{k: (v[:500] if isinstance(v, str) else v) for k, v in kept.items() if v}}
+    told = {k: getattr(error, k, None) for k in ("code", "http_status", "request_id", "raw")}
+    kept = {k: v[:500] if isinstance(v, str) else v for k, v in told.items() if v}
+    return {"error": type(error).__name__, "what": str(getattr(error, "what", error))[:300], **kept}
 
 # %% ../../../nbs/trading/32_sender.ipynb #a361f5da
 def shared(
@@ -124,7 +127,8 @@ def timed(
     "The same guard, and nothing but cancels after the deadline of the task."
     def at_last(write: Write) -> None:
         last = _deadline.get()
-        if last is not None and write.kind != "cancel" and monotonic() > last: raise SendTooLate("the order was not sent in time.", "It is tried again while its intent lives.")
+        if last is not None and write.kind != "cancel" and monotonic() > last:
+            raise SendTooLate("the order was not sent in time.", "It is tried again while its intent lives.")
     async def check(write: Write) -> None:
         await guard(write)
         at_last(write)
@@ -143,7 +147,8 @@ WHERE b.account = %(account)s AND b.done_at IS NULL AND b.claimed_by IS NULL
 ORDER BY (b.topic = 'cancel' OR o.reduce_only) DESC, b.id LIMIT %(limit)s FOR NO KEY UPDATE OF o, b"""
 _MARK = """UPDATE outbox b SET done_at = CASE WHEN c.act IN ('end', 'drop') THEN clock_timestamp() END,
   claimed_by = CASE WHEN c.act <> 'later' THEN %(owner)s END, fencing_token = CASE WHEN c.act <> 'later' THEN %(token)s::bigint END,
-  claimed_at = CASE WHEN c.act <> 'later' THEN clock_timestamp() END, available_at = CASE WHEN c.act = 'later' THEN clock_timestamp() + interval '0.5 s' ELSE b.available_at END
+  claimed_at = CASE WHEN c.act <> 'later' THEN clock_timestamp() END,
+  available_at = CASE WHEN c.act = 'later' THEN clock_timestamp() + interval '0.5 s' ELSE b.available_at END
 FROM jsonb_to_recordset(%(rows)s::jsonb) AS c(id bigint, act text) WHERE b.id = c.id"""
 
 @dataclass(frozen=True)
@@ -174,7 +179,8 @@ def step_change(
     "What a step does to the order."
     order = due.order
     if step.act == "end": return change(order, step.state, step.reason)
-    if step.act == "send": return change(order, "submitting", "", {"attempt": due.attempts + 1}, sent_at=now, fencing_token=token, sent_cursor=cursor)
+    if step.act == "send":
+        return change(order, "submitting", "", {"attempt": due.attempts + 1}, sent_at=now, fencing_token=token, sent_cursor=cursor)
     if step.act == "cancel" and order.state != "cancel_pending": return change(order, "cancel_pending", "")
     return None
 
@@ -196,13 +202,31 @@ def plan_batch(
     return made
 
 # %% ../../../nbs/trading/32_sender.ipynb #dfc4fa85
+def due_of(
+    row: dict[str, Any], # of the query above
+) -> Due:
+    "Read a row."
+    return Due(row["outbox_id"], row["topic"], row["attempts"], order_row(row), row["entries_frozen"], row["blocked"], row["unwanted"],
+        row["tripped"])
+
+def claims_of(
+    plan: Sequence[Planned],
+    now: Any, # datetime of the database when it was planned
+    began: float, # `time.monotonic()` before
+    last: float, # nothing leaves after it
+) -> list[Claim]:
+    "What may be sent, each not after the lease, the window, or the end of its intent."
+    def deadline(o: OrderRow) -> float: return last if o.expires_at is None else min(last, began + (o.expires_at - now).total_seconds())
+    return [Claim(p.due.topic, p.change.after if p.change else p.due.order, p.due.outbox_id, p.due.attempts, deadline(p.due.order))
+        for p in plan if p.step.act in ("send", "cancel")]
+
+# %% ../../../nbs/trading/32_sender.ipynb #6f6745d6
 async def claim(
     deps: Deps,
     lease: Lease,
     limit: int, # at most so many
     may_send: bool = True, # False: only what has expired is ended
 ) -> tuple[list[Claim], bool]: # what may be sent; whether there may be more
-    # long: one transaction
     "Take the next rows of the outbox. Raises `LeaseLost`, `LedgerDown`, `Overtaken`."
     began, config = time.monotonic(), deps.config
     async with deps.ledger.transaction() as tx:
@@ -213,30 +237,23 @@ async def claim(
             rows = await got.fetchall()
         if not rows: return [], False
         now, cursor = rows[-1]["now"], rows[0]["fill_cursor"]
-        dues = [Due(r["outbox_id"], r["topic"], r["attempts"], order_row(r), r["entries_frozen"], r["blocked"], r["unwanted"], r["tripped"]) for r in rows]
-        plan = plan_batch(dues, now, lease.token, cursor)
-        changes = [p.change for p in plan if p.change]
+        plan = plan_batch([due_of(r) for r in rows], now, lease.token, cursor)
+        changes, acts = [p.change for p in plan if p.change], [{"id": p.due.outbox_id, "act": p.step.act} for p in plan]
         async with tx.pipeline():
-            await tx.execute(_MARK, {"owner": lease.owner, "token": lease.token, "rows": rows_json([{"id": p.due.outbox_id, "act": p.step.act} for p in plan])})
+            await tx.execute(_MARK, {"owner": lease.owner, "token": lease.token, "rows": rows_json(acts)})
             await apply_changes(tx, changes)
         if any(p.step.act == "end" for p in plan): await tx.execute("SELECT pg_notify('deskbook_orders', %s)", (deps.account,))
     deps.signals.waiters.tell(c.after for c in changes if c.after.ended)
     last = min(began + config.send_window_s, lease.until - config.lease_margin_s)
-    return [Claim(p.due.topic, p.change.after if p.change else p.due.order, p.due.outbox_id, p.due.attempts, _deadline_of(last, began, p.due.order, now))
-        for p in plan if p.step.act in ("send", "cancel")], len(rows) == limit
-
-# %% ../../../nbs/trading/32_sender.ipynb #49d2157e
-def _deadline_of(last: float, began: float, order: OrderRow, now: Any) -> float:
-    "Not after the lease, the window, or the end of the intent."
-    return last if order.expires_at is None else min(last, began + (order.expires_at - now).total_seconds())
+    return claims_of(plan, now, began, last), len(rows) == limit
 
 # %% ../../../nbs/trading/32_sender.ipynb #d5ef9c56
 def request_of(
     order: OrderRow,
 ) -> OrderRequest:
     "What is sent to the venue."
-    return OrderRequest(order.client_order_id, order.instrument, order.signed_units, order.type, order.price, order.time_in_force, order.reduce_only, # type: ignore[arg-type]
-        stop_loss_price=order.stop_loss_price, override_kill=order.override_kill)
+    how: Any = (order.type, order.price, order.time_in_force, order.reduce_only)
+    return OrderRequest(order.client_order_id, order.instrument, order.signed_units, *how, stop_loss_price=order.stop_loss_price, override_kill=order.override_kill)
 
 async def send(
     deps: Deps,
@@ -275,7 +292,8 @@ async def cancel(
     order, pauses = claimed.order, deps.config.not_sent_pauses_s
     pause_s = pauses[min(claimed.attempts, len(pauses) - 1)]
     try:
-        async with asyncio.timeout(deps.config.request_timeout_s): said: VenueOrder | None = await deps.venue.cancel_order(order.venue_order_id or "", order.client_order_id)
+        async with asyncio.timeout(deps.config.request_timeout_s):
+            said: VenueOrder | None = await deps.venue.cancel_order(order.venue_order_id or "", order.client_order_id)
     except (OrderNotFound, OrderFinal): said = None
     except Exception as e:
         if isinstance(e, (AuthError, IpBanned)): await halt(deps, e)
@@ -284,9 +302,11 @@ async def cancel(
     deps.signals.fills.set()
     if order.kind == "external": return (Report(Told(said), order.id, {"heard": "cancel"}) if said else None), max(pause_s, 1.0)
     try:
-        async with asyncio.timeout(2*deps.config.request_timeout_s): looked = await deps.venue.find_order(order.client_order_id, order.sent_cursor)
+        async with asyncio.timeout(2*deps.config.request_timeout_s):
+            looked = await deps.venue.find_order(order.client_order_id, order.sent_cursor)
     except Exception: return None, max(pause_s, 1.0)
-    return (Report(Told(looked.order, looked.fills), order.id, {"heard": "cancel"}) if isinstance(looked, Found) else None), max(pause_s, 1.0)
+    told = Report(Told(looked.order, looked.fills), order.id, {"heard": "cancel"}) if isinstance(looked, Found) else None
+    return told, max(pause_s, 1.0)
 
 # %% ../../../nbs/trading/32_sender.ipynb #98cc682b
 _AGAIN = """UPDATE outbox SET claimed_by = NULL, fencing_token = NULL, claimed_at = NULL, attempts = attempts + 1,
@@ -302,12 +322,27 @@ async def try_again(
     except NOT_NOW: pass # the next sender finds it claimed by nobody who lives
 
 # %% ../../../nbs/trading/32_sender.ipynb #291afa20
-_ORPHANS = f"""SELECT {COLUMNS}, clock_timestamp() AS now FROM orders o WHERE o.account = %(account)s AND o.state = 'submitting' AND o.sent_at IS NOT NULL
-  AND (o.fencing_token IS DISTINCT FROM %(token)s::bigint OR (o.sent_at < clock_timestamp() - make_interval(secs => %(old_s)s) AND NOT o.id = ANY(%(mine)s)))
+_ORPHANS = f"""
+SELECT {COLUMNS}, clock_timestamp() AS now FROM orders o
+WHERE o.account = %(account)s AND o.state = 'submitting' AND o.sent_at IS NOT NULL
+  AND (o.fencing_token IS DISTINCT FROM %(token)s::bigint
+    OR (o.sent_at < clock_timestamp() - make_interval(secs => %(old_s)s) AND NOT o.id = ANY(%(mine)s)))
 ORDER BY o.id FOR NO KEY UPDATE"""
 _DONE = "UPDATE outbox SET done_at = clock_timestamp() WHERE order_id = ANY(%s) AND topic = 'submit' AND done_at IS NULL"
-_FREE = """UPDATE outbox SET claimed_by = NULL, fencing_token = NULL, claimed_at = NULL WHERE account = %s AND topic = 'cancel' AND done_at IS NULL
-  AND claimed_by IS NOT NULL AND (fencing_token IS DISTINCT FROM %s::bigint OR claimed_at < clock_timestamp() - make_interval(secs => %s))"""
+_FREE = """
+UPDATE outbox SET claimed_by = NULL, fencing_token = NULL, claimed_at = NULL
+WHERE account = %s AND topic = 'cancel' AND done_at IS NULL AND claimed_by IS NOT NULL
+  AND (fencing_token IS DISTINCT FROM %s::bigint OR claimed_at < clock_timestamp() - make_interval(secs => %s))"""
+_FORGET = "UPDATE accounts SET reconciled_at = NULL, updated_at = clock_timestamp() WHERE account = %s"
+
+def orphan(
+    order: OrderRow,
+    now: Any, # datetime of the database
+    token: int, # of the sender that found it
+) -> Change:
+    "Nobody is sending it, and nobody knows whether it was sent."
+    why = "sender_changed" if order.fencing_token != token else "answer_lost"
+    return change(order, "unknown", why, {"token": order.fencing_token}, unknown_since=now, next_lookup_at=now)
 
 async def take_over(
     deps: Deps,
@@ -318,67 +353,42 @@ async def take_over(
     old_s = deps.config.send_window_s + 2*deps.config.request_timeout_s
     async with deps.ledger.transaction() as tx:
         require_lease(await (await check_lease(tx, lease)).fetchall(), lease)
-        if boot: await tx.execute("UPDATE accounts SET reconciled_at = NULL, updated_at = clock_timestamp() WHERE account = %s", (deps.account,))
-        rows = await (await tx.execute(_ORPHANS, {"account": deps.account, "token": lease.token, "old_s": old_s, "mine": list(deps.signals.in_flight)})).fetchall()
+        if boot: await tx.execute(_FORGET, (deps.account,))
+        which = {"account": deps.account, "token": lease.token, "old_s": old_s, "mine": list(deps.signals.in_flight)}
+        rows = await (await tx.execute(_ORPHANS, which)).fetchall()
         orders = [order_row(r) for r in rows]
         await tx.execute(_FREE, (deps.account, lease.token, old_s))
         if orders: await tx.execute(_DONE, ([o.id for o in orders],))
-        await apply_changes(tx, [change(o, "unknown", "sender_changed" if o.fencing_token != lease.token else "answer_lost", {"token": o.fencing_token},
-            unknown_since=r["now"], next_lookup_at=r["now"]) for o, r in zip(orders, rows, strict=True)])
+        await apply_changes(tx, [orphan(o, r["now"], lease.token) for o, r in zip(orders, rows, strict=True)])
     if orders: deps.signals.unknown.set()
     return len(orders)
 
 # %% ../../../nbs/trading/32_sender.ipynb #a2c726bc
-# long: one class: what a sender does from a claim to a report
-_MINE = """SELECT id, sent_at FROM orders WHERE account = %s AND state = 'submitting' AND sent_at IS NOT NULL AND fencing_token = %s AND NOT id = ANY(%s) ORDER BY id"""
-class Sender:
-    "Claims and sends, several at once. One per lease."
-    def __init__(self,
-        deps: Deps,
-        lease: Lease,
-        recorder: Recorder,
-    ):
+class Calls:
+    "Calls that are out, each in a task of its own."
+    def __init__(self, deps: Deps, lease: Lease, recorder: Recorder):
         self.deps, self.lease, self.recorder = deps, lease, recorder
         self.calls: set[asyncio.Task[None]] = set()
         self.more = False # the last claim was full
-        self.doubt = False # a claim failed in a way that may have committed it
 
-    async def run(self,
-        stop: asyncio.Event, # set: claim nothing more, wait for what is under way
-    ) -> None:
-        "Send until stopped. Raises `LeaseLost`."
-        signals, config = self.deps.signals, self.deps.config
-        least = max(1, config.max_in_flight//3) # a claim is a transaction: better one for several free places than one for each
-        while not stop.is_set():
-            signals.outbox.clear()
-            room, claims = config.max_in_flight - len(self.calls), list[Claim]()
-            if self.more and room < least: room = 0
-            try:
-                if self.doubt: await self.give_back()
-                if room > 0: claims, self.more = await claim(self.deps, self.lease, min(room, config.batch_max), not signals.holds)
-            except NOT_NOW as e: self.doubt = True; not_now(e); await wait_for_event(stop, config.poll_s)
-            for one in claims: self.start(one)
-            if room <= 0 or not self.more: await wait_for_event(signals.outbox, config.poll_s)
-        if self.calls: await asyncio.wait(self.calls, timeout=config.drain_s)
-
-    async def give_back(self) -> None:
-        "What a lost commit claimed was certainly not sent: nobody here has got it."
-        lost = await self.deps.ledger.rows(_MINE, (self.deps.account, self.lease.token, list(self.deps.signals.in_flight)))
-        for r in lost: self.recorder.put(Report(NotSent("claim_lost", 0.0, r["sent_at"]), r["id"]))
-        self.doubt = False
+    @property
+    def room(self) -> int:
+        "How many more may be out. While there is a backlog a claim waits for several places: it is a transaction."
+        room = self.deps.config.max_in_flight - len(self.calls)
+        return room if not self.more or room >= max(1, self.deps.config.max_in_flight//3) else 0
 
     def start(self, one: Claim) -> None:
-        "Make one call in a task of its own."
+        "Make one call."
         self.deps.signals.in_flight.add(one.order.id)
         task = asyncio.create_task(self.handle(one), name=f"{one.topic} {one.order.client_order_id}")
         self.calls.add(task)
         task.add_done_callback(lambda t: self.ended(t, one))
 
     def ended(self, task: asyncio.Task[None], one: Claim) -> None:
-        "There is room for another."
+        "There is a place for another."
         self.calls.discard(task)
         self.deps.signals.in_flight.discard(one.order.id)
-        if self.more and self.deps.config.max_in_flight - len(self.calls) >= max(1, self.deps.config.max_in_flight//3): self.deps.signals.outbox.set()
+        if self.more and self.room: self.deps.signals.outbox.set()
 
     async def handle(self, one: Claim) -> None:
         "One call, and what came of it."
@@ -386,3 +396,33 @@ class Sender:
         report, wait_s = await cancel(self.deps, one)
         await try_again(self.deps, one.outbox_id, wait_s)
         if report: self.recorder.put(report)
+
+# %% ../../../nbs/trading/32_sender.ipynb #fa9d8e5e
+_MINE = """SELECT id, sent_at FROM orders WHERE account = %s AND state = 'submitting' AND sent_at IS NOT NULL AND fencing_token = %s
+AND NOT id = ANY(%s) ORDER BY id"""
+
+class Sender(Calls):
+    "Claims and sends, several at once. One per lease."
+    doubt = False # a claim failed in a way that may have committed it
+
+    async def run(self,
+        stop: asyncio.Event, # set: claim nothing more, wait for what is under way
+    ) -> None:
+        "Send until stopped. Raises `LeaseLost`."
+        signals, config = self.deps.signals, self.deps.config
+        while not stop.is_set():
+            signals.outbox.clear()
+            room, claims = self.room, list[Claim]()
+            try:
+                if self.doubt: await self.give_back()
+                if room: claims, self.more = await claim(self.deps, self.lease, min(room, config.batch_max), not signals.holds)
+            except NOT_NOW as e: self.doubt = True; not_now(e); await wait_for_event(stop, config.poll_s)
+            for one in claims: self.start(one)
+            if not room or not self.more: await wait_for_event(signals.outbox, config.poll_s)
+        if self.calls: await asyncio.wait(self.calls, timeout=config.drain_s)
+
+    async def give_back(self) -> None:
+        "What a lost commit claimed."
+        lost = await self.deps.ledger.rows(_MINE, (self.deps.account, self.lease.token, list(self.deps.signals.in_flight)))
+        for r in lost: self.recorder.put(Report(NotSent("claim_lost", 0.0, r["sent_at"]), r["id"]))
+        self.doubt = False
