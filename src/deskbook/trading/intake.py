@@ -106,6 +106,7 @@ def why_not(
     verdict = evaluate(view.policy, view.state, portfolio, intent)
     return tuple(dict.fromkeys([*reasons, *verdict.reasons])), verdict.reserved_usd
 
+# %% ../../../nbs/trading/30_intake.ipynb #0933472a
 def new_order(
     asked: Asked,
     view: View,
@@ -300,6 +301,7 @@ def answer_of(asked: Asked, decision: Decision) -> Answer:
     return OrderRefused(decision.reasons)
 
 # %% ../../../nbs/trading/30_intake.ipynb #7592e0fd
+# long: its parts share one state and are read together
 @dataclass
 class Deciding:
     "What it takes to decide about intents of one account."
@@ -360,6 +362,7 @@ class Intake(Deciding):
             except Exception as e: settle(batch, [e]*len(batch)) # whoever waits must hear of it
             except BaseException: settle(batch, [asyncio.CancelledError()]*len(batch)); raise
 
+# %% ../../../nbs/trading/30_intake.ipynb #8eef0574
 def settle(batch: Sequence[tuple[Asked, asyncio.Future[Answer]]], answers: Sequence[Answer | BaseException]) -> None:
     "Give each who waits an answer. Refusals are answers; what could not be decided at all is raised."
     for (_, future), answer in zip(batch, answers, strict=True):

@@ -482,6 +482,7 @@ async def report_risen(
     text = f"{len(orders)} orders were filled after they had ended as {orders[0].state}"
     await freeze_entries(tx, account, "external", text, {"orders": found})
 
+# %% ../../../nbs/trading/31_recorder.ipynb #f189aa44
 async def report_odd(
     tx: Any, # inside a transaction
     account: str,
@@ -491,6 +492,7 @@ async def report_odd(
     text = f"{account}: what the venue says does not fit order {order.id}, which is {order.state}"
     await raise_alert(tx, f"impossible:{account}", "orders", "high", "impossible_changes", text)
 
+# %% ../../../nbs/trading/31_recorder.ipynb #5b446b6e
 async def report_foreign(
     tx: Any, # inside a transaction
     account: str,

@@ -328,11 +328,14 @@ WHERE o.account = %(account)s AND o.state = 'submitting' AND o.sent_at IS NOT NU
   AND (o.fencing_token IS DISTINCT FROM %(token)s::bigint
     OR (o.sent_at < clock_timestamp() - make_interval(secs => %(old_s)s) AND NOT o.id = ANY(%(mine)s)))
 ORDER BY o.id FOR NO KEY UPDATE"""
+
 _DONE = "UPDATE outbox SET done_at = clock_timestamp() WHERE order_id = ANY(%s) AND topic = 'submit' AND done_at IS NULL"
+
 _FREE = """
 UPDATE outbox SET claimed_by = NULL, fencing_token = NULL, claimed_at = NULL
 WHERE account = %s AND topic = 'cancel' AND done_at IS NULL AND claimed_by IS NOT NULL
   AND (fencing_token IS DISTINCT FROM %s::bigint OR claimed_at < clock_timestamp() - make_interval(secs => %s))"""
+
 _FORGET = "UPDATE accounts SET reconciled_at = NULL, updated_at = clock_timestamp() WHERE account = %s"
 
 def orphan(
@@ -344,6 +347,7 @@ def orphan(
     why = "sender_changed" if order.fencing_token != token else "answer_lost"
     return change(order, "unknown", why, {"token": order.fencing_token}, unknown_since=now, next_lookup_at=now)
 
+# %% ../../../nbs/trading/32_sender.ipynb #2cd97c98
 async def take_over(
     deps: Deps,
     lease: Lease,
@@ -364,6 +368,7 @@ async def take_over(
     return len(orders)
 
 # %% ../../../nbs/trading/32_sender.ipynb #a2c726bc
+# long: its parts share one state and are read together
 class Calls:
     "Calls that are out, each in a task of its own."
     def __init__(self, deps: Deps, lease: Lease, recorder: Recorder):
