@@ -2,6 +2,7 @@
 import asyncio
 import os
 import secrets
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -26,11 +27,12 @@ ORDERS = 24
 def mortal(tmp_path, postgres_url, valkey_url):
     """Servers of this test alone, with their data on disk; the fixtures of the run are asked for so that the programs are there."""
     folder = Path("/tmp") / f"dbk-{secrets.token_hex(4)}"
-    with start_postgres(folder=folder, temporary=True) as postgres, start_valkey(folder=folder, temporary=True) as valkey:
+    with start_postgres(folder=folder) as postgres, start_valkey(folder=folder) as valkey:
         migrate(postgres.url)
         with rig(postgres.url, valkey.url, tmp_path) as r:
             r.postgres, r.valkey = postgres, valkey
             yield r
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 async def submit_until_answered(desk, intent) -> OrderRow | OrderRefused:

@@ -252,8 +252,9 @@ def request_of(
     order: OrderRow,
 ) -> OrderRequest:
     "What is sent to the venue."
-    how: Any = (order.type, order.price, order.time_in_force, order.reduce_only)
-    return OrderRequest(order.client_order_id, order.instrument, order.signed_units, *how, stop_loss_price=order.stop_loss_price, override_kill=order.override_kill)
+    same = ("type", "price", "time_in_force", "reduce_only", "stop_loss_price", "override_kill")
+    how: dict[str, Any] = {name: getattr(order, name) for name in same}
+    return OrderRequest(order.client_order_id, order.instrument, order.signed_units, **how)
 
 async def send(
     deps: Deps,
@@ -328,14 +329,11 @@ WHERE o.account = %(account)s AND o.state = 'submitting' AND o.sent_at IS NOT NU
   AND (o.fencing_token IS DISTINCT FROM %(token)s::bigint
     OR (o.sent_at < clock_timestamp() - make_interval(secs => %(old_s)s) AND NOT o.id = ANY(%(mine)s)))
 ORDER BY o.id FOR NO KEY UPDATE"""
-
 _DONE = "UPDATE outbox SET done_at = clock_timestamp() WHERE order_id = ANY(%s) AND topic = 'submit' AND done_at IS NULL"
-
 _FREE = """
 UPDATE outbox SET claimed_by = NULL, fencing_token = NULL, claimed_at = NULL
 WHERE account = %s AND topic = 'cancel' AND done_at IS NULL AND claimed_by IS NOT NULL
   AND (fencing_token IS DISTINCT FROM %s::bigint OR claimed_at < clock_timestamp() - make_interval(secs => %s))"""
-
 _FORGET = "UPDATE accounts SET reconciled_at = NULL, updated_at = clock_timestamp() WHERE account = %s"
 
 def orphan(
@@ -347,7 +345,6 @@ def orphan(
     why = "sender_changed" if order.fencing_token != token else "answer_lost"
     return change(order, "unknown", why, {"token": order.fencing_token}, unknown_since=now, next_lookup_at=now)
 
-# %% ../../../nbs/trading/32_sender.ipynb #2cd97c98
 async def take_over(
     deps: Deps,
     lease: Lease,
@@ -368,7 +365,6 @@ async def take_over(
     return len(orders)
 
 # %% ../../../nbs/trading/32_sender.ipynb #a2c726bc
-# long: its parts share one state and are read together
 class Calls:
     "Calls that are out, each in a task of its own."
     def __init__(self, deps: Deps, lease: Lease, recorder: Recorder):
