@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from points import Point
 from zygote import Ended, Zygote
 
+TRIES = 3
 HOLD_S = 0.01  # a request under way arrives within this time on loopback
 
 
@@ -50,9 +51,12 @@ async def record(zygote: Zygote, scenario: Scenario, *, visits: int = 3, lines: 
 
 
 async def kill_at(zygote: Zygote, scenario: Scenario, point: Point, number: int, report: Report) -> None:
-    """One case of the matrix."""
-    case = await scenario.prepare(f"{scenario.name}-{number}")
-    ended = await zygote.run(scenario.job, case, kill=point.to_json(), hold_s=HOLD_S, timeout_s=scenario.timeout_s)
+    """One case of the matrix. A point that depends on the moment gets three runs to come again."""
+    for _ in range(TRIES):
+        case = await scenario.prepare(f"{scenario.name}-{number}")
+        ended = await zygote.run(scenario.job, case, kill=point.to_json(), hold_s=HOLD_S, timeout_s=scenario.timeout_s)
+        if ended.status != 0:
+            break
     report.points += 1
     if ended.killed:
         report.killed += 1
@@ -89,12 +93,13 @@ async def freeze_at(zygote: Zygote, scenario: Scenario, point: Point, number: in
     report.problems += [(point, w) for w in await scenario.check(case, first if first.status else again)]
 
 
-async def run_matrix(zygote: Zygote, scenario: Scenario, points: Sequence[Point], *, at_once: int = 4, one: Callable = kill_at) -> Report:
-    """Every point of `points`, a few cases at a time, each killed (or frozen, with `one=freeze_at`)."""
+async def run_matrix(zygote: Zygote, scenario: Scenario, points: Sequence[Point], *, at_once: int = 4, one: Callable = kill_at,
+                     enough: int | None = None) -> Report:
+    """Every point of `points`, a few cases at a time, each killed (or frozen, with `one=freeze_at`); no more once `enough` were reached."""
     report, left = Report(scenario.name), list(enumerate(points))
 
     async def worker():
-        while left:
+        while left and (enough is None or report.killed < enough):
             number, point = left.pop(0)
             await one(zygote, scenario, point, number, report)
 
@@ -102,11 +107,13 @@ async def run_matrix(zygote: Zygote, scenario: Scenario, points: Sequence[Point]
     return report
 
 
-def sample(points: Sequence[Point], most: int, seed: int) -> list[Point]:
-    """At most `most` points in their order: first visits before later ones, chosen by `seed`."""
-    if len(points) <= most:
-        return list(points)
+def shuffled(points: Sequence[Point], seed: int) -> list[Point]:
+    """All points, first visits before later ones, in an order that `seed` decides."""
     chance = random.Random(seed)
-    ranked = sorted(points, key=lambda p: (p.visit > 1, chance.random()))
-    chosen = set(ranked[:most])
+    return sorted(points, key=lambda p: (p.visit > 1, chance.random()))
+
+
+def sample(points: Sequence[Point], most: int, seed: int) -> list[Point]:
+    """At most `most` points in their order, chosen by `seed`."""
+    chosen = set(shuffled(points, seed)[:most])
     return [p for p in points if p in chosen]

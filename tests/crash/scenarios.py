@@ -70,7 +70,9 @@ async def reconcile(case: dict) -> list[str]:
     Watch.paused = True
     async with desk_of(case, fills_every_s=5.0) as desk, running(desk):
         await booted(desk)
-        await asyncio.sleep(0.15)
+        for o in await desk.submit(intents(case)) if case.get("intents") else []:
+            await desk.wait(o.id, 10)
+        await asyncio.sleep(case.get("pause_s", 0.15))
         if case.get("meanwhile"):
             await raw_order(case, **case["meanwhile"])
         Watch.paused = False

@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from cases import SCENARIOS, WATCHED, record_points, scenario
-from matrix import run_matrix, sample
+from matrix import run_matrix, shuffled
 from rig import rig
 from zygote import Zygote
 
@@ -30,11 +30,11 @@ def test_a_killed_process_is_carried_on(name, ledger, valkey_url, tmp_path):
             one = scenario(r, name)
             await z.warm(one.recover, await one.prepare("warm"))
             seen, began = await record_points(z, one), time.monotonic()
-            chosen = sample(seen, MOST.get(name, DEFAULT_MOST), seed=int(time.time() // 86_400))
-            report = await run_matrix(z, one, chosen, at_once=4)
+            most = min(MOST.get(name, DEFAULT_MOST), len(seen))
+            report = await run_matrix(z, one, shuffled(seen, seed=int(time.time() // 86_400)), at_once=4, enough=most)
             print(f"{report}; {len(seen)} points, {time.monotonic() - began:.0f} s, {report.cpu_s:.0f} CPU-s")
             assert not report.problems, report
-            assert report.killed >= 0.8 * report.points, report  # a point that depends on the moment may not come again
+            assert report.killed >= most, report
             assert len(seen) >= 20, "the scenario did next to nothing"
 
     with rig(ledger, valkey_url, tmp_path) as r:
