@@ -7,10 +7,11 @@ __all__ = ['LeaseLost', 'new_owner', 'Lease', 'take_lease', 'renew_lease', 'rele
            'wait_for_event', 'keep_lease']
 
 # %% ../../../nbs/trading/26_leases.ipynb #55209906
-import asyncio, os, secrets, socket, time
+import asyncio, os, secrets, socket
 from dataclasses import dataclass
 from typing import Any
 import psycopg
+from ..core.clock import boottime
 from ..core.errors import LockHeld
 from ..stores.ledger import Ledger, LedgerDown
 
@@ -28,10 +29,10 @@ class Lease:
     name: str # e.g. "sender:paper"
     owner: str
     token: int # larger than that of every owner before
-    until: float # `time.monotonic()` at which it has certainly not run out yet
+    until: float # `boottime()` at which it has certainly not run out yet
     ttl_s: float
 
-    def left_s(self) -> float: return self.until - time.monotonic()
+    def left_s(self) -> float: return self.until - boottime()
 
 # %% ../../../nbs/trading/26_leases.ipynb #963d7a0f
 _TAKE = """
@@ -47,7 +48,7 @@ async def take_lease(
     ttl_s: float = 10.0, # how long it holds without a renewal
 ) -> Lease | None: # None: somebody else has it
     "Take a lease that is free or has run out."
-    before = time.monotonic()
+    before = boottime()
     got = await ledger.rows(_TAKE, {"name": name, "owner": owner, "ttl": ttl_s})
     return Lease(name, owner, got[0]["fencing_token"], before + ttl_s, ttl_s) if got else None
 
@@ -60,7 +61,7 @@ async def renew_lease(
     lease: Lease, # its `until` moves ahead
 ) -> None:
     "Push the end ahead. Raises `LeaseLost`."
-    before = time.monotonic()
+    before = boottime()
     if not await ledger.rows(_RENEW, {"name": lease.name, "owner": lease.owner, "token": lease.token, "ttl": lease.ttl_s}):
         lease.until = 0.0
         raise LeaseLost(f"the lease {lease.name} was taken over.", "Another process trades this account now.")

@@ -7,7 +7,7 @@ __all__ = ['Search', 'Resolution', 'may_still_leave_s', 'plan_resolution', 'rese
            'after_look', 'Looks', 'Resolver']
 
 # %% ../../../nbs/trading/33_resolve.ipynb #0b00b8e5
-import asyncio, time
+import asyncio
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
@@ -201,12 +201,12 @@ class Resolver(Looks):
         stop: asyncio.Event,
     ) -> None:
         "Look until stopped. Raises `LeaseLost`."
-        swept = time.monotonic()
+        swept = self.deps.monotonic()
         while not stop.is_set():
             self.deps.signals.unknown.clear()
             wait_s = self.deps.config.poll_s*2
             try:
-                if time.monotonic() - swept > 5.0: swept = time.monotonic(); await take_over(self.deps, self.lease)
+                if self.deps.monotonic() - swept > 5.0: swept = self.deps.monotonic(); await take_over(self.deps, self.lease)
                 wait_s = min(wait_s, await self.look_round())
             except NOT_NOW as e: not_now(e)
             await wait_for_event(self.deps.signals.unknown, max(wait_s, 0.02))

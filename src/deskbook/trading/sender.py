@@ -8,12 +8,13 @@ __all__ = ['Due', 'Step', 'unsent', 'plan_step', 'SendTooLate', 'outcome_of', 's
            'try_again', 'orphan', 'take_over', 'Calls', 'Sender']
 
 # %% ../../../nbs/trading/32_sender.ipynb #9bca4dd9
-import asyncio, time
+import asyncio
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 from uuid import UUID
+from ..core.clock import boottime
 from ..core.errors import Refused
 from .book import COLUMNS, NOT_NOW, Change, Deps, OrderRow, apply_changes, change, freeze_entries, not_now, order_row
 from .book import rows_json
@@ -122,7 +123,7 @@ _deadline: ContextVar[float | None] = ContextVar("deskbook_send_deadline", defau
 
 def timed(
     guard: Guard, # asks for kill switch, read-only, arming
-    monotonic: Callable[[], float] = time.monotonic,
+    monotonic: Callable[[], float] = boottime,
 ) -> Guard:
     "The same guard, and nothing but cancels after the deadline of the task."
     def at_last(write: Write) -> None:
@@ -158,7 +159,7 @@ class Claim:
     order: OrderRow # as it was written
     outbox_id: int
     attempts: int
-    deadline: float # `time.monotonic()`
+    deadline: float # `boottime()`
 
 # %% ../../../nbs/trading/32_sender.ipynb #8463c255
 @dataclass(frozen=True)
@@ -180,7 +181,8 @@ def step_change(
     order = due.order
     if step.act == "end": return change(order, step.state, step.reason)
     if step.act == "send":
-        return change(order, "submitting", "", {"attempt": due.attempts + 1}, sent_at=now, fencing_token=token, sent_cursor=cursor)
+        first = order.sent_cursor or cursor # of the first attempt: an order made by it still counts
+        return change(order, "submitting", "", {"attempt": due.attempts + 1}, sent_at=now, fencing_token=token, sent_cursor=first)
     if step.act == "cancel" and order.state != "cancel_pending": return change(order, "cancel_pending", "")
     return None
 
@@ -212,7 +214,7 @@ def due_of(
 def claims_of(
     plan: Sequence[Planned],
     now: Any, # datetime of the database when it was planned
-    began: float, # `time.monotonic()` before
+    began: float, # `boottime()` before
     last: float, # nothing leaves after it
 ) -> list[Claim]:
     "What may be sent, each not after the lease, the window, or the end of its intent."
@@ -228,7 +230,7 @@ async def claim(
     may_send: bool = True, # False: only what has expired is ended
 ) -> tuple[list[Claim], bool]: # what may be sent; whether there may be more
     "Take the next rows of the outbox. Raises `LeaseLost`, `LedgerDown`, `Overtaken`."
-    began, config = time.monotonic(), deps.config
+    began, config = boottime(), deps.config
     async with deps.ledger.transaction() as tx:
         async with tx.pipeline():
             held = await check_lease(tx, lease)

@@ -27,8 +27,8 @@ from .transport import Answer, Ask, Timeouts, Transport, for_create, http_client
 # %% auto #0
 __all__ = ['Environment', 'HOSTS', 'LOOPBACK', 'LIMITS', 'GRANULARITIES', 'PAGE', 'ABSENCE_GRACE_S', 'EDGE_MS', 'FINAL',
            'Connect', 'check_address', 'reading', 'explain', 'OandaAccount', 'OandaReads', 'Page', 'next_page',
-           'page_at', 'OandaCandles', 'Log', 'OandaFills', 'OandaPlaces', 'chosen', 'OandaFinds', 'OandaCancels',
-           'Oanda']
+           'page_at', 'OandaCandles', 'Log', 'OandaFills', 'OandaPlaces', 'chosen', 'made_after', 'OandaFinds',
+           'OandaCancels', 'Oanda']
 
 # %% ../../../nbs/venues/22_oanda.ipynb #7ac8e985
 Environment = Literal["sandbox", "practice", "live"]
@@ -347,6 +347,14 @@ def chosen(
             if wanted(o, f): return o, f
     return orders[-1]
 
+# %% ../../../nbs/venues/22_oanda.ipynb #9483684f
+def made_after(
+    o: dict[str, Any], # an order, as OANDA tells it
+    cursor: str, # id of a transaction; "": of the beginning
+) -> bool:
+    "Whether an order was made after this transaction."
+    return int(wire.id_of(o)) > int(cursor or 0)
+
 # %% ../../../nbs/venues/22_oanda.ipynb #b72721e0
 # long: the search in the order in which it is made
 class OandaFinds(OandaPlaces):
@@ -366,7 +374,7 @@ class OandaFinds(OandaPlaces):
         answer = await self._get("pendingOrders", "orders")
         with reading(answer):
             for o in wire.rows(answer.body, "orders"):
-                if wire.client_id_of(o) == client_id: return o
+                if wire.client_id_of(o) == client_id and made_after(o, since_cursor): return o
         before, least = "", int(since_cursor or 0)
         while True:
             answer = await self._get("orders", "orders", state="ALL", count="500", **({"beforeID": before} if before else {}))
@@ -374,7 +382,7 @@ class OandaFinds(OandaPlaces):
                 page = wire.rows(answer.body, "orders")
                 ids = [int(wire.id_of(o)) for o in page]
                 for o in page:
-                    if wire.client_id_of(o) == client_id: return o
+                    if wire.client_id_of(o) == client_id and made_after(o, since_cursor): return o
             if not ids or min(ids) <= least or not since_cursor or (before and min(ids) >= int(before)): return None
             before = str(min(ids))
 
@@ -401,9 +409,9 @@ class OandaFinds(OandaPlaces):
         return await self._whole(o)
 
     async def find_order(self, client_id: str, since_cursor: str = "") -> Lookup:
-        "Look for an order everywhere. Never raises a `VenueError`: what could not be read is `Unreadable`."
+        "Look everywhere for an order made after the cursor. Never raises a `VenueError`: what could not be read is `Unreadable`."
         try:
-            if (o := await self._order(f"@{client_id}")) is not None:
+            if (o := await self._order(f"@{client_id}")) is not None and made_after(o, since_cursor):
                 found = await self._whole(o, since_cursor)
                 return found if since_cursor or found.fills or found.order.state not in FINAL else await self._whole(o, "1")
             listed = await self._listed(client_id, since_cursor)

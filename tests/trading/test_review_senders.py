@@ -1,0 +1,119 @@
+"""What a review of the senders found, one test for each: orders of another time, machines that sleep, calls that hang, answers that never come."""
+import asyncio
+import sys
+import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1] / "venues")]
+from desk_world import ACCOUNT
+from sandboxed import buy, rest
+from sandboxed import run as at_sandbox
+
+from deskbook.stores.ledger import Ledger
+from deskbook.trading.book import Deps, OrderRow
+from deskbook.trading.leases import take_lease
+from deskbook.trading.recorder import NotSent
+from deskbook.trading.sender import Due, claim, plan_batch, send, timed
+from deskbook.venues.model import Absent, Found, Write
+
+NOW = datetime(2025, 11, 4, 10, tzinfo=UTC)
+
+
+def an_order(**more) -> OrderRow:
+    made = OrderRow(uuid4(), "a", "oanda", "entry", "EUR_USD", "buy", "market", Decimal(1_000), "FOK", "db-1", "key-1", "print", expires_at=NOW + timedelta(seconds=30))
+    return replace(made, **more)
+
+
+ORDER = """INSERT INTO orders (account, venue, kind, instrument, side, type, units, time_in_force, client_order_id, idempotency_key, request_fingerprint, state, unknown_since)
+VALUES ('a', 'oanda', 'entry', 'EUR_USD', 'buy', 'market', 1000, 'FOK', %(name)s, %(name)s, '', %(state)s::text, CASE WHEN %(state)s = 'unknown' THEN now() END) RETURNING id"""
+
+
+def on_ledger(url, story):
+    """A story told on a ledger with one account, and the orders that it puts in there."""
+    async def whole():
+        async with await Ledger.open(url) as db:
+            await db.rows(ACCOUNT, ("a", "101-001-1-001"))
+            await story(db)
+    asyncio.run(asyncio.wait_for(whole(), 60))
+
+
+async def put_order(db, name="one", state="created"):
+    return (await db.rows(ORDER, {"name": name, "state": state}))[0]["id"]
+
+
+# ---- orders of another time
+
+@pytest.mark.parametrize("earlier", [buy(), rest()], ids=["filled", "waiting"])
+def test_an_order_of_an_earlier_ledger_is_not_taken_for_ours(earlier):
+    """The venue's client ids are unique only among waiting orders: a new ledger with the same keys must not adopt what an old one did."""
+    async def body(s, o):
+        first = await o.create_order(earlier)
+        cursor = (await o.fetch_balance()).cursor
+        assert int(first.order.venue_order_id) <= int(cursor)
+        assert isinstance(await o.find_order("db-1", cursor), Absent)
+        assert (await o.find_order("db-1")).order.venue_order_id == first.order.venue_order_id
+    at_sandbox(body)
+
+
+def test_the_later_of_two_orders_with_one_client_id_is_ours():
+    async def body(s, o):
+        await o.create_order(buy(units=1_000))
+        await o.close_position("EUR_USD", buy("db-2", -1_000, reduce_only=True))
+        cursor = (await o.fetch_balance()).cursor
+        ours = await o.create_order(buy(units=2_000))
+        assert await o.find_order("db-1", cursor) == Found(ours.order, ours.fills)
+    at_sandbox(body)
+
+
+def test_ids_are_compared_as_numbers():
+    async def body(s, o):
+        while int((await o.fetch_balance()).cursor) < 9:
+            await o.create_order(buy(f"db-{uuid4().hex}"))
+        cursor = (await o.fetch_balance()).cursor
+        ours = await o.create_order(buy(units=10))
+        assert (len(cursor), len(ours.order.venue_order_id)) == (1, 2), "the point of this test is a number with one digit more"
+        assert (await o.find_order("db-1", cursor)).order == ours.order
+    at_sandbox(body)
+
+
+def test_a_resend_looks_back_to_before_the_first_attempt():
+    """Its first attempt may have arrived after all; a later cursor would take it for an order of somebody else."""
+    (planned,) = plan_batch([Due(2, "submit", 1, an_order(state="submitting", resends=1, sent_cursor="17"))], NOW, 4, "40")
+    assert planned.change.after.sent_cursor == "17"
+    (planned,) = plan_batch([Due(2, "submit", 0, an_order())], NOW, 4, "40")
+    assert planned.change.after.sent_cursor == "40"
+
+
+# ---- a machine that sleeps
+
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="only Linux tells how long the machine slept")
+def test_nothing_leaves_after_the_machine_was_suspended(ledger, monkeypatch):
+    """The monotonic clock stands still meanwhile: by that one the deadline and the lease are as good as before."""
+    slept, real, left = [0.0], time.clock_gettime, []
+    monkeypatch.setattr(time, "clock_gettime", lambda which: real(which) + (slept[0] if which == time.CLOCK_BOOTTIME else 0.0))
+
+    async def anybody(write):
+        pass
+    guard = timed(anybody)
+
+    class Venue:
+        async def create_order(self, request):
+            await guard(Write("order", request.instrument))
+            left.append(request)
+            raise AssertionError("sent")
+
+    async def story(db):
+        await db.rows("INSERT INTO outbox (topic, account, order_id) VALUES ('submit', 'a', %s)", (await put_order(db),))
+        deps, lease = Deps("a", db, Venue()), await take_lease(db, "sender:a", "me", 60)
+        (claimed,), _ = await claim(deps, lease, 10)
+        slept[0] = 3_600.0
+        report = await send(deps, claimed)
+        assert isinstance(report.finding, NotSent) and report.finding.reason == "send_deadline" and left == []
+        assert lease.left_s() < -3_000 and deps.monotonic() > time.monotonic() + 3_000
+    on_ledger(ledger, story)
