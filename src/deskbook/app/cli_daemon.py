@@ -53,9 +53,11 @@ async def tell(desk: Desk, task: asyncio.Task[Any], as_json: bool, every_s: floa
 async def work(account: str, as_json: bool) -> None:
     "Be the sender of an account until a signal comes."
     import signal
+    from deskbook.core.loop import leave_memory_alone
     from deskbook.trading.desk import open_desk
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     async with open_desk(account) as desk:
+        leave_memory_alone()
         task = asyncio.create_task(desk.run(stop))
         for s in (signal.SIGTERM, signal.SIGINT): loop.add_signal_handler(s, stop.set)
         try: await tell(desk, task, as_json)
@@ -70,4 +72,5 @@ def sender_command(account: Account = "paper", as_json: Json = False) -> None:
 
     Example: deskbook daemon sender --account paper
     """
-    asyncio.run(work(account, as_json))
+    from deskbook.core.loop import run
+    run(work(account, as_json))

@@ -8,7 +8,7 @@ __all__ = ['COLUMNS', 'ORDER_COLUMNS', 'MUTABLE', 'TURN_LOST', 'NOT_NOW', 'Cause
            'freeze_entries', 'ExecutionConfig', 'Waiters', 'Signals', 'Deps']
 
 # %% ../../../nbs/trading/25_book.ipynb #b5a9c5bc
-import asyncio, json, logging, os, threading, time
+import asyncio, json, logging, os, secrets, threading, time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
@@ -16,7 +16,7 @@ from decimal import Decimal
 from typing import Any, Literal
 from uuid import UUID
 import psycopg
-from ..core.clock import Clock, system_clock
+from ..core.clock import Clock, boottime, system_clock
 from ..core.errors import DeskbookError
 from ..stores.ledger import Ledger, LedgerDown, clean_text
 from ..stores.records import AuditEvent, OrderEvent, append_audits, append_order_events, raise_alert
@@ -237,8 +237,10 @@ class ExecutionConfig:
     send_window_s: float = 5.0 # a claimed order leaves within this, or not at all
     lease_margin_s: float = 1.0 # nothing leaves in the last moment of a lease
     request_timeout_s: float = 15.0 # of one call to the venue; then the outcome is unknown
-    max_in_flight: int = 12 # calls at once
+    max_in_flight: int = 32 # calls at once
+    exit_calls: int = 4 # and so many more that cancel or reduce: entries that hang delay no exit
     batch_max: int = 200 # orders in one transaction
+    gather_s: float = 0.01 # an answer of the venue waits so long to be written with others that are under way
     poll_s: float = 0.5 # how long a lost signal delays the sender
     fills_every_s: float = 2.0 # fills are read at least so often
     reconcile_every_s: float = 60.0
@@ -285,6 +287,7 @@ class Waiters:
 @dataclass
 class Signals:
     "Hints between workers."
+    name: str = field(default_factory=lambda: secrets.token_hex(4)) # tells our own notifications from those of other processes
     outbox: asyncio.Event = field(default_factory=asyncio.Event) # there may be something to send
     fills: asyncio.Event = field(default_factory=asyncio.Event) # there may be fills to read
     unknown: asyncio.Event = field(default_factory=asyncio.Event) # there may be an order to look for
@@ -304,4 +307,4 @@ class Deps:
     config: ExecutionConfig = field(default_factory=ExecutionConfig)
     signals: Signals = field(default_factory=Signals)
     clock: Clock = system_clock
-    monotonic: Callable[[], float] = time.monotonic # seconds; measures how long an order has not been found
+    monotonic: Callable[[], float] = boottime # seconds; measures how long an order has not been found

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ACCOUNTS', 'SANDBOX_ACCOUNT', 'SANDBOX_TOKEN', 'SETTLED', 'AccountSpec', 'account_spec', 'paper_spec', 'enrol',
            'Held', 'RiskPicture', 'Flattened', 'Desk', 'held_of', 'request_cancel', 'run', 'epoch', 'wake_all',
-           'reconcile_from_boot', 'until_done', 'cancel_entries', 'listen', 'tell_waiters', 'open_desk', 'running',
-           'stop_on_signals']
+           'reconcile_from_boot', 'until_done', 'cancel_entries', 'listen', 'heard', 'tell_waiters', 'open_desk',
+           'running', 'stop_on_signals']
 
 # %% ../../../nbs/trading/50_desk.ipynb #f8d18b6a
 import asyncio, signal
@@ -458,10 +458,18 @@ async def listen(
                 await conn.execute("LISTEN deskbook_outbox")
                 await conn.execute("LISTEN deskbook_orders")
                 while not stop.is_set():
-                    told = {n.channel async for n in conn.notifies(timeout=0.5, stop_after=1) if n.payload == deps.account}
+                    told = {n.channel async for n in conn.notifies(timeout=0.5, stop_after=1) if heard(n.payload, deps)}
                     if "deskbook_outbox" in told: deps.signals.outbox.set()
                     if "deskbook_orders" in told and not running(): await tell_waiters(deps)
         except (LedgerDown, psycopg.Error, OSError): await wait_for_event(stop, deps.config.poll_s)
+
+def heard(
+    payload: str, # the account, and who told, where that one has told its own workers already
+    deps: Deps,
+) -> bool:
+    "Whether a notification is for this desk and says something new."
+    account, _, who = payload.partition(" ")
+    return account == deps.account and who != deps.signals.name
 
 async def tell_waiters(
     deps: Deps,
@@ -501,7 +509,7 @@ async def open_desk(
         known = spec if spec is not None else await asyncio.to_thread(account_spec, account, settings)
         kill = KillSwitch(settings.home/"kill_switch.json", live, key=settings.kill_switch_key, audit=ledger_audit(ledger))
         guard = SendGuard(kill, known.environment, account, settings.read_only if read_only is None else read_only, ledger)
-        venue = Oanda(known.venue_account, known.token, known.base_url, known.stream_url, known.environment, timed(shared(guard)), connections=config.max_in_flight + 4,
+        venue = Oanda(known.venue_account, known.token, known.base_url, known.stream_url, known.environment, timed(shared(guard)), connections=config.max_in_flight + config.exit_calls + 4,
             absence_grace_s=known.absence_grace_s)
         stack.push_async_callback(venue.aclose)
         await enrol(ledger, venue, account)

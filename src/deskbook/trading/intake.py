@@ -232,7 +232,7 @@ async def write_orders(
     async with tx.pipeline():
         there = await tx.execute(_INSERT, (rows_json([{k: getattr(o, k) for k in ORDER_COLUMNS} for o in orders]),))
         await tx.execute(_OUTBOX, (deps.account, [o.id for o in orders]))
-        await tx.execute("SELECT pg_notify('deskbook_outbox', %s)", (deps.account,))
+        await tx.execute("SELECT pg_notify('deskbook_outbox', %s)", (f"{deps.account} {deps.signals.name}",))
         await append_order_events(tx, [OrderEvent(o.account, o.id, o.version, None, "created", "",
             {"trace_id": o.trace_id} if o.trace_id else {}) for o in orders])
         if len(await there.fetchall()) < len(orders): raise Overtaken("a key was taken meanwhile.", "Try again.")

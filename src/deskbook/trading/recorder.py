@@ -534,7 +534,7 @@ class Recorder:
             if not self.waiting:
                 self.idle.set()
                 self.wake.clear()
-                await wait_for_event(self.wake, 0.2)
+                if await wait_for_event(self.wake, 0.2) and self.deps.signals.in_flight: await wait_for_event(stop, self.deps.config.gather_s)
                 continue
             batch, self.waiting = self.waiting[:self.deps.config.batch_max], self.waiting[self.deps.config.batch_max:]
             if not await self.write(batch): self.waiting[:0] = batch; await wait_for_event(stop, 0.2)
