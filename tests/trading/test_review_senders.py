@@ -1,5 +1,6 @@
 """What a review of the senders found, one test for each: orders of another time, machines that sleep, calls that hang, answers that never come."""
 import asyncio
+import itertools
 import sys
 import time
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1] / "venues")]
 from desk_world import ACCOUNT
+from execution_rig import PRICES, QUICK, Bench, eventually, working_day
 from sandboxed import buy, rest
 from sandboxed import run as at_sandbox
 
@@ -21,6 +23,7 @@ from deskbook.trading.leases import take_lease
 from deskbook.trading.recorder import NotSent
 from deskbook.trading.sender import Due, claim, plan_batch, send, timed
 from deskbook.venues.model import Absent, Found, Write
+from deskbook.venues.sandbox.process import sandbox_process
 
 NOW = datetime(2025, 11, 4, 10, tzinfo=UTC)
 
@@ -45,6 +48,27 @@ def on_ledger(url, story):
 
 async def put_order(db, name="one", state="created"):
     return (await db.rows(ORDER, {"name": name, "state": state}))[0]["id"]
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    with sandbox_process(clock="virtual", start=working_day()) as s:
+        for name, (bid, ask) in PRICES.items():
+            s.control.market("price", name, bid=bid, ask=ask)
+        yield s
+
+
+numbers = itertools.count(7_001)
+
+
+@pytest.fixture
+def bench(sandbox, ledger, valkey_url, tmp_path):
+    yield Bench(sandbox, ledger, valkey_url, tmp_path, next(numbers))
+    sandbox.control.clear_faults()
+
+
+def run(story):
+    return asyncio.run(asyncio.wait_for(story, 60))
 
 
 # ---- orders of another time
@@ -117,3 +141,24 @@ def test_nothing_leaves_after_the_machine_was_suspended(ledger, monkeypatch):
         assert isinstance(report.finding, NotSent) and report.finding.reason == "send_deadline" and left == []
         assert lease.left_s() < -3_000 and deps.monotonic() > time.monotonic() + 3_000
     on_ledger(ledger, story)
+
+
+# ---- calls that hang
+
+PATIENT = replace(QUICK, request_timeout_s=6.0, max_in_flight=3, exit_calls=1, lease_ttl_s=10.0, send_window_s=5.0, drain_s=10.0)
+
+
+def test_entries_that_hang_delay_no_exit(bench):
+    async def story():
+        async with bench.desk(config=PATIENT) as desk:
+            held = (await desk.submit(bench.intent(1_000)))[0]
+            assert (await desk.wait(held.id)).state == "filled"
+            bench.fault("hang", "orders.create", {"times": 3})
+            await desk.submit([bench.intent(100) for _ in range(5)])
+            await eventually(lambda: len(bench.created()) == 4)  # the first one, and three that hang; two wait
+            began = time.monotonic()
+            done = await desk.wait((await desk.close("EUR_USD")).id, 5)
+            assert done.state == "filled" and time.monotonic() - began < 2
+            assert len(bench.created()) == 5  # no entry took the place of the exit
+            bench.sandbox.control.clear_faults()
+    run(story())

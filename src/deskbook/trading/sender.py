@@ -144,7 +144,8 @@ SELECT b.id AS outbox_id, b.topic, b.attempts, {COLUMNS}, clock_timestamp() AS n
   EXISTS (SELECT 1 FROM account_risk_state r WHERE r.account = b.account AND r.status = 'tripped') AS tripped
 FROM outbox b JOIN orders o ON o.id = b.order_id JOIN accounts a ON a.account = b.account
 WHERE b.account = %(account)s AND b.done_at IS NULL AND b.claimed_by IS NULL
-  AND ((%(may_send)s AND b.available_at <= clock_timestamp()) OR (b.topic = 'submit' AND o.expires_at <= clock_timestamp()))
+  AND ((%(may_send)s AND b.available_at <= clock_timestamp() AND (NOT %(exits_only)s OR b.topic = 'cancel' OR o.reduce_only))
+    OR (b.topic = 'submit' AND o.expires_at <= clock_timestamp()))
 ORDER BY (b.topic = 'cancel' OR o.reduce_only) DESC, b.id LIMIT %(limit)s FOR NO KEY UPDATE OF o, b"""
 _MARK = """UPDATE outbox b SET done_at = CASE WHEN c.act IN ('end', 'drop') THEN clock_timestamp() END,
   claimed_by = CASE WHEN c.act <> 'later' THEN %(owner)s END, fencing_token = CASE WHEN c.act <> 'later' THEN %(token)s::bigint END,
@@ -228,13 +229,14 @@ async def claim(
     lease: Lease,
     limit: int, # at most so many
     may_send: bool = True, # False: only what has expired is ended
+    exits_only: bool = False, # cancels and what reduces a position
 ) -> tuple[list[Claim], bool]: # what may be sent; whether there may be more
     "Take the next rows of the outbox. Raises `LeaseLost`, `LedgerDown`, `Overtaken`."
     began, config = boottime(), deps.config
     async with deps.ledger.transaction() as tx:
         async with tx.pipeline():
             held = await check_lease(tx, lease)
-            got = await tx.execute(_DUE, {"account": deps.account, "may_send": may_send, "limit": limit})
+            got = await tx.execute(_DUE, {"account": deps.account, "may_send": may_send, "exits_only": exits_only, "limit": limit})
             require_lease(await held.fetchall(), lease)
             rows = await got.fetchall()
         if not rows: return [], False
@@ -367,31 +369,41 @@ async def take_over(
     return len(orders)
 
 # %% ../../../nbs/trading/32_sender.ipynb #a2c726bc
+# long: the calls, and what counts them
 class Calls:
     "Calls that are out, each in a task of its own."
     def __init__(self, deps: Deps, lease: Lease, recorder: Recorder):
         self.deps, self.lease, self.recorder = deps, lease, recorder
-        self.calls: set[asyncio.Task[None]] = set()
+        self.calls = set[asyncio.Task[None]]()
+        self.entries = set[asyncio.Task[None]]() # those of them that neither cancel nor reduce
         self.more = False # the last claim was full
+        self.exits_wait = False # so was the last one for exits only, or there was no place even for those
 
     @property
     def room(self) -> int:
         "How many more may be out. While there is a backlog a claim waits for several places: it is a transaction."
-        room = self.deps.config.max_in_flight - len(self.calls)
+        room = min(self.deps.config.max_in_flight - len(self.entries), self.exit_room)
         return room if not self.more or room >= max(1, self.deps.config.max_in_flight//3) else 0
+
+    @property
+    def exit_room(self) -> int:
+        "How many more may be out that cancel or reduce."
+        return self.deps.config.max_in_flight + self.deps.config.exit_calls - len(self.calls)
 
     def start(self, one: Claim) -> None:
         "Make one call."
         self.deps.signals.in_flight.add(one.order.id)
         task = asyncio.create_task(self.handle(one), name=f"{one.topic} {one.order.client_order_id}")
         self.calls.add(task)
+        if one.topic == "submit" and not one.order.reduce_only: self.entries.add(task)
         task.add_done_callback(lambda t: self.ended(t, one))
 
     def ended(self, task: asyncio.Task[None], one: Claim) -> None:
         "There is a place for another."
         self.calls.discard(task)
+        self.entries.discard(task)
         self.deps.signals.in_flight.discard(one.order.id)
-        if self.more and self.room: self.deps.signals.outbox.set()
+        if self.exits_wait or (self.more and self.room): self.deps.signals.outbox.set()
 
     async def handle(self, one: Claim) -> None:
         "One call, and what came of it."
@@ -415,14 +427,23 @@ class Sender(Calls):
         signals, config = self.deps.signals, self.deps.config
         while not stop.is_set():
             signals.outbox.clear()
-            room, claims = self.room, list[Claim]()
+            claims, again = list[Claim](), False
             try:
                 if self.doubt: await self.give_back()
-                if room: claims, self.more = await claim(self.deps, self.lease, min(room, config.batch_max), not signals.holds)
+                claims, again = await self.claim_for_room()
             except NOT_NOW as e: self.doubt = True; not_now(e); await wait_for_event(stop, config.poll_s)
             for one in claims: self.start(one)
-            if not room or not self.more: await wait_for_event(signals.outbox, config.poll_s)
+            if not again: await wait_for_event(signals.outbox, config.poll_s)
         if self.calls: await asyncio.wait(self.calls, timeout=config.drain_s)
+
+    async def claim_for_room(self) -> tuple[list[Claim], bool]: # what may be sent; whether to claim again at once
+        "As many as there are places; only exits, where there is none for an entry."
+        room, exits, may_send = self.room, self.exit_room, not self.deps.signals.holds
+        self.exits_wait = not room and not exits
+        if room: claims, self.more = await claim(self.deps, self.lease, min(room, self.deps.config.batch_max), may_send)
+        elif exits: claims, self.exits_wait = await claim(self.deps, self.lease, exits, may_send, exits_only=True)
+        else: claims = []
+        return claims, bool(room) and self.more
 
     async def give_back(self) -> None:
         "What a lost commit claimed."
