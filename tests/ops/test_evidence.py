@@ -12,7 +12,7 @@ from deskbook.core.errors import BadInput, DataError, DeskbookError, Refused
 from deskbook.core.files import read_json, strict_json
 from deskbook.core.settings import Settings
 from deskbook.ops.evidence import CheckRecord, Evidence, StepRecord, comparable, read_evidence, seal_problem, sealed, write_evidence
-from deskbook.ops.redaction import REDACTED, Redactor, secret_values
+from deskbook.core.redaction import REDACTED, Redactor, secret_values
 from deskbook.ops.runbook import Run
 
 NOW = "2025-11-04T06:00:00Z"

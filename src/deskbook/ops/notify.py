@@ -16,7 +16,7 @@ from ..core.clock import Clock, iso, system_clock, to_datetime
 from ..core.errors import BadInput, DataError
 from ..core.files import read_json, write_json
 from ..core.settings import Settings
-from .redaction import Redactor, secret_values
+from ..core.redaction import Redactor, secret_values
 
 log = logging.getLogger("deskbook.notify")
 

@@ -21,7 +21,7 @@ from ..core.clock import to_datetime
 
 # %% ../../../nbs/ops/00_parameters.ipynb #341507d7
 from ..core.errors import BadInput, NotFound, did_you_mean
-from .redaction import Redactor, secret_looking
+from ..core.redaction import Redactor, secret_looking
 
 SCALARS: dict[str, type] = {"int": int, "float": float, "str": str}
 

@@ -28,7 +28,7 @@ from ..core.errors import BadInput, DataError, DeskbookError, LockHeld, NotFound
 from ..core.files import atomic_write, plain, read_json, run_id, sha256, strict_json, write_json
 from ..core.settings import Settings
 from .evidence import CheckRecord, ErrorRecord, Evidence, StepRecord, Verdict, find_run, git_commit, read_evidence, reports_folder, sealed, versions, write_evidence
-from .redaction import Redactor, redactor_for
+from ..core.redaction import Redactor, redactor_for
 
 # %% ../../../nbs/ops/10_runbook.ipynb #734efd29
 def judge(

@@ -28,7 +28,7 @@ from ..core.files import atomic_write, plain, run_id, sha256
 from ..core.settings import Settings
 from .evidence import ErrorRecord, Evidence, exit_code, find_run, git_commit, lost, project_root, read_evidence, reports_folder, seal_problem, sealed, versions, write_evidence
 from .parameters import check_parameters, runbook_parameters
-from .redaction import Redactor, redactor_for
+from ..core.redaction import Redactor, redactor_for
 from .runbook import CONFIRMED, FOLDER, RunLock, append_log, live_phrase, redacted, target_of
 
 # %% ../../../nbs/ops/20_runner.ipynb #67a688bb
