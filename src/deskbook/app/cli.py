@@ -31,6 +31,8 @@ PARTS = {  # command: module that holds it as a typer app of the same name
     "risk": "deskbook.app.cli_risk",
     "kill-switch": "deskbook.app.cli_kill_switch",
     "daemon": "deskbook.app.cli_daemon",
+    "ops": "deskbook.app.cli_ops",
+    "desk": "deskbook.app.cli_ops",
     "weekly": "deskbook.app.cli_weekly",
     "run": "deskbook.app.cli_run",
     "runs": "deskbook.app.cli_run",
