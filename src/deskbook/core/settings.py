@@ -77,6 +77,7 @@ def _pairs(value: Any) -> Any: # "EUR_USD, GBP_USD" or a list
 Pairs = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_pairs)]
 
 class FeedSettings(_Part):
+    # long: one field per line
     "Candles and gates."
     hotband_pairs: Pairs = _env("HOTBAND_PAIRS", default=MAJORS, what="instruments that the desk follows, comma separated")
     candle_granularity: str = _env("CANDLE_STREAM_GRANULARITY", default="M1", what="candles that are streamed")
@@ -87,8 +88,14 @@ class FeedSettings(_Part):
     gate_retention: int = _env("VALKEY_SIGNAL_RETENTION", default=5000, what="gates kept per pair in Valkey")
     gate_ttl_s: int = _env("REGIME_GATE_TTL", default=900, what="a gate is forgotten after so long")
     gate_max_age_s: float = _env("GATE_MAX_AGE_SECONDS", default=180.0, what="an older gate admits nothing; counted from the close of its last candle")
+    regime_window: int = _env("REGIME_WINDOW_CANDLES", default=64, what="candles per gate")
+    regime_atr_period: int = _env("REGIME_ATR_PERIOD", default=14, what="candles of the true range")
+    regime_hazard_percentile: float = _env("REGIME_HAZARD_PERCENTILE", default=0.95, what="quantile of past hazards above which a gate is refused")
+    regime_signature_minutes: int = _env("REGIME_SIGNATURE_MINUTES", default=720, what="how long a signature counts as a repetition")
+    regime_min_confidence: float = _env("REGIME_MIN_CONFIDENCE", default=0.0, what="of the regime label")
+    regime_lambda_scale: float = _env("REGIME_LAMBDA_SCALE", default=1.0, what="lambda = hazard x this")
+    regime_admit: str = _env("REGIME_ADMIT_REGIMES", default="", what="labels that may be admitted, comma separated; empty: all")
     regime_loop_s: float = _env("REGIME_LOOP_SECONDS", default=1.0, what="seconds between two looks for new candles")
-    regime_lookback_minutes: int = _env("REGIME_LOOKBACK_MINUTES", default=240, what="candles that warm an engine up which has no stored state")
     prometheus_port: int = _env("REGIME_PROM_PORT", default=9105, what="metrics of the regime worker; 0: none")
     metrics_off: bool = _env("DISABLE_REGIME_METRICS", default=False, what="no metrics of the regime worker")
 
