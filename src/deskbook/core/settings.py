@@ -122,6 +122,7 @@ class HealthSettings(_Part):
     gate_stale_minutes: float = _env("CB_GATE_STALE_MIN", default=10.0, what="gates older than this are a warning")
     slack_webhook: SecretStr | None = _env("SLACK_WEBHOOK", what="where alerts are posted")
     syslog_address: str = _env("SYSLOG_ADDRESS", default="", what="/dev/log or host:port; empty: no syslog")
+    tls_certificate: Path | None = _env("TLS_CERTIFICATE", what="PEM file of the edge, whose end is watched; none: not watched")
     alert_repeat_s: float = Field(3600.0, description="the same alert is told again after so long")
 
 # %% ../../../nbs/core/03_settings.ipynb #e0dbd807
