@@ -272,7 +272,7 @@ def test_a_certificate_that_ends_soon_is_a_finding(world, tmp_path):
         parts.clock.ms += 14 * 86_400_000
         assert [f.level for f in (await watch.look()).findings if f.name == "certificate"] == ["critical"]
         path.write_text("torn")
-        assert [f.message for f in (await watch.look()).findings if f.name == "certificate"][0].startswith(str(path))
+        assert next(f.message for f in (await watch.look()).findings if f.name == "certificate").startswith(str(path))
 
     world(test, tls_certificate=path)
     assert Settings(tls_certificate=None).tls_certificate is None

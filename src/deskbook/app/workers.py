@@ -210,8 +210,7 @@ class Supervised:
         finally:
             end.set()
             for task in (work, stopping, steady): task.cancel()
-            said = (await asyncio.gather(work, stopping, steady, return_exceptions=True))[0]
-        if keeper: await asyncio.gather(keeper, return_exceptions=True)
+            said = (await asyncio.gather(work, stopping, steady, *([keeper] if keeper else []), return_exceptions=True))[0]
         if lease and self.ledger and lost is None:
             try: await release_lease(self.ledger, lease)
             except (LedgerDown, psycopg.Error): pass

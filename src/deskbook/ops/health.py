@@ -17,7 +17,7 @@ from ..core import metrics
 from ..core.clock import Clock, iso, to_ms
 from ..core.errors import BadInput, DeskbookError
 from ..core.settings import Settings
-from .live_tools import Freshness, GateAge, gate_freshness, market_closed
+from .live_tools import Freshness, gate_freshness, market_closed
 from .notify import Alert, Notifier, Severity
 from ..stores.ledger import Ledger, LedgerDown
 from ..stores.live import Live, LiveUnavailable
