@@ -97,6 +97,7 @@ class FeedSettings(_Part):
     regime_admit: str = _env("REGIME_ADMIT_REGIMES", default="", what="labels that may be admitted, comma separated; empty: all")
     regime_loop_s: float = _env("REGIME_LOOP_SECONDS", default=1.0, what="seconds between two looks for new candles")
     prometheus_port: int = _env("REGIME_PROM_PORT", default=9105, what="metrics of the regime worker; 0: none")
+    prometheus_host: str = _env("PROM_HOST", default="127.0.0.1", what="where the workers show their metrics; 0.0.0.0 inside a container")
     metrics_off: bool = _env("DISABLE_REGIME_METRICS", default=False, what="no metrics of the regime worker")
 
 # %% ../../../nbs/core/03_settings.ipynb #72762935
