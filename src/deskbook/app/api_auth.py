@@ -13,10 +13,11 @@ import logging
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .api_problems import ApiError, api_error, new_trace, problem
 from ..core.errors import DeskbookError, Refused
+from ..core.redaction import Redactor
 from ..core.settings import Settings
 
 Headers = Sequence[tuple[bytes, bytes]] # as they came, names in any case
@@ -137,8 +138,8 @@ def marked(send: Send, trace_id: str, started: list[bool]) -> Send:
 class Door:
     # long: one request from the outside to the routes
     "ASGI middleware: trace id, token, rate limit, and an answer for everything that goes wrong."
-    def __init__(self, app: ASGIApp, token: str, limit: RateLimit, secrets: Iterable[str] = ()):
-        self.app, self.token, self.limit, self.secrets = app, token, limit, tuple(secrets)
+    def __init__(self, app: ASGIApp, token: str, limit: RateLimit, redactor: Redactor):
+        self.app, self.token, self.limit, self.redactor = app, token, limit, redactor
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan": return await self.app(scope, receive, send)
@@ -152,7 +153,7 @@ class Door:
         except Exception as e:
             error = api_error(e) if isinstance(e, DeskbookError) else ApiError("internal")
             if error.code == "internal": log.exception("a request failed", extra={"trace_id": trace_id, "path": scope["path"]})
-            if not started: await problem(error, trace_id, self.secrets)(scope, receive, out)
+            if not started: await problem(error, trace_id, self.redactor)(scope, receive, out)
 
     def check(self, scope: Scope) -> None:
         "Raise `ApiError` unless it may pass."

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .api_problems import ApiError, problem
 from ..core.errors import DeskbookError
 from ..core.files import sha256
+from ..core.redaction import Redactor
 from ..stores.ledger import Ledger, LedgerDown
 
 # %% ../../../nbs/app/69_api_idempotency.ipynb #67397cd1
@@ -171,7 +172,8 @@ ALWAYS = frozenset({"/api/kill-switch"}) # go on without a key when the ledger i
 class Idempotency:
     # long: one request from its key to its answer
     "ASGI middleware: `Idempotency-Key` on every POST."
-    def __init__(self, app: ASGIApp, ledger: Ledger, account: str): self.app, self.ledger, self.account = app, ledger, account
+    def __init__(self, app: ASGIApp, ledger: Ledger, account: str, redactor: Redactor):
+        self.app, self.ledger, self.account, self.redactor = app, ledger, account, redactor
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST": return await self.app(scope, receive, send)
@@ -183,7 +185,7 @@ class Idempotency:
             await self.once(scope, receive, send, f"{self.account}:{keys[0]}", body)
         except DeskbookError as e:
             error = e if isinstance(e, ApiError) else ApiError("ledger_unavailable")
-            await problem(error, scope.get("state", {}).get("trace_id", ""))(scope, receive, send)
+            await problem(error, scope.get("state", {}).get("trace_id", ""), self.redactor)(scope, receive, send)
 
     async def once(self, scope: Scope, receive: Receive, send: Send, key: str, body: bytes) -> None:
         "Do it, or say what became of it."

@@ -136,6 +136,7 @@ class PositionOut(BaseModel):
 class Positions(BaseModel):
     positions: list[PositionOut]
 
+# %% ../../../nbs/app/71_api_models.ipynb #651d6624
 class NavFacts(Switches):
     "What the account is worth and what it holds."
     nav_snapshot: float | None = Field(description="account currency; null: never read")
