@@ -3,8 +3,11 @@ import asyncio
 import json
 import os
 import random
+import secrets
+import shutil
 import signal
 import time
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -367,32 +370,44 @@ def test_it_wakes_when_a_candle_comes_and_ends_when_told(world):
     world.run(body)
 
 
-def test_valkey_killed_and_revived(tmp_path, market):
-    """It loses all it held; a streamer fills it again, and the worker goes on as if nothing had been."""
-    with start_valkey(durable=False, temporary=True) as server:
-        w = World(server.url, "t:", tmp_path / "lake", market, regime_loop_s=0.05)
+@pytest.fixture
+def mortal():
+    """A Valkey of this test's own, in a folder that survives it."""
+    folder = Path("/tmp") / f"deskbook-tests-{secrets.token_hex(4)}"
+    folder.mkdir(mode=0o755)
+    with start_valkey(folder=folder) as server:
+        yield server
+    shutil.rmtree(folder, ignore_errors=True)
 
-        async def body(w):
-            w.lake.write_candles(w.head(WARM), "sim")
-            worker, stop = w.worker(), asyncio.Event()
-            task = asyncio.create_task(worker.run(stop))
-            await w.put(w.cut(WARM - 100, WARM + 20))
-            await until(lambda: last_gate(w.live, "USD_JPY"))
-            os.kill(server.pid, signal.SIGKILL)
-            await asyncio.sleep(0.5)
-            with pytest.raises(LiveUnavailable):
-                await worker.round()
-            await asyncio.to_thread(server.revive)
-            w.lake.write_candles(w.head(WARM + 20), "sim")
-            await w.put(w.cut(WARM - 100, WARM + 25))
-            async def complete():
-                return [(await last_gate(w.live, p) or None) and (await last_gate(w.live, p)).ts_ms for p in PAIRS] == [int(w.of(p)["time"].dt.epoch("ms")[WARM + 24]) for p in PAIRS]
-            await until(complete)
-            assert not task.done()
-            await w.check(worker, w.head(WARM + 25))
-            stop.set()
-            await asyncio.wait_for(task, 10)
-        w.run(body)
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_valkey_killed_and_revived(tmp_path, market, mortal, lost):
+    """With what it held, or without: a streamer goes on, and so does the worker."""
+    w = World(mortal.url, "t:", tmp_path / "lake", market, regime_loop_s=0.05)
+
+    async def body(w):
+        w.lake.write_candles(w.head(WARM), "sim")
+        worker, stop = w.worker(), asyncio.Event()
+        task = asyncio.create_task(worker.run(stop))
+        await w.put(w.cut(WARM - 100, WARM + 20))
+        await until(lambda: last_gate(w.live, "USD_JPY"))
+        os.kill(mortal.pid, signal.SIGKILL)
+        await asyncio.sleep(0.5)
+        with pytest.raises(LiveUnavailable):
+            await worker.round()
+        await asyncio.to_thread(mortal.revive)
+        if lost:
+            await w.flush()
+        w.lake.write_candles(w.head(WARM + 20), "sim")
+        await w.put(w.cut(WARM - 100, WARM + 25))
+        async def complete():
+            return [(await last_gate(w.live, p) or None) and (await last_gate(w.live, p)).ts_ms for p in PAIRS] == [int(w.of(p)["time"].dt.epoch("ms")[WARM + 24]) for p in PAIRS]
+        await until(complete)
+        assert not task.done()
+        await w.check(worker, w.head(WARM + 25))
+        stop.set()
+        await asyncio.wait_for(task, 10)
+    w.run(body)
 
 
 def test_the_environment_sets_the_gates(monkeypatch):
