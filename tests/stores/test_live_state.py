@@ -8,6 +8,7 @@ import pytest
 from deskbook.market.simulated import simulate_candles
 from deskbook.stores.live import LiveUnavailable, open_live
 from deskbook.stores.live_state import (
+    candle_births,
     candles_after,
     candles_key,
     gate_history,
@@ -96,7 +97,7 @@ def test_forming_candles_stay_out(at, day):
 def test_revision_counts_only_what_lies_behind(at, day):
     async def body(live):
         async def revision():
-            return int((await candles_after(live, {"EUR_USD": None}))["EUR_USD"].revision)
+            return (await candles_after(live, {"EUR_USD": None}))["EUR_USD"].revision.split(":")
         seen = []
         await put_candles(live, "EUR_USD", "M1", day.slice(10, 10))
         seen.append(await revision())
@@ -105,10 +106,11 @@ def test_revision_counts_only_what_lies_behind(at, day):
             seen.append(await revision())
         await live.redis.delete(live.key(candles_key("EUR_USD")))
         await put_candles(live, "EUR_USD", "M1", day.slice(10, 15))
-        return [s - seen[0] for s in seen], await revision() - max(seen)
-    steps, after_loss = at(body)
-    assert steps == [0, 0, 0, 1, 3, 5]
-    assert after_loss > 0
+        return seen, await revision(), await candle_births(live, ["EUR_USD", "USD_JPY"])
+    seen, after_loss, births = at(body)
+    assert [n for _, n in seen] == ["0", "0", "0", "1", "3", "5"] and len({born for born, _ in seen}) == 1
+    assert after_loss[0] > seen[0][0] and after_loss[1] == "0"
+    assert births == {"EUR_USD": after_loss[0], "USD_JPY": None}
 
 
 def test_a_set_of_another_writer_gets_a_revision_too(at, day):

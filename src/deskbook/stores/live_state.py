@@ -6,8 +6,8 @@
 __all__ = ['CANDLE_CHANNEL', 'GATE_CHANNEL', 'NAV_SNAPSHOT', 'RISK_SUMMARY', 'POSITION_COUNT', 'OPS_HEALTH', 'DESK_LOOP',
            'PUT_CANDLES', 'candles_key', 'revision_key', 'gate_key', 'gate_index_key', 'engine_key', 'stack_key',
            'pricing_key', 'candle_text', 'candle_row', 'candle_frame', 'candle_rows', 'put_candles', 'prune_candles',
-           'read_candles', 'NewCandles', 'candles_after', 'newest_candles', 'put_gate', 'put_gate_history',
-           'last_gates', 'last_gate', 'gate_history', 'put_json', 'get_json']
+           'read_candles', 'NewCandles', 'candles_after', 'newest_candles', 'candle_births', 'put_gate',
+           'put_gate_history', 'last_gates', 'last_gate', 'gate_history', 'put_json', 'get_json']
 
 # %% ../../../nbs/stores/22_live_state.ipynb #ba66dc2b
 import json
@@ -84,9 +84,11 @@ def candle_rows(
 PUT_CANDLES = """
 local last = redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')[2]
 local top, wrote, revised = tonumber(last or '-1'), 0, 0
-if not last or redis.call('EXISTS', KEYS[2]) == 0 then
+local born, count = string.match(redis.call('GET', KEYS[2]) or '', '^(%d+):(%d+)$')
+if not last or not born then
   local now = redis.call('TIME')
-  redis.call('SET', KEYS[2], now[1] .. string.format('%06d', now[2]))
+  born, count = now[1] .. string.format('%06d', now[2]), 0
+  redis.call('SET', KEYS[2], born .. ':0')
 end
 for i = 3, #ARGV, 2 do
   local score, text = ARGV[i], ARGV[i + 1]
@@ -98,13 +100,13 @@ for i = 3, #ARGV, 2 do
     if tonumber(score) <= top then revised = revised + 1 else top = tonumber(score) end
   end
 end
-if revised > 0 then redis.call('INCRBY', KEYS[2], revised) end
+if revised > 0 then redis.call('SET', KEYS[2], born .. ':' .. string.format('%d', count + revised)) end
 if wrote > 0 then redis.call('PUBLISH', ARGV[1], ARGV[2]) end
 return wrote
 """
 
 # %% ../../../nbs/stores/22_live_state.ipynb #8f32dc2e
-_PIECE = 500 # candles per call, so that nobody else waits long for the server
+_PIECE = 5000 # candles per call, so that nobody else waits long for the server; the newest first, so that the rest counts as late
 
 async def put_candles(
     live: Live, instrument: str, granularity: str,
@@ -117,8 +119,8 @@ async def put_candles(
     now = now_ms if now_ms is not None else rows[-1]["time"] if rows else 0
     if retention_days > 0: rows = [r for r in rows if r["time"] >= now - round(retention_days*DAY_MS)]
     keys = live.key(candles_key(instrument, granularity)), live.key(revision_key(instrument, granularity))
-    for i in range(0, len(rows), _PIECE):
-        words = [w for r in rows[i:i + _PIECE] for w in (r["time"], candle_text(r))]
+    for end in range(len(rows), 0, -_PIECE):
+        words = [w for r in rows[max(0, end - _PIECE):end] for w in (r["time"], candle_text(r))]
         told = live.key(CANDLE_CHANNEL), f"{instrument} {granularity}"
         with said_as_live(live.url): wrote += await live.redis.eval(PUT_CANDLES, 2, *keys, *told, *words)
     if now: await prune_candles(live, instrument, granularity, retention_days, now)
@@ -184,6 +186,14 @@ async def newest_candles(
         for name in instruments: pipe.zrevrange(live.key(candles_key(name, granularity)), 0, 0, withscores=True)
         said = await pipe.execute()
     return {name: int(s[0][1]) if s else None for name, s in zip(instruments, said)}
+
+# %% ../../../nbs/stores/22_live_state.ipynb #6b889155
+async def candle_births(
+    live: Live, instruments: Sequence[str], granularity: str = "M1",
+) -> dict[str, str | None]: # None: there are no candles
+    "When each pair's set was made, as an opaque text."
+    said = await live.get_many(*(revision_key(n, granularity) for n in instruments)) if instruments else []
+    return {n: s.partition(":")[0] if s else None for n, s in zip(instruments, said)}
 
 # %% ../../../nbs/stores/22_live_state.ipynb #f424126a
 async def put_gate(
