@@ -197,7 +197,7 @@ def test_strangers_units_stay():
     assert decide(inputs(stack=Stack("EUR_USD", (), D(5000)), portfolio=account(5000), gate=a_gate(admit=False))).verdict == "refuse"
 
 
-@pytest.mark.parametrize("facts, reason", [(ExitFacts(D(1000), 1, NOW), "exit_pending"), (ExitFacts(D(0), 1, NOW - 1_999), "exit_retry_wait"), (ExitFacts(D(0), 4, NOW - 15_999), "exit_retry_wait")])
+@pytest.mark.parametrize("facts, reason", [(ExitFacts(D(1000), 1, 0, NOW), "exit_pending"), (ExitFacts(D(0), 1, 0, NOW - 1_999), "exit_retry_wait"), (ExitFacts(D(0), 4, 0, NOW - 15_999), "exit_retry_wait"), (ExitFacts(D(0), 0, 4, NOW - 15_999), "exit_retry_wait")])
 def test_an_exit_on_its_way_is_not_sent_again(facts, reason):
     assert decide(holding(ticket(until=NOW), exits={E1: facts})).reasons == ("hold_expiry", reason)
 
@@ -237,3 +237,8 @@ def test_names_of_orders_fit_the_intake():
 
 def test_limits_are_fields_of_the_settings():
     assert {f.name for f in fields(StackLimits)} == {"max_per_pair", "max_pairs", "cooldown_s", "default_hold_s"}
+
+
+def test_a_gate_with_odd_numbers_can_be_written_down():
+    i = inputs(a_gate(structure={"coherence": float("nan"), "x": [float("inf")]}), rules=replace(RULES, guards=Guards(min_coherence=0.1)))
+    assert '"nan"' in rows_json([inputs_document(i, decide(i))]) and decide(i).reasons == ("coherence_invalid",)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Verdict', 'RETRY_MAX_S', 'SEND_WITHIN_S', 'Signal', 'sign_of', 'best_hit', 'signal_of', 'ExitFacts', 'DecisionInputs',
            'DecisionPlan', 'gate_key', 'decision_id', 'retry_pause_s', 'exit_orders', 'sized', 'entry_order',
-           'entry_key', 'decide', 'gate_seen', 'inputs_document', 'entry_plan']
+           'entry_key', 'decide', 'gate_seen', 'json_safe', 'inputs_document', 'entry_plan']
 
 # %% ../../../nbs/trading/64_decide.ipynb #219c1519
-import json
+import json, math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
@@ -77,7 +77,8 @@ class ExitFacts:
     "What was already tried to close a ticket."
     pending: Decimal = Decimal(0) # units on their way, no sign
     attempts: int = 0 # exit orders so far
-    last_ms: int = 0 # when the last was decided, epoch ms
+    refused: int = 0 # tries that the desk refused, so that there is no order
+    last_ms: int = 0 # when the last was decided or refused, epoch ms
 
 # %% ../../../nbs/trading/64_decide.ipynb #16864d66
 # long: the inputs are one list, and each has its unit
@@ -165,7 +166,7 @@ def exit_orders(
         facts, t = inputs.exits.get(e.ticket.order_id, ExitFacts()), e.ticket
         room = exit_room(portfolio, inputs.instrument)*-t.sign # no sign; negative: the position is on the other side
         if facts.pending: reason = "exit_pending"
-        elif inputs.now_ms - facts.last_ms < retry_pause_s(facts.attempts)*1000: reason = "exit_retry_wait"
+        elif inputs.now_ms - facts.last_ms < retry_pause_s(facts.attempts + facts.refused)*1000: reason = "exit_retry_wait"
         elif room <= 0: reason = "exceeds_position"
         else:
             units = min(abs(t.units), room)*-t.sign
@@ -225,7 +226,7 @@ def decide(
     if signal is None: reasons.append(str(wanted))
     else:
         reasons += plan_entry(i.stack, signal.sign, i.rules, i.limits, i.facts, i.now_ms)
-        if not against: reasons += (made := sized(i, signal)).reasons
+        if not against and not i.facts.used: reasons += (made := sized(i, signal)).reasons
     if reasons or signal is None or made is None: return plan("hold" if i.stack.tickets else "refuse", reasons, size=made)
     until = i.now_ms + round(hold_s(i.rules, signal.hold_minutes, i.limits.default_hold_s)*1000)
     return plan("enter", [], [entry_order(i, made.units)], "BUY" if signal.sign > 0 else "SELL", size=made, hold_until_ms=until)
@@ -241,6 +242,12 @@ def gate_seen(gate: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     return {**gate, "components": {k: v for k, v in gate["components"].items() if k != "bits_b64"}}
 
 # %% ../../../nbs/trading/64_decide.ipynb #d3732bfe
+def json_safe(value: Any) -> Any:
+    "The same without numbers that JSON has not."
+    if isinstance(value, float) and not math.isfinite(value): return str(value)
+    if isinstance(value, Mapping): return {str(k): json_safe(v) for k, v in value.items()}
+    return [json_safe(v) for v in value] if isinstance(value, (list, tuple)) else value
+
 def inputs_document(
     inputs: DecisionInputs,
     plan: DecisionPlan,
@@ -248,7 +255,7 @@ def inputs_document(
     "Why a decision was made, for the ledger."
     i, p, quote = inputs, inputs.portfolio, inputs.portfolio.quotes.get(inputs.instrument)
     return {
-        "gate": plan.gate_seen, "session": asdict(i.session), "stack": stack_document(i.stack, i.now_ms), "price": i.price,
+        "gate": json_safe(plan.gate_seen), "session": asdict(i.session), "stack": stack_document(i.stack, i.now_ms), "price": i.price,
         "quote": quote and {"bid": quote.bid, "ask": quote.ask, "time_ms": quote.time_ms},
         "equity": p.equity, "equity_ms": p.equity_ms,
         "size": plan.size and {"units": plan.size.units, "notional_usd": plan.size.notional_usd, "binding": plan.size.binding,
