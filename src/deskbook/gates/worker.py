@@ -25,9 +25,8 @@ from .payload import GatePayload, frame_payloads, payload_json
 from .settings import HAZARD_FALLBACK, GateSettings, settings_from
 from ..market.calendar import TradingCalendar, calendar_for
 from ..market.candles import clean_candles, empty_candles
-from ..stores import live_state
 from ..stores.lake import Lake
-from ..stores.live import Live, LiveUnavailable, said_as_live
+from ..stores.live import Live, LiveUnavailable
 from ..stores.live_state import CANDLE_CHANNEL, NewCandles, candle_frame, candles_after, engine_key, put_gate_history
 
 _log = logger(__name__)
@@ -136,6 +135,8 @@ class Pair:
     @property
     def whole(self) -> bool: # everything that was made is stored
         return not self.waiting and not self.lost and (self.fill is None or self.fill.done())
+
+def _born(revision: str | None) -> str: return (revision or "").partition(":")[0] # changes when Valkey has lost the candles, and more
 
 # %% ../../../nbs/gates/60_worker.ipynb #6cc18695
 def saved_text(pair: Pair) -> str: # JSON
@@ -266,7 +267,7 @@ class GateWorker:
         "Build the engine anew from lake and Valkey, and correct what was published."
         got = (await candles_after(self.live, {p.instrument: None}, self.gates.timeframe))[p.instrument]
         if not got.rows: return 0
-        keep, whole_index = self.settings.gate_retention, not p.taken or not p.whole or not await self._index_there(p)
+        keep, whole_index = self.settings.gate_retention, not p.taken or not p.whole or _born(p.revision) != _born(got.revision)
         built = await asyncio.to_thread(self._build, p, got.rows)
         now_seen = seen(built.candles)
         changed = first_change(p.taken, now_seen)
@@ -292,9 +293,6 @@ class GateWorker:
             _log.error("the lake cannot be read; the gates of this pair warm up anew", instrument=p.instrument, why=str(e))
             past = empty_candles()
         return build_engine(p.instrument, past, candle_frame(p.instrument, rows), self.gates, p.calendar, self.clock)
-
-    async def _index_there(self, p: Pair) -> bool:
-        with said_as_live(self.live.url): return bool(await self.live.redis.exists(self.live.key(live_state.gate_index_key(p.instrument))))
 
     async def _fill(self, p: Pair, gates: pl.DataFrame, piece: int = 20) -> None:
         "Put older gates into the index, newest first, in pieces so small that no new candle waits for them."
@@ -408,6 +406,6 @@ class GateWorker:
 
     def _show_metrics(self) -> Callable[[], None] | None:
         if self.settings.metrics_off or not self.settings.prometheus_port: return None
-        try: return serve_metrics(self.settings.prometheus_port)
+        try: return serve_metrics(self.settings.prometheus_port, self.settings.prometheus_host)
         except BadInput as e: _log.error("no metrics", why=str(e))
         return None
