@@ -32,6 +32,7 @@ PARTS = {  # command: module that holds it as a typer app of the same name
     "kill-switch": "deskbook.app.cli_kill_switch",
     "daemon": "deskbook.app.cli_daemon",
     "api": "deskbook.app.cli_api",
+    "up": "deskbook.app.up",
     "ops": "deskbook.app.cli_ops",
     "desk": "deskbook.app.cli_ops",
     "weekly": "deskbook.app.cli_weekly",

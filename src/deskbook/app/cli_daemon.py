@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 import typer
 from .cli_desk import Json
-from .workers import WORKERS, Supervised, open_parts, supervised, trading_account, worker
+from .workers import WORKERS, Supervised, load, open_parts, supervised, trading_account, worker
 from ..core.clock import iso, system_clock
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ async def work(name: str, settings: Settings, account: str, as_json: bool, port:
     from deskbook.core.loop import leave_memory_alone
     from deskbook.trading.desk import stop_on_signals
     stop = asyncio.Event()
+    load([name])
     async with open_parts(settings, account) as parts:
         with shown(port, settings.prometheus_host):
             one = supervised(name, parts)

@@ -6,9 +6,10 @@
 from __future__ import annotations
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 import psycopg
 from ..core.clock import Clock, boottime, system_clock
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("deskbook.workers")
 
 # %% auto #0
-__all__ = ['log', 'Work', 'WORKERS', 'State', 'trading_account', 'Parts', 'open_parts', 'Worker', 'worker', 'Supervision',
+__all__ = ['log', 'Work', 'WORKERS', 'State', 'trading_account', 'Parts', 'open_parts', 'Worker', 'worker', 'load', 'Supervision',
            'pause_s', 'Supervised', 'supervised', 'supervise_all']
 
 # %% ../../../nbs/app/80_workers.ipynb #5a243420
@@ -48,6 +49,7 @@ class Parts:
     live: Live
     lake: Lake
     clock: Clock = system_clock
+    said: dict[str, str] = field(default_factory=dict) # what a worker tells the others of its process, e.g. the API its address
 
     @property
     def account(self) -> str: return self.desk.account
@@ -81,7 +83,8 @@ async def _streamer(parts: Parts, stop: asyncio.Event) -> None:
 async def _gates(parts: Parts, stop: asyncio.Event) -> None:
     from deskbook.gates.worker import GateWorker
     from deskbook.ops.health import hazard_fallback
-    await GateWorker(parts.live, parts.lake, parts.settings, parts.clock, on_fallback=hazard_fallback(parts)).run(stop)
+    from deskbook.venues.streamer import lake_venue
+    await GateWorker(parts.live, parts.lake, parts.settings, parts.clock, hazard_fallback(parts), lake_venue(parts.venue)).run(stop)
 
 async def _manager(parts: Parts, stop: asyncio.Event) -> None:
     from deskbook.trading.manager import Manager
@@ -95,7 +98,8 @@ async def _health(parts: Parts, stop: asyncio.Event) -> None:
 
 async def _api(parts: Parts, stop: asyncio.Event) -> None:
     from deskbook.app.api import ApiDeps, run
-    await run(ApiDeps(parts.settings, parts.live, parts.ledger, parts.desk, parts.clock, parts.settings.reports), stop)
+    def ready(url: str) -> None: parts.said["api"] = url
+    await run(ApiDeps(parts.settings, parts.live, parts.ledger, parts.desk, parts.clock, parts.settings.reports), stop, ready)
 
 async def _sender(parts: Parts, stop: asyncio.Event) -> None: await parts.desk.run(stop)
 
@@ -106,21 +110,31 @@ class Worker:
     name: str
     what: str # one line for people
     start: Callable[[Parts, asyncio.Event], Awaitable[None]]
+    modules: tuple[str, ...] = () # what it imports
     leased: bool = True # False: it takes a lease of its own
     port: int = 0 # where its process shows metrics; 0: it shows them itself
 
 WORKERS: dict[str, Worker] = {w.name: w for w in (
-    Worker("streamer", "closed candles from the venue into the live store and the lake", _streamer, port=9104),
-    Worker("gates", "one gate for each closed candle", _gates),
-    Worker("manager", "decides every two seconds, and submits", _manager, port=9106),
-    Worker("health", "watches all of it, and tells people", _health, port=9107),
-    Worker("api", "REST and events", _api),
+    Worker("streamer", "closed candles from the venue into the live store and the lake", _streamer, ("deskbook.venues.streamer",), port=9104),
+    Worker("gates", "one gate for each closed candle", _gates, ("deskbook.gates.worker", "deskbook.ops.health")),
+    Worker("manager", "decides every two seconds, and submits", _manager, ("deskbook.trading.manager", "deskbook.trading.profile"), port=9106),
+    Worker("health", "watches all of it, and tells people", _health, ("deskbook.ops.health",), port=9107),
+    Worker("api", "REST and events", _api, ("deskbook.app.api",)),
     Worker("sender", "sends orders, records, reconciles", _sender, leased=False, port=9108))}
 
 def worker(name: str) -> Worker:
     "Look one up. Raises `BadInput`."
     if name not in WORKERS: raise BadInput(f"there is no worker {name!r}.{did_you_mean(name, WORKERS)}", f"There are {', '.join(WORKERS)}.")
     return WORKERS[name]
+
+# %% ../../../nbs/app/80_workers.ipynb #52f9a0b6
+def load(
+    names: Iterable[str], # of `WORKERS`
+) -> None:
+    "Import what these workers need."
+    for module in (m for n in names for m in worker(n).modules):
+        try: import_module(module)
+        except Exception as e: log.error("%s cannot be loaded: %s", module, e) # whatever it is
 
 # %% ../../../nbs/app/80_workers.ipynb #d80cae0a
 State = Literal["waiting", "running", "crashed", "draining", "stopped"]

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("deskbook.health")
 
 # %% auto #0
-__all__ = ['log', 'Level', 'Overall', 'SEVERITY', 'ALL', 'Facts', 'Finding', 'Limits', 'gate_findings', 'loop_findings',
-           'store_findings', 'account_findings', 'certificate_findings', 'Health', 'health_of', 'not_after',
-           'certificate_end', 'read_live', 'read_ledger', 'drift_usd', 'read_machine', 'read_facts', 'show_facts',
-           'fingerprint', 'book_findings', 'tell_alerts', 'hazard_fallback', 'Watch', 'run']
+__all__ = ['log', 'Level', 'Overall', 'SEVERITY', 'FIRST_LOOK_S', 'ALL', 'Facts', 'Finding', 'Limits', 'gate_findings',
+           'loop_findings', 'store_findings', 'account_findings', 'certificate_findings', 'Health', 'health_of',
+           'not_after', 'certificate_end', 'read_live', 'read_ledger', 'drift_usd', 'read_machine', 'read_facts',
+           'show_facts', 'fingerprint', 'book_findings', 'tell_alerts', 'hazard_fallback', 'Watch', 'run']
 
 # %% ../../../nbs/ops/61_health.ipynb #92d31135
 # long: one field per line with its unit
@@ -49,7 +49,7 @@ class Facts:
     read_only: bool = True
     live_error: str = "" # why Valkey could not be read
     ledger_error: str = "" # why PostgreSQL could not be read
-    loop_age_s: float | None = None # since the manager's last round; None: it never told
+    loop_age_s: float | None = None # since the manager's last round; None: it tells of none
     nav: float | None = None # account currency; None: not known
     nav_age_s: float | None = None
     exposure_usd: float | None = None
@@ -103,7 +103,7 @@ def gate_findings(f: Facts, limits: Limits) -> list[Finding]:
 def loop_findings(f: Facts, limits: Limits) -> list[Finding]:
     "The manager tells after every round, market open or not."
     if f.live_error: return []
-    if f.loop_age_s is None: return [Finding("loop", "critical", "The manager has never told of a round. Does `deskbook daemon manager` run?")]
+    if f.loop_age_s is None: return [Finding("loop", "critical", "The manager has told of no round lately. Does `deskbook daemon manager` run?")]
     if f.loop_age_s <= limits.loop_stale_s: return []
     return [Finding("loop", "critical", f"The manager's last round was {f.loop_age_s:,.0f} s ago.", f.loop_age_s, limits.loop_stale_s)]
 
@@ -380,6 +380,7 @@ class Watch:
         self.engaged = facts.kill.engaged
 
 # %% ../../../nbs/ops/61_health.ipynb #2ab38eae
+FIRST_LOOK_S = 5.0
 ALL = ("streamer", "gates", "manager", "api", "sender") # health itself is looking
 
 async def run(
@@ -394,6 +395,7 @@ async def run(
     told = notifier or Notifier(s, memory=s.home/"told-health.json")
     watch = Watch(s, deps.live, deps.desk, deps.clock, told, limits)
     try:
+        await wait_for_event(stop, min(FIRST_LOOK_S, s.health_interval_s)) # the others are only just starting
         while not stop.is_set():
             health = await watch.look()
             log.log(logging.INFO if health.overall == "ok" else logging.WARNING, "health %s: %s", health.overall, "; ".join(f.message for f in health.findings) or "nothing to say")

@@ -42,6 +42,7 @@ from .risk import Exposures, RiskPolicy, RiskState, exit_room, exposures
 from .sender import Sender, shared, take_over, timed, unsent
 from ..venues.model import Guard, Instrument, Venue, Write
 from ..venues.oanda import ABSENCE_GRACE_S, Oanda
+from ..venues.retry import Timing
 
 # %% ../../../nbs/trading/50_desk.ipynb #bf1f1610
 @dataclass(frozen=True)
@@ -510,7 +511,7 @@ async def open_desk(
         kill = KillSwitch(settings.home/"kill_switch.json", live, key=settings.kill_switch_key, audit=ledger_audit(ledger))
         guard = SendGuard(kill, known.environment, account, settings.read_only if read_only is None else read_only, ledger)
         venue = Oanda(known.venue_account, known.token, known.base_url, known.stream_url, known.environment, timed(shared(guard)), connections=config.max_in_flight + config.exit_calls + 4,
-            absence_grace_s=known.absence_grace_s)
+            absence_grace_s=known.absence_grace_s, timing=Timing(clock=clock))
         stack.push_async_callback(venue.aclose)
         await enrol(ledger, venue, account)
         deps = Deps(account, ledger, venue, config, Signals(), clock)
