@@ -172,11 +172,11 @@ ALWAYS = frozenset({"/api/kill-switch"}) # go on without a key when the ledger i
 class Idempotency:
     # long: one request from its key to its answer
     "ASGI middleware: `Idempotency-Key` on every POST."
-    def __init__(self, app: ASGIApp, ledger: Ledger, account: str, redactor: Redactor):
-        self.app, self.ledger, self.account, self.redactor = app, ledger, account, redactor
+    def __init__(self, app: ASGIApp, ledger: Ledger, account: str, redactor: Redactor, posts: re.Pattern[str]): # posts: paths that take a POST
+        self.app, self.ledger, self.account, self.redactor, self.posts = app, ledger, account, redactor, posts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST": return await self.app(scope, receive, send)
+        if scope["type"] != "http" or scope["method"] != "POST" or not self.posts.fullmatch(scope["path"]): return await self.app(scope, receive, send)
         try:
             if (body := await read_body(receive)) is None: return
             check_json(body)

@@ -37,7 +37,8 @@ from ..studies.weekly import CANONICAL
 from ..venues.errors import VenueError
 
 # %% ../../../nbs/app/73_api_routes_market.ipynb #09bc99f8
-_NAME = re.compile(r"[A-Z0-9]{2,20}([_\-][A-Z0-9]{2,12})?")
+_ONE = r"[A-Z0-9]{2,20}([_\-][A-Z0-9]{2,12})?"
+_NAME, _LIST = re.compile(_ONE), rf"^({_ONE}( ?, ?{_ONE})*)?$"
 
 def wanted(
     one_each: Sequence[str], # of `instrument`
@@ -69,7 +70,7 @@ async def prices_of(deps: ApiDeps, names: Sequence[str]) -> dict[str, Any]:
 
 @market.get("/api/pricing", responses=answers(Prices, "invalid_request", "unknown_instrument", "broker_error"))
 async def pricing(deps: Deps, instrument: Annotated[list[Name], Query(max_length=100)] = [], # noqa: B006
-        instruments: Annotated[str, Query(max_length=2000, pattern=r"^([A-Z0-9_\-]+( *, *[A-Z0-9_\-]+)*)?$", description="the same as a list with commas")] = "") -> Response:
+        instruments: Annotated[str, Query(max_length=2000, pattern=_LIST, description="the same as a list with commas")] = "") -> Response:
     "Bid, ask and mid now."
     return said({"prices": await prices_of(deps, wanted(instrument, instruments, deps.settings.hotband_pairs))})
 
