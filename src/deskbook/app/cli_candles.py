@@ -246,8 +246,10 @@ def fetch_command(
     Example: deskbook candles fetch EUR_USD bybit:BTCUSDT --days 8
     """
     from deskbook.core.loop import run_sync
+    from deskbook.market.candles import is_currency_pair, normalise_instrument
     from deskbook.venues.public_candles import fetch_candles, parse_target
-    public, ours = [t for t in targets if ":" in t], [t for t in targets if ":" not in t]
+    ours = [t for t in targets if ":" not in t and is_currency_pair(normalise_instrument(t))]
+    public = [t for t in targets if t not in ours]
     for t in public: parse_target(t)
     (a, b), store, out = window(days, start, end, system_clock()), _lake(lake), []
     if ours: out += run_sync(fetch_ours(ours, a, b, store, timeframe, account))
