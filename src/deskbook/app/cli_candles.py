@@ -232,6 +232,7 @@ async def stream_candles(
             for n, s in streamer.status().items()]
 
 # %% ../../../nbs/app/10_cli_candles.ipynb #ffe8f530
+# long: options, and one loop for each kind of source
 @app.command("fetch", epilog=_EXITS)
 def fetch_command(
     targets: Annotated[list[str], typer.Argument(metavar="TARGET...", help="EUR_USD: from the desk's broker, into lake and Valkey. "
