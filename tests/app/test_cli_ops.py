@@ -197,3 +197,18 @@ def test_the_same_from_a_shell(store):
     command = [sys.executable, "-c", "import sys; from deskbook.app.cli import main; sys.exit(main())", "ops", "gate-freshness"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 2 and "no gate at all" in done.stdout, done.stderr
+
+
+def test_certificate(store, capsys, tmp_path, monkeypatch):
+    def make(days):
+        words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(tmp_path / "k"), "-out", str(tmp_path / "c.pem"), "-days", str(days), "-subj", "/CN=x"]
+        subprocess.run(words, check=True, capture_output=True)
+
+    monkeypatch.delenv("TLS_CERTIFICATE", raising=False)
+    assert said(capsys, "ops", "certificate", "--json")[0] == 1
+    make(20)
+    code, told = said(capsys, "ops", "certificate", "--json", "--file", str(tmp_path / "c.pem"))
+    assert code == 0 and 19.9 < told["days"] <= 20
+    monkeypatch.setenv("TLS_CERTIFICATE", str(tmp_path / "c.pem"))
+    assert main(["ops", "certificate", "--days", "21"]) == 3
+    assert main(["ops", "certificate", "--file", str(tmp_path / "k")]) == 1

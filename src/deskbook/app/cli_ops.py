@@ -7,10 +7,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from .cli_desk import Json, open_ledger, print_json, run, table, warn, who
-from ..core.clock import system_clock
+from ..core.clock import iso, system_clock
 from ..core.errors import BadInput, DeskbookError
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['ops', 'desk', 'settings_for', 'live_store', 'freshness_alert', 'tell', 'gate_freshness_command', 'aux_keys_command',
-           'seed_command', 'prune_command', 'workers_check', 'ledger_checks', 'all_checks', 'validate_command']
+           'seed_command', 'prune_command', 'certificate_command', 'certificate_alert', 'workers_check',
+           'ledger_checks', 'all_checks', 'validate_command']
 
 # %% ../../../nbs/app/66_cli_ops.ipynb #589124aa
 ops = typer.Typer(add_completion=False, no_args_is_help=True, help="Tools of the live desk: gate freshness, shared keys, seeding, pruning, certificate.")
@@ -175,6 +177,37 @@ def prune_command(
     if as_json: print_json({"keep_days": keep, "dry_run": dry_run, "removed": gone})
     elif not keep: print("All candles are kept (VALKEY_CANDLE_RETENTION is 0); give --days.")
     else: print(f"{'Would remove' if dry_run else 'Removed'} {sum(gone.values()):,} candles of {len(gone)} series, older than {keep:g} days.")
+
+# %% ../../../nbs/app/66_cli_ops.ipynb #840f31fe
+@ops.command("certificate", epilog="Exit codes: 0 valid for longer, 1 cannot be read, 3 ends soon or has ended.")
+def certificate_command(
+    file: Annotated[str, typer.Option("--file", metavar="PEM", help="Default: TLS_CERTIFICATE.")] = "",
+    days: Annotated[float, typer.Option(min=0, help="So many days before the end it is told.")] = 14.0, alert: _Alert = False, as_json: Json = False,
+) -> None:
+    """Say when the certificate of the edge ends.
+
+    Example: deskbook ops certificate --days 14 --alert
+    """
+    from deskbook.ops.health import certificate_end
+    settings = settings_for()
+    path, end, error = Path(file) if file else settings.tls_certificate, 0, ""
+    try:
+        if path is None: raise BadInput("no certificate is named.", "Set TLS_CERTIFICATE, or give --file.")
+        end = certificate_end(path)
+    except BadInput as e: error = str(e)
+    left = None if error else (end - system_clock())/86_400_000
+    code = 1 if left is None else 3 if left < days else 0
+    text = error if left is None else f"The TLS certificate {path} ends {iso(end)}, in {left:.1f} days."
+    if as_json: print_json({"ok": code == 0, "error": error, "ends": iso(end) if end else None, "days": left})
+    else: print(text)
+    if alert: tell(settings, certificate_alert(text, code, left), "certificate")
+    raise typer.Exit(code)
+
+# %% ../../../nbs/app/66_cli_ops.ipynb #f63b9e2d
+def certificate_alert(text: str, code: int, left: float | None) -> Alert:
+    "What people are told."
+    from deskbook.ops.notify import Alert
+    return Alert("certificate", "medium" if left is not None and left > 3 else "high", text, resolved=code == 0)
 
 # %% ../../../nbs/app/66_cli_ops.ipynb #fadd2204
 _LEASES = "SELECT name FROM leases WHERE expires_at > clock_timestamp() AND (name LIKE 'worker:%%:' || %s OR name = 'sender:' || %s)"
