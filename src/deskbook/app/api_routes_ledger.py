@@ -128,7 +128,7 @@ records = APIRouter(tags=["records"])
 Verdict = Literal["enter", "exit", "hold", "refuse"]
 _DECISIONS = """SELECT id, run_id, instrument, decided_at, verdict, action, reasons, inputs, trace_id FROM decisions
 WHERE account = %(account)s AND (%(instrument)s::text IS NULL OR instrument = %(instrument)s) AND (%(verdict)s::text IS NULL OR verdict = %(verdict)s)
-  AND (%(before)s::bigint IS NULL OR decided_at < to_timestamp(%(before)s::bigint/1000.0)) ORDER BY decided_at DESC, id LIMIT %(limit)s"""
+  AND (%(before)s::bigint IS NULL OR decided_at < to_timestamp(%(before)s::bigint/1000.0)) ORDER BY decided_at DESC LIMIT %(limit)s"""
 
 @records.get("/api/decisions", responses=answers(Decisions, "invalid_request", "ledger_unavailable"))
 async def decisions(deps: Deps, instrument: Name | None = None, verdict: Verdict | None = None, before_ms: Before = None, limit: Limit = 100) -> Response:

@@ -31,6 +31,7 @@ async def serve(account: str, host: str | None, port: int | None, as_json: bool)
     import asyncio
     from deskbook.app.api import ApiDeps, run
     from deskbook.app.api_auth import check_bind, token_of
+    from deskbook.core.loop import leave_memory_alone
     from deskbook.core.settings import Settings
     from deskbook.ops.evidence import reports_folder
     from deskbook.trading.desk import open_desk, stop_on_signals
@@ -40,6 +41,7 @@ async def serve(account: str, host: str | None, port: int | None, as_json: bool)
     async with open_desk(account, settings) as desk:
         stop = asyncio.Event()
         stop_on_signals(stop)
+        leave_memory_alone()
         deps = ApiDeps(settings, desk.kill.store(), desk.ledger, desk, reports=reports_folder(settings))
         await run(deps, stop, lambda url: print(line(url, account, bool(token_of(settings)), as_json), flush=True))
 
