@@ -31,8 +31,8 @@ from ..core.errors import DeskbookError
 
 # %% ../../../nbs/app/73_api_routes_market.ipynb #00b667b3
 from ..stores.lake import Lake
-from ..stores.live import LiveUnavailable
-from ..stores.live_state import get_json, pricing_key, put_candles, put_json, read_candles
+from ..stores.live import LiveUnavailable, said_as_live
+from ..stores.live_state import candle_row, candles_key, get_json, pricing_key, put_candles, put_json
 from ..studies.weekly import CANONICAL
 from ..venues.errors import VenueError
 
@@ -97,9 +97,11 @@ def points_of(
 
 # %% ../../../nbs/app/73_api_routes_market.ipynb #e48c8e79
 async def from_live(deps: ApiDeps, name: str, granularity: str, count: int) -> list[dict[str, Any]]:
-    "Of the stream; [] where the store has none or is away."
-    try: return points_of(await read_candles(deps.live, name, granularity, limit=count), count)
+    "Of the stream; [] where the store has none or is away. Without a frame: a chart is drawn often, and two fields need none."
+    try:
+        with said_as_live(deps.live.url): texts = await deps.live.redis.zrevrange(deps.live.key(candles_key(name, granularity)), 0, count - 1)
     except LiveUnavailable: return []
+    return [{"time": iso(row["time"]), "close": row["close"]} for row in map(candle_row, reversed(texts))]
 
 async def from_cache(deps: ApiDeps, name: str, granularity: str) -> list[dict[str, Any]]:
     "Of an earlier request."
