@@ -216,7 +216,7 @@ def test_the_worker_ends_when_told(world):
     async def test(parts, watch, hook):
         stop = asyncio.Event()
         task = asyncio.create_task(run(parts, stop))
-        for _ in range(200):
+        for _ in range(500):
             if await get_json(parts.live, OPS_HEALTH):
                 break
             await asyncio.sleep(0.02)
@@ -276,3 +276,22 @@ def test_a_certificate_that_ends_soon_is_a_finding(world, tmp_path):
 
     world(test, tls_certificate=path)
     assert Settings(tls_certificate=None).tls_certificate is None
+
+
+def test_requests_to_the_venue_are_counted(world, sandbox):
+    """What the rule about broker errors is made of."""
+    async def test(parts, watch, hook):
+        def count(status):
+            return sum(s.value for m in metrics.VENUE_REQUESTS.collect() for s in m.samples if s.name.endswith("_total") and s.labels["status"] == status)
+
+        before = {s: count(s) for s in ("200", "503", "none")}
+        await parts.venue.fetch_positions()
+        assert count("200") > before["200"] and count("503") == before["503"]
+        for kind, params, status in (("http_error", {"status": 503}, "503"), ("drop_before_accept", {}, "none")):
+            sandbox.control.add_fault(kind, "", {"nth": [1]}, **params)
+            await parts.venue.fetch_positions()  # tried again
+            assert count(status) > before[status], kind
+        sandbox.control.clear_faults()
+        assert sum(s.value for m in metrics.VENUE_SECONDS.collect() for s in m.samples if s.name.endswith("_count")) > 0
+
+    world(test)

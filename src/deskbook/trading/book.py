@@ -18,6 +18,7 @@ from uuid import UUID
 import psycopg
 from ..core.clock import Clock, boottime, system_clock
 from ..core.errors import DeskbookError
+from ..core.metrics import ORDERS
 from ..stores.ledger import Ledger, LedgerDown, clean_text
 from ..stores.records import AuditEvent, OrderEvent, append_audits, append_order_events, raise_alert
 from .orders import TERMINAL, check_transition
@@ -195,6 +196,7 @@ async def apply_changes(
     if lost := [c.before for c in changes if c.before.id not in written]:
         raise Overtaken(f"order {lost[0].id} is no longer at version {lost[0].version}.", "Read it again.")
     await append_order_events(tx, [event_of(c) for c in changes])
+    for c in changes: ORDERS.labels(c.after.state).inc()
 
 # %% ../../../nbs/trading/25_book.ipynb #a2f66d93
 TURN_LOST = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure, psycopg.errors.LockNotAvailable) # repeat at once

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.request import getproxies
 import httpx
 from ..core.errors import BadInput, Refused
+from ..core.metrics import VENUE_REQUESTS, VENUE_SECONDS
 from .errors import AuthError, IpBanned, Maintenance, NetworkError, OutcomeUnknown, PermissionDenied, ProtocolError, RateLimited
 from .errors import Rejected, RequestTimeout, VenueError
 from .limiter import LimitKey, Limiter, retry_after_s
@@ -279,7 +280,10 @@ class Transport:
             try:
                 async with asyncio.timeout(self.timeouts.total_s): status, headers, data = await self._exchange(ask)
             except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, RuntimeError) as e:
+                VENUE_REQUESTS.labels(ask.group, "none").inc()
                 raise network_error(e, self.venue) from e
+        VENUE_REQUESTS.labels(ask.group, str(status)).inc()
+        VENUE_SECONDS.labels(ask.group).observe(time.perf_counter() - start)
         return self._read(ask, status, headers, data, time.perf_counter() - start)
 
     @contextlib.asynccontextmanager
