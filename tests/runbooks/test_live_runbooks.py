@@ -2,12 +2,15 @@
 import asyncio
 import contextlib
 import threading
+import time
 
 import httpx
 import pytest
 
 from deskbook.app.workers import open_parts, supervise_all, supervised
+from deskbook.core.clock import iso, system_clock, to_ms
 from deskbook.core.settings import Settings
+from deskbook.ops.live_care import look_live
 from deskbook.ops.order_drills import CONFIG, working_moment
 from deskbook.trading.desk import SANDBOX_ACCOUNT, SANDBOX_TOKEN
 from deskbook.venues.sandbox.process import sandbox_process
@@ -26,13 +29,13 @@ def venue():
 def account(venue, ledger, valkey_url, key_prefix, monkeypatch):
     """`account = "sandbox"` of stores and a venue of this test's own."""
     for name, value in {"TIMESCALE_URL": ledger, "VALKEY_URL": valkey_url, "DESKBOOK_KEY_PREFIX": key_prefix, "DESKBOOK_SANDBOX_URL": venue.url,
-                        "HOTBAND_PAIRS": "EUR_USD,USD_JPY", "API_TOKEN": TOKEN, "HTTP_PORT": "0", "LOG_TO_FILE": "0"}.items():
+                        "HOTBAND_PAIRS": "EUR_USD,USD_JPY", "API_TOKEN": TOKEN, "HTTP_PORT": "0", "REGIME_PROM_PORT": "0", "CANDLE_STREAM_BACKFILL_MINUTES": "240"}.items():
         monkeypatch.setenv(name, value)
     return "sandbox"
 
 
 @contextlib.contextmanager
-def deployed(account, names=("manager", "api", "sender"), environment="sandbox"):
+def deployed(account, names=("manager", "api", "sender"), environment="sandbox", clock=system_clock):
     """A desk with some of its workers, with the settings of now; its API's address. The running desk takes its venue for `environment`."""
     said, ended = [], threading.Event()
     told = threading.Event()
@@ -41,7 +44,7 @@ def deployed(account, names=("manager", "api", "sender"), environment="sandbox")
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         said.append(lambda: loop.call_soon_threadsafe(stop.set))
-        async with open_parts(Settings(), account, config=CONFIG) as parts:
+        async with open_parts(Settings(), account, clock, config=CONFIG) as parts:
             parts.desk.venue.environment = environment
             all_of_it = asyncio.create_task(supervise_all([supervised(n, parts) for n in names], stop))
             while not stop.is_set() and "api" in names and "api" not in parts.said:
@@ -140,3 +143,67 @@ def test_reverting_works_without_the_api(account, run):
     assert result.exit_code == 1 and checks(result)["the kill switch is engaged"], "the desk cannot be seen, and is halted all the same"
     with deployed(account, ("api",)) as api:
         assert health(api)["kill_switch"] is True
+
+
+# ---- candles and gates
+
+def ten(seconds=5):
+    """So long after ten o'clock of the venue's day."""
+    return iso(to_ms(working_moment()) + seconds*1000)
+
+
+@contextlib.contextmanager
+def fed(account, names=("streamer", "gates")):
+    """Candles and gates are made, as at ten o'clock."""
+    with deployed(account, names, clock=lambda: to_ms(ten())):
+        end = time.monotonic() + 60
+        while look_live(account, ten()).stale and "gates" in names:
+            assert time.monotonic() < end, look_live(account, ten()).feeds
+            time.sleep(0.3)
+        yield
+
+
+def test_gates_are_fresh(account, run):
+    with fed(account):
+        result = run("incidents/gates_missing_or_stale", "", account=account, at=ten())
+    assert result.exit_code == 0, result.evidence.reason
+    assert result.evidence.numbers["stale or missing gates before"] == 0 and "every gate is fresh" in notes(result)
+    late = run("incidents/gates_missing_or_stale", "", account=account, at=ten(300))
+    assert late.exit_code == 1 and "daemon streamer" in notes(late)
+    closed = run("incidents/gates_missing_or_stale", "", account=account, at="2026-11-21T12:00:00Z")
+    assert closed.exit_code == 0 and "closed" in notes(closed)
+
+
+def test_missing_gates_are_made_from_fetched_candles(account, run):
+    dry = run("incidents/gates_missing_or_stale", "", account=account, at=ten())
+    assert dry.exit_code == 1 and dry.evidence.numbers["stale or missing gates after"] == 2 and "daemon streamer" in notes(dry)
+    with deployed(account, ("gates",), clock=lambda: to_ms(ten())):
+        live = run("incidents/gates_missing_or_stale", "", account=account, at=ten(), mode="live")
+    assert live.exit_code == 0, live.evidence.reason
+    assert live.evidence.numbers["stale or missing gates before"] == 2
+
+
+# ---- the kill switch
+
+def test_a_kill_switch_that_clears(account, run):
+    with deployed(account, ("api", "sender")) as api:
+        dry = run("incidents/kill_switch_refuses_to_clear", "", account=account)
+        assert dry.exit_code == 0 and "mode live" in notes(dry) and health(api)["kill_switch"] is True
+        assert run("incidents/kill_switch_refuses_to_clear", "", account=account, mode="live").exit_code == 2
+        live = run("incidents/kill_switch_refuses_to_clear", "", account=account, why="it is understood", hold_s=1, mode="live")
+        assert live.exit_code == 0, live.evidence.reason
+        assert health(api)["kill_switch"] is False
+
+
+def test_a_kill_switch_without_credentials(account, run, monkeypatch):
+    result = run("incidents/kill_switch_refuses_to_clear", "", account="oanda-practice", why="let me", mode="live")
+    assert result.exit_code == 1 and checks(result)["credentials are there"] is False and "redeploy" in notes(result)
+    monkeypatch.setenv("VALKEY_URL", "redis://127.0.0.1:9")
+    result = run("incidents/kill_switch_refuses_to_clear", "", account=account, why="let me", mode="live")
+    assert result.exit_code == 1 and checks(result)["the store can be read"] is False and "valkey_down" in notes(result)
+
+
+def test_a_kill_switch_that_wants_fresh_gates(account, run, monkeypatch):
+    monkeypatch.setenv("KILL_REQUIRE_FRESH_GATES", "1")
+    result = run("incidents/kill_switch_refuses_to_clear", "", account=account, why="let me", at=ten(), mode="live")
+    assert result.exit_code == 1 and "gates_missing_or_stale" in notes(result)

@@ -5,27 +5,42 @@
 # %% ../../../nbs/ops/63_live_care.ipynb #203920fd
 from __future__ import annotations
 import asyncio
+import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 import polars as pl
-from ..core.clock import Clock, iso, system_clock, to_ms
+from ..core.clock import iso, system_clock, to_ms
 from ..core.errors import BadInput, DeskbookError, Refused
 from ..core.loop import run_sync
 from ..core.settings import Settings
-from .live_tools import Check, market_closed
-from .order_care import AccountLook, next_action
-from ..stores.embedded import start_postgres, start_valkey
-from ..stores.ledger import Ledger
-from ..stores.live import Live, LiveUnavailable, open_live, said_as_live
-from ..trading.controls import ClearRefused, KillState, KillSwitch, arming, clear, engage, kill_state, kill_switch, missing_credentials
+from ..market.candles import timeframe_ms
 
 # %% auto #0
-__all__ = ['GO_LIVE', 'TO_PAPER', 'ApiAnswer', 'api_address', 'ask_api', 'require_rungs', 'next_rung', 'see_read_only',
-           'see_redeployed', 'see_halted', 'see_agreement', 'wait_active', 'Stores', 'on_stores', 'see_armed',
-           'clear_by_api', 'engage_desk', 'see_quiet']
+__all__ = ['GO_LIVE', 'TO_PAPER', 'FEED_COLUMNS', 'SUSTAINED', 'ApiAnswer', 'api_address', 'ask_api', 'require_rungs',
+           'next_rung', 'see_read_only', 'see_redeployed', 'see_halted', 'see_agreement', 'wait_active', 'Stores',
+           'on_stores', 'see_armed', 'clear_by_api', 'engage_desk', 'see_quiet', 'fallbacks_of', 'feed_table',
+           'LiveLook', 'moment', 'read_desk', 'look_live', 'feed_cause', 'feed_causes', 'gates_next', 'fetch_by_hand',
+           'wait_fresh', 'kill_obstacles', 'see_obstacles', 'kill_story', 'clear_and_hold']
+
+# %% ../../../nbs/ops/63_live_care.ipynb #a6286b9c
+from .health import read_ledger
+from .live_tools import Check, gate_age, market_closed
+from .order_care import AccountLook, next_action, on_desk
+from ..stores.embedded import start_postgres, start_valkey
+from ..stores.lake import Lake
+from ..stores.ledger import Ledger
+from ..stores.live import Live, LiveUnavailable, open_live, said_as_live
+from ..stores.live_state import DESK_LOOP, candles_key, gate_history, get_json, last_gates, newest_candles, put_candles
+
+# %% ../../../nbs/ops/63_live_care.ipynb #2345c1b8
+from ..gates.payload import split_reasons
+from ..trading.controls import ClearRefused, KillState, KillSwitch, arming, clear, engage, kill_state, kill_switch, missing_credentials
+from ..trading.desk import Desk
+from ..trading.guards import fallback_requested, number
+from ..venues.streamer import lake_venue
 
 # %% ../../../nbs/ops/63_live_care.ipynb #3a6f0989
 @dataclass(frozen=True)
@@ -234,3 +249,224 @@ def see_quiet(
     n = now.orders.height
     todo = "" if not n else "Wait, or cancel them (`deskbook orders cancel`); unknown ones: incidents/unknown_order."
     return Check(TO_PAPER[2], not n, f"{n} orders have not ended.", todo)
+
+# %% ../../../nbs/ops/63_live_care.ipynb #b726e0d6
+FEED_COLUMNS = {"instrument": pl.String, "candles": pl.Int64, "candle_age_s": pl.Float64, "gate": pl.String, "gate_age_s": pl.Float64, "admit": pl.Boolean,
+    "hazard": pl.Float64, "threshold": pl.Float64, "fallbacks": pl.Int64, "reasons": pl.String}
+
+def fallbacks_of(
+    gates: Sequence[Mapping[str, Any]], # as from `gate_history`, oldest first
+) -> int:
+    "How many of the newest gates in a row asked for a person."
+    return next((i for i, g in enumerate(reversed(gates)) if not fallback_requested(g)), len(gates))
+
+async def feed_table(
+    s: Stores,
+    now_ms: int,
+) -> pl.DataFrame: # a row per pair of the roster
+    "How far each pair came. Raises `LiveUnavailable`."
+    pairs, granularity = s.settings.hotband_pairs, s.settings.candle_granularity
+    step, rows = timeframe_ms(granularity), list[tuple[Any, ...]]()
+    newest, last = await newest_candles(s.live, pairs, granularity), await last_gates(s.live, pairs)
+    for name in pairs:
+        with said_as_live(s.live.url): held = await s.live.redis.zcard(s.live.key(candles_key(name, granularity)))
+        known = await gate_history(s.live, name, limit=20)
+        age, shown = gate_age(name, last[name], now_ms, s.settings.gate_max_age_s, step), last[name] or (known[-1] if known else {})
+        rows.append((name, held, None if newest[name] is None else (now_ms - newest[name] - step)/1000, age.state, age.age_s, shown.get("admit"), # type: ignore[operator]
+            number(shown.get("hazard")), number(shown.get("hazard_threshold")), fallbacks_of(known), ", ".join(split_reasons(shown.get("reasons")))))
+    return pl.DataFrame(rows, schema=FEED_COLUMNS, orient="row")
+
+# %% ../../../nbs/ops/63_live_care.ipynb #85371cfb
+@dataclass(frozen=True)
+class LiveLook:
+    # long: one field per line with its unit
+    "The live desk at one moment."
+    account: str
+    at: str # ISO-8601
+    market_open: bool # and for so long that gates must be there
+    feeds: pl.DataFrame # as from `feed_table`; empty when the store is away
+    kill_engaged: bool
+    kill: str # in words
+    stored: str # the stored switch: off, on, missing or unreadable
+    loop_age_s: float | None # since the manager's last round; None: it tells of none
+    blocks: list[str] # why the manager would send nothing
+    workers: list[str] | None # that hold their lease; None: not known
+    frozen: str # why entries are frozen, "" when they are not
+    breaker: str # why the breaker is tripped, ""
+    alerts: dict[str, int] # severity -> open ones
+    live_error: str # why Valkey could not be read
+    ledger_error: str # why the ledger could not be read
+
+    @property
+    def stale(self) -> list[str]: return self.feeds.filter(pl.col("gate") != "fresh")["instrument"].to_list()
+    def runs(self, worker: str) -> bool | None: return None if self.workers is None else worker in self.workers
+
+# %% ../../../nbs/ops/63_live_care.ipynb #9c9afff1
+def moment(at: str) -> int: return to_ms(at) if at else system_clock() # epoch ms; "": now
+
+async def read_desk(
+    s: Stores,
+    account: str, # reference name
+    now_ms: int,
+) -> LiveLook:
+    "Look at everything. A source that is away is told, not raised."
+    kill, feeds, loop, live_error = await kill_state(s.kill), pl.DataFrame(schema=FEED_COLUMNS), None, ""
+    try: feeds, loop = await feed_table(s, now_ms), await get_json(s.live, DESK_LOOP)
+    except LiveUnavailable as e: live_error = str(e)
+    booked: dict[str, Any] = await read_ledger(s.ledger, account) if s.ledger else {"ledger_error": s.ledger_error}
+    loop, held = loop if isinstance(loop, dict) else {}, booked.get("workers")
+    age = (now_ms - loop["ts_ms"])/1000 if number(loop.get("ts_ms")) else None
+    opened = not market_closed(now_ms) and not market_closed(now_ms - round(s.settings.gate_max_age_s*1000) - 60_000)
+    return LiveLook(account, iso(now_ms), opened, feeds, kill.engaged, kill.explain(), kill.stored, age, [*loop.get("blocks", []), *filter(None, [loop.get("error")])],
+        None if held is None else sorted(held), booked.get("frozen", ""), booked.get("breaker", ""), dict(booked.get("alerts", {})), live_error, booked.get("ledger_error", ""))
+
+def look_live(
+    account: str, # reference name
+    at: str = "", # judged as of then, ISO-8601; "": now
+    settings: Settings | None = None,
+) -> LiveLook:
+    "The live desk as it stands. Writes nothing."
+    return on_stores(lambda s: read_desk(s, account, moment(at)), settings)
+
+# %% ../../../nbs/ops/63_live_care.ipynb #5e127661
+def feed_cause(
+    row: Mapping[str, Any], # of `feed_table`
+    now: LiveLook,
+    window: int, # candles that a gate needs
+    max_age_s: float, # an older candle is late
+) -> tuple[str, str]: # cause and what to do; "" when the gate is fresh
+    "Where the path of one pair is broken."
+    fetch = "operations/manual_candle_fetch"
+    if row["gate"] == "fresh": return "", ""
+    if row["gate"] == "future": return "the gate is of the future", "Compare the clocks of the machines."
+    late = row["candle_age_s"] is None or row["candle_age_s"] > max_age_s
+    if late and now.runs("streamer") is not True: return "no candles: nobody streams", "`deskbook daemon streamer`"
+    if late: return "no candles, though the streamer runs", f"See its log and {fetch}: does the venue answer?"
+    if now.runs("gates") is not True: return "candles, but nobody makes gates", "`deskbook daemon gates`"
+    if row["candles"] < window: return f"only {row['candles']} of {window} candles", f"{fetch} fills the history."
+    return "candles, and the gate worker makes no gate", "See its log, and restart `deskbook daemon gates`."
+
+def feed_causes(
+    now: LiveLook,
+    settings: Settings | None = None,
+) -> pl.DataFrame: # instrument, gate, gate_age_s, candle_age_s, cause, todo
+    "The cause for each pair."
+    s = settings or Settings()
+    said = [feed_cause(r, now, s.regime_window, s.gate_max_age_s) for r in now.feeds.iter_rows(named=True)]
+    columns = [pl.Series("cause", [c for c, _ in said], pl.String), pl.Series("todo", [t for _, t in said], pl.String)]
+    return now.feeds.select("instrument", "gate", "gate_age_s", "candles", "candle_age_s").with_columns(columns)
+
+# %% ../../../nbs/ops/63_live_care.ipynb #6c02774d
+def gates_next(
+    now: LiveLook,
+    causes: pl.DataFrame, # as from `feed_causes`
+) -> str: # one sentence
+    "What a person should do about the gates."
+    if now.live_error: return f"Valkey does not answer ({now.live_error}): run incidents/valkey_down."
+    if not now.market_open: return "The market is closed, or only just open: old gates are as they should be."
+    bad = causes.filter(pl.col("cause") != "").group_by("cause", "todo", maintain_order=True).agg(pl.col("instrument").str.join(", "))
+    return " ".join(f"{who}: {cause}. {todo}" for cause, todo, who in bad.iter_rows()) or "Nothing to do: every gate is fresh."
+
+# %% ../../../nbs/ops/63_live_care.ipynb #ae90467f
+def fetch_by_hand(
+    account: str, # whose venue
+    instruments: Sequence[str] = (), # (): the roster
+    granularity: str = "", # "": of the settings
+    minutes: int = 240, # how far back
+    store: bool = True, # False: only look
+    at: str = "", # "": until now
+    settings: Settings | None = None,
+    **parts: Any, # as for `order_care.on_desk`
+) -> pl.DataFrame: # instrument, fetched, first, last, live, lake
+    "Fetch closed candles and keep them in Valkey and the lake. Raises `VenueError`, `BadInput`, `LiveUnavailable`."
+    s, until = settings or Settings(), moment(at)
+    names, tf, lake = tuple(instruments) or s.hotband_pairs, granularity or s.candle_granularity, Lake(s.lake_url)
+    async def go(desk: Desk) -> pl.DataFrame:
+        rows, live = list[tuple[Any, ...]](), desk.kill.store()
+        for name in names:
+            frame = await desk.venue.fetch_ohlcv(name, tf, until - minutes*60_000, until)
+            wrote = await asyncio.to_thread(lake.write_candles, frame, lake_venue(desk.venue), tf) if store and frame.height else None
+            put = await put_candles(live, name, tf, frame, s.candle_retention_days, until) if store and frame.height else 0
+            first, last = (iso(frame["time"][i]) if frame.height else "" for i in (0, -1))
+            rows.append((name, frame.height, first, last, put, wrote.added + wrote.changed if wrote else 0))
+        columns = {"instrument": pl.String, "fetched": pl.Int64, "first": pl.String, "last": pl.String, "live": pl.Int64, "lake": pl.Int64}
+        return pl.DataFrame(rows, schema=columns, orient="row")
+    return on_desk(account, go, settings=settings, clock=lambda: moment(at), **parts)
+
+def wait_fresh(
+    account: str,
+    wait_s: float = 30.0, # for the gate worker
+    at: str = "",
+    settings: Settings | None = None,
+) -> LiveLook: # as it is then
+    "Look until every gate is fresh, or the time is over."
+    end = time.monotonic() + wait_s
+    while (now := look_live(account, at, settings)).stale and time.monotonic() < end: time.sleep(1.0)
+    return now
+
+# %% ../../../nbs/ops/63_live_care.ipynb #dd9a5caf
+SUSTAINED = 3 # fallbacks in a row after which the gate worker acts
+
+def kill_obstacles(
+    settings: Settings,
+    account: str,
+    state: KillState,
+    now: LiveLook,
+    writable: bool, # the folder of the local switch
+) -> list[Check]:
+    "Everything that would keep it engaged."
+    missing, places = missing_credentials(settings, account), "`deskbook kill-switch engage` writes both places anew."
+    fresh, wild = not settings.kill_require_fresh_gates or not now.stale, [r["instrument"] for r in now.feeds.iter_rows(named=True) if r["fallbacks"] >= SUSTAINED]
+    again = bool(wild) and settings.hazard_fallback_kill
+    return [
+        Check("credentials are there", not missing, f"{' and '.join(missing)} not set." if missing else f"{account} has all it needs.", "Set them and redeploy: a desk that booted without them stays halted." if missing else ""),
+        Check("the store can be read", state.stored != "unreadable", f"stored {state.stored}. {state.error}".strip(), "Run incidents/valkey_down." if state.stored == "unreadable" else ""),
+        Check("the file can be read and written", state.local != "unreadable" and writable, f"local {state.local}. {state.error}".strip(), places if writable else "Free the disk, or repair the rights of DESKBOOK_HOME."),
+        Check("gates are as fresh as the settings want", fresh, "KILL_REQUIRE_FRESH_GATES " + ("is off." if not settings.kill_require_fresh_gates else f"is on; old or missing: {', '.join(now.stale) or 'none'}."), "" if fresh else "Run incidents/gates_missing_or_stale."),
+        Check("nothing engages it again", not again, f"hazard fallback of {', '.join(wild)}." if wild else "no sustained hazard fallback.", "Run incidents/hazard_breach." if again else "")]
+
+async def _obstacles(s: Stores, account: str, now_ms: int) -> list[Check]:
+    folder = s.kill.file.parent
+    writable = os.access(folder if folder.exists() else folder.parent, os.W_OK) and not s.kill.file.is_dir()
+    return kill_obstacles(s.settings, account, await kill_state(s.kill), await read_desk(s, account, now_ms), writable)
+
+def see_obstacles(
+    account: str,
+    at: str = "",
+    settings: Settings | None = None,
+) -> tuple[Check, ...]:
+    "What keeps the kill switch engaged now. Needs neither venue nor credentials."
+    return tuple(on_stores(lambda s: _obstacles(s, account, moment(at)), settings))
+
+# %% ../../../nbs/ops/63_live_care.ipynb #a02e9505
+_SWITCHED = """SELECT recorded_at, actor, metadata FROM ops_audit_events WHERE action = 'kill_switch.update' ORDER BY recorded_at DESC LIMIT %s"""
+
+def kill_story(
+    limit: int = 20, # newest first
+    settings: Settings | None = None,
+) -> pl.DataFrame: # at, by, engaged, why, said
+    "Who switched it, and who tried to. Empty while the ledger is away."
+    async def go(s: Stores) -> pl.DataFrame:
+        rows = await s.ledger.rows(_SWITCHED, (limit,)) if s.ledger else []
+        told = [(iso(r["recorded_at"]), r["actor"], r["metadata"].get("engaged"), str(r["metadata"].get("reason", "")), ", ".join(map(str, r["metadata"].get("errors", [])))) for r in rows]
+        return pl.DataFrame(told, schema={"at": pl.String, "by": pl.String, "engaged": pl.Boolean, "why": pl.String, "said": pl.String}, orient="row")
+    return on_stores(go, settings)
+
+def clear_and_hold(
+    account: str,
+    by: str, # the person
+    why: str, # in words
+    hold_s: float = 10.0, # how long it must stay clear
+    at: str = "",
+    settings: Settings | None = None,
+) -> Check:
+    "Clear it where nothing stands against it, and watch whether it stays so. Raises `Refused`."
+    name = "the kill switch is cleared and stays so"
+    async def go(s: Stores) -> Check:
+        if wrong := next((c for c in await _obstacles(s, account, moment(at)) if not c.ok), None): raise Refused(f"{wrong.name}: no. {wrong.said}", wrong.todo)
+        try: await clear(s.kill, by, why, missing_credentials(s.settings, account))
+        except ClearRefused as e: return Check(name, False, str(e), e.todo)
+        end = time.monotonic() + hold_s
+        while not (state := await kill_state(s.kill)).engaged and time.monotonic() < end: await asyncio.sleep(0.2)
+        return Check(name, not state.engaged, state.explain(), "" if not state.engaged else "Somebody engages it again: the table above says who.")
+    return on_stores(go, settings)
