@@ -13,13 +13,14 @@ import pytest
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1] / "venues")]
 from desk_world import ACCOUNT
-from execution_rig import PRICES, QUICK, Bench, eventually, working_day
+from execution_rig import PRICES, QUICK, Bench, audits, eventually, row, working_day
 from sandboxed import buy, rest
 from sandboxed import run as at_sandbox
 
 from deskbook.stores.ledger import Ledger
 from deskbook.trading.book import Deps, OrderRow
 from deskbook.trading.leases import take_lease
+from deskbook.trading.orders import OrderRefused
 from deskbook.trading.recorder import NotSent
 from deskbook.trading.sender import Due, claim, plan_batch, send, timed
 from deskbook.venues.model import Absent, Found, Write
@@ -160,5 +161,47 @@ def test_entries_that_hang_delay_no_exit(bench):
             done = await desk.wait((await desk.close("EUR_USD")).id, 5)
             assert done.state == "filled" and time.monotonic() - began < 2
             assert len(bench.created()) == 5  # no entry took the place of the exit
+            bench.sandbox.control.clear_faults()
+    run(story())
+
+
+# ---- getting out
+
+async def two_positions_and_a_rest(bench, desk):
+    for units, name in ((1_000, "EUR_USD"), (-2_000, "USD_JPY")):
+        await desk.wait((await desk.submit(bench.intent(units, instrument=name)))[0].id)
+    (rest_,) = await desk.submit(bench.intent(500, type="limit", price="1.05000", time_in_force="GTC"))
+    assert (await desk.wait(rest_.id)).state == "open"
+
+
+def test_getting_out_freezes_entries_first(bench):
+    async def story():
+        async with bench.desk() as desk:
+            await two_positions_and_a_rest(bench, desk)
+            done = await desk.flatten(bench.account)
+            assert (done.left, {o.state for o in done.closed}, {o.state for o in done.cancelled}) == ({}, {"filled"}, {"cancelled"})
+            assert (await row(desk))["freeze_reason"].startswith("manual") and "risk unfreeze" in done.frozen
+            with pytest.raises(OrderRefused) as e:
+                await desk.submit(bench.intent(1_000))
+            assert e.value.reasons == ("entries_frozen",)
+            frozen, = await audits(desk, "account.freeze")
+            exits = await desk.ledger.rows("SELECT min(created_at) AS first FROM orders WHERE account = %s AND reduce_only", (bench.account,))
+            assert frozen["recorded_at"] < exits[0]["first"]
+            await desk.unfreeze("anna", "flat, and looked at")
+            assert (await desk.wait((await desk.submit(bench.intent(1_000)))[0].id)).state == "filled"
+    run(story())
+
+
+def test_what_hangs_delays_no_other_way_out(bench):
+    """A cancel and one close hang at the venue: the other close goes out at once, and the wait is one wait, not one after the other."""
+    async def story():
+        async with bench.desk(config=PATIENT) as desk:
+            await two_positions_and_a_rest(bench, desk)
+            bench.fault("hang", "orders.cancel", {"times": 1})
+            bench.sandbox.control.add_fault("hang", "orders.create", {"times": 1}, {"account": bench.venue_account, "instrument": "EUR_USD"})
+            began, out = time.monotonic(), asyncio.create_task(desk.flatten(bench.account, timeout_s=2.0))
+            await eventually(lambda: set(bench.venue().positions) == {"EUR_USD"}, 1.5)
+            done = await out
+            assert time.monotonic() - began < 5.5 and done.left == {"EUR_USD": 1_000}
             bench.sandbox.control.clear_faults()
     run(story())

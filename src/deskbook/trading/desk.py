@@ -135,6 +135,7 @@ class Flattened:
     cancelled: tuple[OrderRow, ...]
     closed: tuple[OrderRow, ...]
     left: Mapping[str, Decimal] # positions that are still there
+    frozen: str # why entries are frozen, and how to allow them again
 
 SETTLED = TERMINAL | {"open", "partially_filled"} # it has ended, or rests at the venue
 
@@ -278,19 +279,30 @@ class Desk:
         timeout_s: float = 30.0,
         actor: str = "operator",
     ) -> Flattened:
-        "Cancel everything, close everything, orders and positions of others included. Raises `BadInput` without the confirmation."
+        """Freeze entries, cancel everything and close everything at once, orders and positions of others included.
+
+        Entries stay frozen; `unfreeze` allows them again. Raises `BadInput` without the confirmation, `OrderRefused` when nothing could be closed."""
         if confirm != self.account: raise BadInput(f"{confirm!r} does not confirm that {self.account} shall be flat.", "Give the name of the account.")
-        cancelled = [await self.cancel(o.id, actor) for o in await self.orders(live=True, limit=10_000)]
-        cancelled = [await self.wait(o.id, timeout_s, TERMINAL) for o in cancelled]
-        rows = await self.ledger.rows("SELECT instrument FROM positions WHERE account = %s AND units <> 0 ORDER BY instrument", (self.account,))
-        exits, failed = list[OrderRow](), list[DeskbookError]()
-        for r in rows:
-            try: exits.append(await self.close(r["instrument"], override_kill=override_kill))
-            except (NotFound, OrderRefused) as e: failed.append(e) # the others are closed all the same
-        if failed and not exits: raise failed[0]
-        closed = tuple([await self.wait(o.id, timeout_s, TERMINAL) for o in exits])
+        await self.freeze(actor, "flatten")
+        asked = [await self.cancel(o.id, actor) for o in await self.orders(live=True, limit=10_000)]
+        exits = await self.close_each(override_kill)
+        cancelled, closed = await asyncio.gather(self.wait_each(asked, timeout_s), self.wait_each(exits, timeout_s))
+        if asked: closed += await self.wait_each(await self.close_each(override_kill), timeout_s) # what an entry still got, or a cancelled exit had covered
         left = await self.ledger.rows("SELECT instrument, units FROM positions WHERE account = %s AND units <> 0", (self.account,))
-        return Flattened(tuple(cancelled), closed, {r["instrument"]: r["units"] for r in left})
+        return Flattened(cancelled, closed, {r["instrument"]: r["units"] for r in left}, f"Entries are frozen. Allow them: deskbook risk unfreeze --account {self.account} --why ...")
+
+    async def close_each(self, override_kill: bool) -> list[OrderRow]:
+        "Close every position, all at the same time; one that is refused keeps none of the others. Raises `OrderRefused` when all are."
+        rows = await self.ledger.rows("SELECT instrument FROM positions WHERE account = %s AND units <> 0 ORDER BY instrument", (self.account,))
+        answers = await asyncio.gather(*(self.close(r["instrument"], override_kill=override_kill) for r in rows), return_exceptions=True)
+        exits, failed = [a for a in answers if isinstance(a, OrderRow)], [a for a in answers if isinstance(a, BaseException) and not isinstance(a, NotFound)]
+        for e in failed:
+            if not exits or not isinstance(e, OrderRefused): raise e
+        return exits
+
+    async def wait_each(self, orders: Sequence[OrderRow], timeout_s: float) -> tuple[OrderRow, ...]: # as they are then
+        "Wait for several orders to end, for no longer than for one."
+        return tuple(await asyncio.gather(*(self.wait(o.id, timeout_s, TERMINAL) for o in orders)))
 
     async def reconcile(self) -> Reconciliation:
         "Compare ledger and venue now. Raises `VenueError`, `NotQuiet`."
