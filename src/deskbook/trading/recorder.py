@@ -6,8 +6,9 @@
 __all__ = ['Finding', 'PROTECTIVE', 'FILL_COLUMNS', 'POSITION_COLUMNS', 'Told', 'Declined', 'Unheard', 'NotSent', 'Report',
            'told_state', 'next_state', 'Matched', 'told_ids', 'match', 'adopt', 'fill_of', 'position_of', 'carry_on',
            'read_for_record', 'fill_row', 'position_row', 'write_fills', 'fills_of', 'unblock', 'write_orders',
-           'changes_for', 'said_by', 'Recorded', 'record', 'known_fills', 'page_reports', 'cash_moved', 'move_cursor',
-           'named', 'report_risen', 'report_odd', 'report_foreign', 'Recorder']
+           'changes_for', 'said_by', 'Recorded', 'record', 'record_once', 'known_fills', 'page_reports', 'cash_moved',
+           'move_cursor', 'count_page', 'report_missing', 'named', 'report_risen', 'report_odd', 'report_foreign',
+           'Recorder']
 
 # %% ../../../nbs/trading/31_recorder.ipynb #e2c64eee
 import asyncio
@@ -26,6 +27,7 @@ from .book import COLUMNS, NOT_NOW, ORDER_COLUMNS, TURN_LOST, Change, Deps, Orde
 from .book import insert_rows, new_id, order_row, rows_json, write_changes
 from .leases import Lease, check_lease, require_lease, wait_for_event
 from .orders import BadTransition, state_after_fills, state_after_venue
+from .risk_ledger import count_transfer
 from .positions import Position, apply_fill, fill_order, filled, fold, restore
 from ..venues.model import FillPage, VenueFill, VenueOrder
 
@@ -387,8 +389,20 @@ async def record(
     page: FillPage | None = None, # of the transaction log, from the account's cursor on
     since: str = "", # the cursor that page was asked from
 ) -> Recorded:
-    # long: the one transaction of the recorder
     "Write what was heard. Raises `LeaseLost`, `Overtaken`, `LedgerDown`."
+    try: return await record_once(deps, lease, reports, page, since)
+    except psycopg.errors.UniqueViolation: # somebody else adopted the same order at this moment: it is there now
+        return await record_once(deps, lease, reports, page, since)
+
+async def record_once(
+    deps: Deps,
+    lease: Lease | None,
+    reports: Sequence[Report],
+    page: FillPage | None,
+    since: str,
+) -> Recorded:
+    # long: the one transaction of the recorder
+    "One try. Raises what `record` does, and `UniqueViolation`."
     async with deps.ledger.transaction() as tx:
         heard = [*reports, *page_reports(page, await known_fills(tx, deps, page))]
         account, orders = await read_for_record(tx, deps, lease, heard, page is not None)
@@ -406,7 +420,7 @@ async def record(
         back = {key: r.finding.wait_s for key, rs in belong.items() for r in rs if isinstance(r.finding, NotSent)}
         unsent = {c.after.id: back[c.after.id] for c in changes if c.after.id in back and c.after.sent_at is None}
         await write_orders(tx, deps.account, adopted, changes, unsent)
-        if page is not None: await move_cursor(tx, deps.account, page, cash_moved(page, account["currency"]))
+        if page is not None: await count_page(tx, deps.account, page, account["currency"])
         if odd: await report_odd(tx, deps.account, odd[0])
         dead = [c for c in changes if c.before.state in ("rejected", "expired")]
         if risen := [c.before for c in dead if c.after.filled_units > c.before.filled_units]: await report_risen(tx, deps.account, risen)
@@ -414,7 +428,7 @@ async def record(
     after = tuple(c.after for c in changes)
     deps.signals.waiters.tell(after)
     deps.signals.newest = max(deps.signals.newest, *(int(i) for r in heard for i in named(r) if i.isdecimal()), 0)
-    if new: deps.signals.equity.set()
+    if new or (page and page.transfers): deps.signals.equity.set()
     return Recorded(after, len(new), tuple(adopted))
 
 # %% ../../../nbs/trading/31_recorder.ipynb #913d0281
@@ -462,9 +476,37 @@ async def move_cursor(
     page: FillPage,
     moved: Decimal | None, # from `cash_moved`
 ) -> None:
-    "The log is read up to here, and the cash in it is counted. Cash that cannot be counted is asked for again at the next reconciliation."
+    "The log is read up to here. Cash that cannot be counted is asked for again at the next reconciliation."
     await tx.execute("""UPDATE accounts SET fill_cursor = %s, cash_balance = cash_balance + %s::numeric, updated_at = clock_timestamp()
         WHERE account = %s""", (page.cursor, moved, account))
+
+# %% ../../../nbs/trading/31_recorder.ipynb #b2aa9f70
+_FINANCED = """INSERT INTO positions AS p (account, instrument, realised_pnl_account, financing)
+SELECT %s, f.instrument, 0, sum(f.amount) FROM jsonb_to_recordset(%s::jsonb) AS f(instrument text, amount numeric)
+GROUP BY f.instrument ORDER BY f.instrument
+ON CONFLICT (account, instrument, position_side) DO UPDATE SET financing = p.financing + excluded.financing,
+  version = p.version + 1, updated_at = clock_timestamp()"""
+
+async def count_page(
+    tx: Any, # inside a transaction that has locked the account
+    account: str,
+    page: FillPage,
+    currency: str, # of the account
+) -> None:
+    "Move the cursor, and count the money that moved up to it."
+    await move_cursor(tx, account, page, cash_moved(page, currency))
+    if page.financing: await tx.execute(_FINANCED, (account, rows_json([vars(f) for f in page.financing])))
+    if page.transfers: await count_transfer(tx, account, sum((t.amount for t in page.transfers), Decimal(0)))
+    if page.missing: await report_missing(tx, account, page.missing)
+
+async def report_missing(
+    tx: Any, # inside a transaction
+    account: str,
+    missing: Sequence[str], # ids of transactions, or ranges of them
+) -> None:
+    "Call a person: the log has a hole, and what is in it is known to nobody here."
+    text = f"{account}: the venue does not show its transactions {', '.join(missing[:5])}{' and more' if missing[5:] else ''}"
+    await raise_alert(tx, f"log_hole:{account}", "reconcile", "high", "missing_transactions", text, float(len(missing)), 0.0)
 
 # %% ../../../nbs/trading/31_recorder.ipynb #c41331ce
 def named(report: Report) -> list[str]:

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['RiskPolicy', 'policy_of', 'choose_policy', 'RiskState', 'begin', 'state_of', 'state_row', 'losses', 'breached',
-           'on_equity', 'CooldownActive', 'rearm', 'Pending', 'Portfolio', 'reserve', 'worst', 'worst_units',
-           'Exposures', 'exposures', 'Verdict', 'over_limits', 'over_losses', 'exit_room', 'reduces', 'evaluate']
+           'on_equity', 'on_transfer', 'CooldownActive', 'rearm', 'Pending', 'Portfolio', 'reserve', 'worst',
+           'worst_units', 'Exposures', 'exposures', 'Verdict', 'over_limits', 'over_losses', 'exit_room', 'reduces',
+           'evaluate']
 
 # %% ../../../nbs/trading/10_risk.ipynb #f4d0b539
 from collections.abc import Iterable, Mapping
@@ -132,15 +133,21 @@ def on_equity(
     policy: RiskPolicy,
     equity: Decimal, # account currency, now
     now_ms: int, # epoch ms
-    transfer: Decimal = Decimal(0), # paid in (positive) or out since the last call, account currency
 ) -> RiskState:
     "The memory after one more look at the equity. Raises `BadInput` for an equity that is no number."
     today = begin(state.account, equity, now_ms)
-    moved = replace(state, day_start_equity=state.day_start_equity + transfer, peak_equity=max(state.peak_equity + transfer, equity))
+    moved = replace(state, peak_equity=max(state.peak_equity, equity))
     if today.day > state.day: moved = replace(moved, day=today.day, day_start_equity=equity)
     if state.status == "tripped" or not (reasons := breached(moved, policy, equity)): return moved
     until = now_ms + policy.cooldown_s*1000
     return replace(moved, status="tripped", tripped_at_ms=now_ms, cooldown_until_ms=until, reason=",".join(reasons))
+
+def on_transfer(
+    state: RiskState,
+    amount: Decimal, # paid in (positive) or out, account currency
+) -> RiskState:
+    "The memory after money was paid in or out."
+    return replace(state, day_start_equity=state.day_start_equity + amount, peak_equity=state.peak_equity + amount)
 
 # %% ../../../nbs/trading/10_risk.ipynb #3b3654f6
 class CooldownActive(Refused):
