@@ -93,10 +93,12 @@ async def enrol(
     venue: Venue,
     name: str, # reference name
 ) -> None:
-    "Write the account's row, or check that it is this one. Raises `BadInput`, or `VenueError` at the first contact with a venue that is away."
+    "Write the account's row, or check that it is this one. Raises `BadInput`, `Refused`, or `VenueError` at the first contact with a venue that is away."
     row, environment = await ledger.rows(_ROW, (name,)), venue.capabilities().environment
     if not row:
         balance = await venue.fetch_balance()
+        if venue.capabilities().hedging:
+            raise Refused(f"{name} ({venue.account}) is a hedging account; a desk counts one net position for each instrument.", "Use an account without hedging.")
         await ledger.rows(_ENROL, (name, venue.name, venue.account, environment, "live" if environment == "live" else "paper", balance.currency))
         row = await ledger.rows(_ROW, (name,))
     known = tuple(row[0].values())
@@ -394,7 +396,7 @@ async def run(
             desk.lease = await take_lease(desk.ledger, f"sender:{desk.account}", desk.owner, config.lease_ttl_s)
             if desk.lease: await epoch(desk, desk.lease, stop)
         except* LeaseLost: pass
-        except* NOT_NOW as e: not_now(e)
+        except* NOT_NOW as e: await not_now(e, desk.deps)
         except* Exception as e: raise e.exceptions[0] from None
         finally: desk.lease = None
         await wait_for_event(stop, config.poll_s)
@@ -445,7 +447,7 @@ async def until_done(stop: asyncio.Event, what: Any, deps: Deps, *args: Any) -> 
     "Repeat something that needs the ledger until the ledger is there."
     while not stop.is_set():
         try: await what(deps, *args); return True
-        except NOT_NOW as e: not_now(e); await wait_for_event(stop, deps.config.poll_s)
+        except NOT_NOW as e: await not_now(e, deps); await wait_for_event(stop, deps.config.poll_s)
     return False
 
 # %% ../../../nbs/trading/50_desk.ipynb #2e3663b2

@@ -373,5 +373,5 @@ async def read_fills(
             async with asyncio.timeout(2*deps.config.request_timeout_s): page = await deps.venue.fetch_fills(since)
             if page.cursor != since: await record(deps, lease, [], page, since)
             busy = len(page.fills) > 20 # a long page would stop everybody else in this process: rather read short ones
-        except (VenueError, TimeoutError, *NOT_NOW) as e: not_now(e)
+        except (VenueError, TimeoutError, *NOT_NOW) as e: await not_now(e, deps)
         if not await wait_for_event(stop, 0.1): await wait_for_event(deps.signals.fills, 0.2 if busy else deps.config.fills_every_s)
