@@ -477,6 +477,7 @@ async def listen(
                     if "deskbook_orders" in told and not running(): await tell_waiters(deps)
         except (LedgerDown, psycopg.Error, OSError): await wait_for_event(stop, deps.config.poll_s)
 
+# %% ../../../nbs/trading/50_desk.ipynb #2e6ba736
 def heard(
     payload: str, # the account, and who told, where that one has told its own workers already
     deps: Deps,

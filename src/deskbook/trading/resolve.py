@@ -200,6 +200,7 @@ ORDER BY o.next_lookup_at NULLS FIRST LIMIT {PAGE}"""
 _IDS = "SELECT id FROM orders WHERE account = %s AND state = 'unknown'"
 
 # %% ../../../nbs/trading/33_resolve.ipynb #ae8ff5cc
+# long: the round, and what it remembers
 class Resolver(Looks):
     "Looks for unknown orders. One per lease."
     async def run(self,

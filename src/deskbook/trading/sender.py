@@ -22,7 +22,7 @@ from .book import rows_json
 from .leases import Lease, check_lease, require_lease, wait_for_event
 from .orders import TERMINAL
 from .recorder import Declined, Finding, NotSent, Recorder, Report, Told, Unheard
-from ..venues.errors import AuthError, CircuitOpen, ClockSkew, DuplicateClientId, IpBanned, OrderFinal, OrderNotFound, RateLimited
+from ..venues.errors import AuthError, CircuitOpen, ClockSkew, DuplicateClientId, IpBanned, RateLimited
 from ..venues.errors import Rejected, VenueError
 from ..venues.model import Found, Guard, OrderRequest, VenueOrder, Write
 
