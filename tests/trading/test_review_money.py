@@ -10,12 +10,18 @@ import psycopg
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from execution_rig import Bench, alerts, eventually, row, working_day
+from execution_rig import QUICK, Bench, alerts, eventually, row, working_day
 
-from deskbook.trading import recorder
-from deskbook.trading.book import Overtaken
+from deskbook.core.errors import BadInput, DataError
+from deskbook.stores.ledger import LedgerDown
+from deskbook.trading import marks, reconcile, recorder
+from deskbook.trading.book import Deps, Overtaken
+from deskbook.trading.desk import until_done
+from deskbook.trading.leases import take_lease
 from deskbook.trading.marks import write_equity
+from deskbook.trading.orders import OrderRefused
 from deskbook.trading.recorder import record
+from deskbook.venues.model import Unreadable
 from deskbook.venues.sandbox.process import sandbox_process
 
 numbers = itertools.count(7001)
@@ -142,3 +148,160 @@ def test_interest_is_written_to_the_position_that_paid_it(ledger, valkey_url, tm
                 found = await desk.ledger.rows("SELECT financing FROM positions WHERE account = %s AND instrument = 'EUR_USD'", (desk.account,))
                 assert found[0]["financing"] == paid["EUR_USD"], "a later fill forgets nothing"
         run(story())
+
+
+# ---- holes in the log
+
+def hide(desk, monkeypatch, wanted, *paths):
+    """The venue leaves one transaction out of what it shows under these paths."""
+    ask, asked = desk.venue._get, []
+
+    async def without(path, group="account", **params):
+        asked.append((path, params))
+        answer = await ask(path, group, **params)
+        if path not in paths:
+            return answer
+        rows = [t for t in answer.body["transactions"] if t["id"] != wanted]
+        return replace(answer, body={**answer.body, "transactions": rows})
+    monkeypatch.setattr(desk.venue, "_get", without)
+    return asked
+
+
+def test_a_transaction_that_a_page_leaves_out_is_asked_for(bench, monkeypatch):
+    async def story():
+        async with bench.desk(run=False) as desk:
+            await desk.reconcile()
+            since = (await row(desk))["fill_cursor"]
+            first, second = bench.external(1_000), bench.external(500)
+            asked = hide(desk, monkeypatch, gone := first["orderFillTransaction"]["id"], "transactions/sinceid")
+            page = await desk.venue.fetch_fills(since)
+            assert [f.fill_id for f in page.fills] == [gone, second["orderFillTransaction"]["id"]] and page.missing == ()
+            assert [p for path, p in asked if path.endswith("idrange")] == [{"from": gone, "to": gone}], "once, and only for it"
+    run(story())
+
+
+def test_a_hole_that_stays_is_passed_over_aloud_and_hides_no_order(bench, monkeypatch):
+    async def story():
+        async with bench.desk() as desk:
+            since = (await row(desk))["fill_cursor"]
+            order = (await desk.submit(bench.intent(1_000)))[0]
+            order = await desk.wait(order.id)
+            made = bench.external(700)
+            gone = made["orderFillTransaction"]["id"]
+            hide(desk, monkeypatch, gone, "transactions/sinceid", "transactions/idrange")
+            bench.external(300)  # the log goes on after the hole
+            assert (await desk.venue.fetch_fills(since)).missing == (gone,)
+            assert isinstance(await desk.venue.find_order("nobody", since), Unreadable), "it may be in the hole"
+
+            async def told():
+                return await alerts(desk, f"log_hole:{desk.account}")
+            (alert,) = await eventually(told)
+            assert gone in alert["message"]
+            assert [m.what for m in (await desk.reconcile()).mismatches] == ["position"], "the fill in the hole is missed"
+            assert (await row(desk))["entries_frozen"]
+    run(story())
+
+
+# ---- what makes no sense
+
+def test_a_figure_that_makes_no_sense_stops_entries_and_not_the_desk(bench, monkeypatch):
+    """Each worker in turn meets what it cannot reckon with; reductions go on, and the worker gets well by itself."""
+    real = {"look": marks.look, "record": reconcile.record, "one_pass": reconcile.one_pass}
+    hit = []
+
+    def senseless(name):
+        async def broken(*args, **more):
+            if name == "record" and args[3] is None:
+                return await real[name](*args, **more)  # only pages of the log
+            hit.append(name)
+            raise (BadInput if name == "look" else DataError)(f"{name} is not a number.")
+        return broken
+
+    async def story():
+        async with bench.desk(config=replace(QUICK, reconcile_every_s=0.3, equity_every_s=0.6)) as desk:
+            await desk.wait((await desk.submit(bench.intent(10_000)))[0].id)
+            for n, (where, name) in enumerate([(marks, "look"), (reconcile, "record"), (reconcile, "one_pass")], 1):
+                with monkeypatch.context() as m:
+                    m.setattr(where, name, senseless(name))
+                    bench.sandbox.control.transfer(bench.venue_account, "1")
+
+                    async def frozen():
+                        return hit.count(name) >= 2 and (await row(desk))["entries_frozen"]
+                    await eventually(frozen)
+                    assert f"{name} is not a number" in (await alerts(desk, f"manual:{desk.account}"))[0]["message"]
+                    with pytest.raises(OrderRefused, match="entries_frozen"):
+                        await desk.submit(bench.intent(1_000))
+                    exit_ = (await desk.submit(bench.intent(-1_000, reduce_only=True, kind="exit")))[0]
+                    assert (await desk.wait(exit_.id)).state == "filled", name
+                assert desk.lease is not None and await eventually(lambda: desk.deps.signals.ready.is_set())
+                await desk.unfreeze("lead", "understood", accept=True)
+            assert (await desk.wait((await desk.submit(bench.intent(1_000)))[0].id)).state == "filled"
+
+            async def agreed():
+                return not bench.problems()
+            await eventually(agreed)
+            assert (await row(desk))["cash_balance"] == (await desk.venue.fetch_balance()).balance
+    run(story())
+
+
+# ---- two who adopt at once
+
+def test_an_order_that_two_processes_adopt_at_once_alarms_nobody(bench, monkeypatch):
+    async def story():
+        async with bench.desk(run=False) as one, bench.desk(run=False) as two:
+            await one.reconcile()
+            bench.external(1_000, type="LIMIT", price="1.05000", timeInForce="GTC")
+            (shown,) = await one.venue.fetch_open_orders()
+            read, both = recorder.read_for_record, asyncio.Barrier(2)
+            calls = []
+
+            async def read_together(*args):
+                got = await read(*args)
+                calls.append(1)
+                if len(calls) <= 2:
+                    await both.wait()  # both have read that it is nobody's
+                return got
+            monkeypatch.setattr(recorder, "read_for_record", read_together)
+            lease = await take_lease(one.ledger, "test", "me", 30)
+            writers = [recorder.Recorder(desk.deps, lease) for desk in (one, two)]
+            assert await asyncio.gather(*(w.write([recorder.Report(recorder.Told(shown))]) for w in writers)) == [True, True]
+            assert len(calls) == 3, "one of them read it again"
+            assert [o["kind"] for o in await one.ledger.rows("SELECT kind FROM orders WHERE account = %s", (one.account,))] == ["external"]
+            assert await alerts(one, "unwritable:%") == []
+    run(story())
+
+
+# ---- the money of fills, and stopping
+
+def test_cash_follows_the_cursor_once_whoever_reads_the_page_first(bench):
+    """The same page is recorded by two readers; the balance of the venue is the sum."""
+    async def story():
+        async with bench.desk(run=False) as desk:
+            await desk.reconcile()
+            for units in (20_000, -20_000):
+                since = (await row(desk))["fill_cursor"]
+                bench.external(units)
+                page = await desk.venue.fetch_fills(since)
+                said = await asyncio.gather(*(record(desk.deps, None, [], page, since) for _ in range(3)), return_exceptions=True)
+                assert sorted(type(x).__name__ for x in said) == ["Overtaken", "Overtaken", "Recorded"]
+                account = await row(desk)
+                assert (account["cash_balance"], account["fill_cursor"]) == ((await desk.venue.fetch_balance()).balance, page.cursor)
+            assert account["cash_balance"] < 100_000, "the spread was paid"
+    run(story())
+
+
+def test_who_waits_for_the_ledger_stops_when_asked_to():
+    async def story():
+        stop, tries = asyncio.Event(), []
+
+        async def away(deps):
+            tries.append(1)
+            raise LedgerDown("away")
+        waiting = asyncio.create_task(until_done(stop, away, Deps("a", None, None, QUICK)))
+        while len(tries) < 3:
+            await asyncio.sleep(0.01)
+        stop.set()
+        assert await asyncio.wait_for(waiting, 1) is False
+        before = len(tries)
+        assert not await until_done(stop, away, Deps("a", None, None, QUICK)) and len(tries) == before
+    run(story())

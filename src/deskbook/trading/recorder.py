@@ -20,15 +20,15 @@ from typing import Any
 from uuid import UUID
 import psycopg
 from ..core.clock import to_datetime, to_ms
-from ..core.errors import DataError
 from ..stores.ledger import LedgerDown
 from ..stores.records import OrderEvent, append_order_events, raise_alert
 from .book import COLUMNS, NOT_NOW, ORDER_COLUMNS, TURN_LOST, Change, Deps, OrderRow, Overtaken, event_of, freeze_entries
 from .book import insert_rows, new_id, order_row, rows_json, write_changes
 from .leases import Lease, check_lease, require_lease, wait_for_event
+from .marks import SENSELESS
 from .orders import BadTransition, state_after_fills, state_after_venue
-from .risk_ledger import count_transfer
 from .positions import Position, apply_fill, fill_order, filled, fold, restore
+from .risk_ledger import count_transfer
 from ..venues.model import FillPage, VenueFill, VenueOrder
 
 # %% ../../../nbs/trading/31_recorder.ipynb #b28e92f5
@@ -588,7 +588,7 @@ class Recorder:
         "Write one batch."
         try: done = await record(self.deps, self.lease, batch)
         except (LedgerDown, Overtaken, *TURN_LOST): return False
-        except (psycopg.Error, DataError) as e: return await (self.one_by_one(batch) if len(batch) > 1 else self.give_up(batch[0], e))
+        except (psycopg.Error, *SENSELESS) as e: return await (self.one_by_one(batch) if len(batch) > 1 else self.give_up(batch[0], e))
         for signal, states in ((self.deps.signals.unknown, ("unknown",)), (self.deps.signals.outbox, ("submitting",))):
             if any(o.state in states for o in done.orders): signal.set()
         return True
