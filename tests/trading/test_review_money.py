@@ -15,13 +15,14 @@ from execution_rig import QUICK, Bench, alerts, eventually, row, working_day
 from deskbook.core.errors import BadInput, DataError
 from deskbook.stores.ledger import LedgerDown
 from deskbook.trading import marks, reconcile, recorder
-from deskbook.trading.book import Deps, Overtaken
+from deskbook.trading.book import Deps, Overtaken, new_id
 from deskbook.trading.desk import until_done
 from deskbook.trading.leases import take_lease
 from deskbook.trading.marks import write_equity
-from deskbook.trading.orders import OrderRefused
+from deskbook.trading.orders import Intent, OrderRefused
 from deskbook.trading.recorder import record
-from deskbook.venues.model import Unreadable
+from deskbook.trading.risk import Portfolio, RiskPolicy, evaluate
+from deskbook.venues.model import Instrument, Quote, Unreadable, VenueOrder
 from deskbook.venues.sandbox.process import sandbox_process
 
 numbers = itertools.count(7001)
@@ -209,6 +210,9 @@ def test_a_figure_that_makes_no_sense_stops_entries_and_not_the_desk(bench, monk
     real = {"look": marks.look, "record": reconcile.record, "one_pass": reconcile.one_pass}
     hit = []
 
+    async def frozen(desk, name):
+        return hit.count(name) >= 2 and (await row(desk))["entries_frozen"]
+
     def senseless(name):
         async def broken(*args, **more):
             if name == "record" and args[3] is None:
@@ -220,14 +224,12 @@ def test_a_figure_that_makes_no_sense_stops_entries_and_not_the_desk(bench, monk
     async def story():
         async with bench.desk(config=replace(QUICK, reconcile_every_s=0.3, equity_every_s=0.6)) as desk:
             await desk.wait((await desk.submit(bench.intent(10_000)))[0].id)
-            for n, (where, name) in enumerate([(marks, "look"), (reconcile, "record"), (reconcile, "one_pass")], 1):
+            for where, name in ((marks, "look"), (reconcile, "record"), (reconcile, "one_pass")):
                 with monkeypatch.context() as m:
                     m.setattr(where, name, senseless(name))
                     bench.sandbox.control.transfer(bench.venue_account, "1")
-
-                    async def frozen():
-                        return hit.count(name) >= 2 and (await row(desk))["entries_frozen"]
-                    await eventually(frozen)
+                    while not await frozen(desk, name):
+                        await asyncio.sleep(0.03)
                     assert f"{name} is not a number" in (await alerts(desk, f"manual:{desk.account}"))[0]["message"]
                     with pytest.raises(OrderRefused, match="entries_frozen"):
                         await desk.submit(bench.intent(1_000))
@@ -304,4 +306,32 @@ def test_who_waits_for_the_ledger_stops_when_asked_to():
         assert await asyncio.wait_for(waiting, 1) is False
         before = len(tries)
         assert not await until_done(stop, away, Deps("a", None, None, QUICK)) and len(tries) == before
+    run(story())
+
+
+# ---- margin
+
+def test_margin_of_a_fill_that_the_venue_s_figure_does_not_know_is_not_free():
+    """The fill is in the positions, and the free margin was read before it."""
+    wide = RiskPolicy(**dict.fromkeys(("max_total_exposure_frac", "max_instrument_exposure_frac", "max_currency_exposure_frac", "max_leverage"), D(1000)))
+    eur = Instrument("EUR_USD", "EUR", "USD", D("0.00001"), D(1), D(1), D(100_000_000), D("0.02"))
+    quote = Quote("EUR_USD", D("1.1"), D("1.1"), 1000)
+    account = Portfolio("a", 1000, D(100_000), 1000, margin_available=D(100_000), quotes={"EUR_USD": quote}, instruments={"EUR_USD": eur})
+    ask = Intent("a", "EUR_USD", D(1_500_000), idempotency_key="k")
+    for held, told, reasons in ((0, 100_000, ()), (2_000_000, 56_000, ("margin_headroom",)), (2_000_000, 100_000, ("margin_headroom",)), (1_000_000, 100_000, ())):
+        assert evaluate(wide, None, replace(account, units={"EUR_USD": D(held)}, margin_available=D(told)), ask).reasons == reasons, (held, told)
+
+
+def test_a_stop_that_replaced_another_is_adopted_beside_it(bench):
+    """Both carry the name of our entry's stop; a client id stands in the ledger once."""
+    async def story():
+        async with bench.desk(run=False) as desk:
+            await desk.reconcile()
+            await desk.ledger.rows("""INSERT INTO orders (id, account, venue, kind, instrument, side, type, units, time_in_force, client_order_id, idempotency_key, request_fingerprint)
+                VALUES (%s, %s, 'oanda', 'entry', 'EUR_USD', 'buy', 'market', 1000, 'FOK', %s, 'k', '')""", (new_id(), desk.account, "db-entry"))
+            for there in ("9001", "9002"):
+                stop = VenueOrder(there, "db-entry-sl", "", D(0), "stop", "open", price=D("1.05"), time_in_force="GTC")
+                await record(desk.deps, None, [recorder.Report(recorder.Told(stop))])
+            found = await desk.ledger.rows("SELECT kind, client_order_id FROM orders WHERE account = %s AND kind <> 'entry' ORDER BY venue_order_id", (desk.account,))
+            assert [(o["kind"], o["client_order_id"]) for o in found] == [("protective", "db-entry-sl"), ("protective", "ext-9002")]
     run(story())

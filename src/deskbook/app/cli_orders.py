@@ -369,11 +369,11 @@ def positions_text(
     held: Sequence[Held],
 ) -> str:
     "Positions for people."
-    head = ("instrument", "units", "average", "mark", "unrealised", "realised", "fees")
+    head = ("instrument", "units", "average", "mark", "unrealised", "realised", "fees", "financing")
     def line(p: Held) -> tuple[str, ...]:
         return (p.instrument, number(p.units), number(p.average_price, 6), number(p.mark), number(p.unrealised_pnl, 2),
-            number(p.realised_pnl, 2), number(p.fees, 2))
-    return table([head, *map(line, held)], right=range(1, 7))
+            number(p.realised_pnl, 2), number(p.fees, 2), number(p.financing, 2))
+    return table([head, *map(line, held)], right=range(1, 8))
 
 @positions.command(epilog=EXITS)
 def positions_command(account: Account = "paper", as_json: Json = False) -> None:

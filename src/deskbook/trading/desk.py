@@ -115,6 +115,7 @@ class Held:
     realised_pnl: Decimal # quote currency
     realised_pnl_account: Decimal | None # account currency
     fees: Decimal
+    financing: Decimal # interest, account currency; a cost is negative
     mark: Decimal | None # the price at which it could be closed; None: not known
     unrealised_pnl: Decimal | None # quote currency
 
@@ -356,7 +357,7 @@ def held_of(
     "A position with its mark."
     p = position_of(row)
     mark = closing_price(quote, p.units) if quote else None
-    return Held(row["instrument"], row["units"], row["average_price"], row["realised_pnl"], row["realised_pnl_account"], row["fees"], mark,
+    return Held(row["instrument"], row["units"], row["average_price"], row["realised_pnl"], row["realised_pnl_account"], row["fees"], row["financing"], mark,
         None if mark is None else unrealised_pnl(p, mark))
 
 # %% ../../../nbs/trading/50_desk.ipynb #63a4154c

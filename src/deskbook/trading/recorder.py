@@ -154,19 +154,20 @@ def adopt(
     account: str,
     venue: str,
     twin: OrderRow | None = None, # the order of ours whose client id it carries
+    known: Collection[str] = (), # client ids that the ledger has
 ) -> OrderRow: # as it stood before these fills
     "An order in the ledger for one that others made."
     order = next((r.finding.order for r in reports if isinstance(r.finding, Told) and r.finding.order), None)
     fills = [f for r in reports if isinstance(r.finding, Told) for f in r.finding.fills]
     there, client = told_ids(reports[0])
-    stop = twin is not None and client.endswith(PROTECTIVE)
+    stop = twin is not None and client.endswith(PROTECTIVE) # one that replaced another at the venue carries its name again
     name = (order or fills[0]).instrument # "" for an order on a trade: it has none of its own, and can only reduce
     size = order.units if order else Decimal(0)
     size = size or sum((f.units for f in fills), Decimal(0)) or (-twin.signed_units if twin and stop else Decimal(0))
     kind = order.type if order and order.type in ("market", "limit", "stop") else "stop" if stop else "market"
     lasts = order.time_in_force if order and order.time_in_force in _TIMES else "FOK" if kind == "market" else "GTC"
     return OrderRow(new_id(), account, venue, "protective" if stop else "external", name, "sell" if size < 0 else "buy", kind,
-        abs(size) or Decimal(1), lasts, client if stop else f"ext-{there}", f"venue:{there}", "", state="open", venue_order_id=there,
+        abs(size) or Decimal(1), lasts, client if stop and client not in known else f"ext-{there}", f"venue:{there}", "", state="open", venue_order_id=there,
         price=order.price if order and kind != "market" else None, reduce_only=stop or not name,
         parent_order_id=twin.id if twin else None, reason="stop_loss" if stop else "double" if twin else "external")
 
@@ -409,7 +410,7 @@ async def record_once(
         if page is not None and account["fill_cursor"] != since: raise Overtaken("the log was read by somebody else.", "Read it again.")
         found, clients = match(heard, orders), {o.client_order_id: o for o in orders}
         twins = {there: clients.get(told_ids(rs[0])[1].removesuffix(PROTECTIVE)) for there, rs in found.foreign.items()}
-        adopted = [adopt(rs, deps.account, deps.venue.name, twins[there]) for there, rs in found.foreign.items() if there]
+        adopted = [adopt(rs, deps.account, deps.venue.name, twins[there], clients) for there, rs in found.foreign.items() if there]
         if adopted: await tx.execute(_NEW_ORDERS, (rows_json([{k: getattr(o, k) for k in ORDER_COLUMNS} for o in adopted]),))
         everyone = [*orders, *adopted]
         belong = {**found.known, **{o.id: found.foreign[o.venue_order_id or ""] for o in adopted}}

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
+from itertools import pairwise
 from typing import Any, Literal
 import polars as pl
 from ..core.clock import iso
@@ -436,7 +437,7 @@ def holes(
 ) -> list[tuple[int, int]]: # first and last id of each
     "Ids that are left out before the last one."
     ids = [int(after), *(int(id_of(t)) for t in transactions)]
-    return [(a + 1, b - 1) for a, b in zip(ids, ids[1:]) if b > a + 1]
+    return [(a + 1, b - 1) for a, b in pairwise(ids) if b > a + 1]
 
 # %% ../../../nbs/venues/20_oanda_wire.ipynb #f20b6862
 CREATES = frozenset(("MARKET_ORDER", "LIMIT_ORDER", "STOP_ORDER", "MARKET_IF_TOUCHED_ORDER", "TAKE_PROFIT_ORDER", "STOP_LOSS_ORDER",
