@@ -319,14 +319,15 @@ _OUTBOX_BACK = """UPDATE outbox b SET claimed_by = NULL, fencing_token = NULL, c
 FROM jsonb_to_recordset(%s::jsonb) AS c(order_id uuid, wait_s double precision)
 WHERE b.order_id = c.order_id AND b.topic = 'submit' AND b.done_at IS NULL"""
 
+_RESOLVED = "UPDATE ops_alerts SET status = 'resolved', resolved_at = now() WHERE fingerprint = ANY(%s) AND status <> 'resolved'"
+
 async def unblock(
     tx: Any, # inside a transaction
     orders: Sequence[str], # ids of orders that are not unknown any more
 ) -> None:
     "What was blocked for these orders is free again, and nobody need come."
     await tx.execute("DELETE FROM instrument_blocks WHERE order_id = ANY(%s::uuid[]) AND reason = 'unknown_order'", (orders,))
-    await tx.execute("UPDATE ops_alerts SET status = 'resolved', resolved_at = now() WHERE fingerprint = ANY(%s) AND status <> 'resolved'",
-        ([f"unknown_order:{one}" for one in orders],))
+    await tx.execute(_RESOLVED, ([f"unknown_order:{one}" for one in orders],))
 
 # %% ../../../nbs/trading/31_recorder.ipynb #b21b4a46
 async def write_orders(
@@ -344,6 +345,8 @@ async def write_orders(
         if changes and len(await (await write_changes(tx, changes)).fetchall()) < len(changes):
             raise Overtaken("an order changed while it was locked.", "Read it again.")
         if solved := [str(c.after.id) for c in changes if c.before.state == "unknown"]: await unblock(tx, solved)
+        gone = [f"cancel_stuck:{c.after.id}" for c in changes if c.before.state == "cancel_pending" and c.after.ended]
+        if gone: await tx.execute(_RESOLVED, (gone,))
         await tx.execute("SELECT pg_notify('deskbook_orders', %s)", (account,))
         made = [OrderEvent(o.account, o.id, o.version, None, o.state, o.reason, {"venue_order_id": o.venue_order_id}) for o in adopted]
         await append_order_events(tx, [*made, *map(event_of, changes)])
@@ -580,7 +583,7 @@ class Recorder:
                 if await wait_for_event(self.wake, 0.2) and self.deps.signals.in_flight: await wait_for_event(stop, self.deps.config.gather_s)
                 continue
             batch, self.waiting = self.waiting[:self.deps.config.batch_max], self.waiting[self.deps.config.batch_max:]
-            if not await self.write(batch): self.waiting[:0] = batch; await wait_for_event(stop, 0.2)
+            if not await self.write(batch): self.waiting[:0] = batch; await asyncio.sleep(0.2)
         self.idle.set()
 
     async def write(self,

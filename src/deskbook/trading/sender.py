@@ -16,7 +16,7 @@ from typing import Any, Literal
 from uuid import UUID
 from ..core.clock import boottime
 from ..core.errors import Refused
-from ..stores.records import raise_alert, resolve_alert
+from ..stores.records import raise_alert
 from .book import COLUMNS, NOT_NOW, Change, Deps, OrderRow, apply_changes, change, freeze_entries, not_now, order_row
 from .book import rows_json
 from .leases import Lease, check_lease, require_lease, wait_for_event
@@ -333,18 +333,16 @@ async def watch_cancel(
     report: Report | None, # what became of it
     why: str, # what stood in the way
 ) -> None:
-    "Raise an alert when an order cannot be cancelled, resolve it when it is gone. Never raises."
+    "Raise an alert when an order cannot be cancelled; the recorder resolves it when the order has ended. Never raises."
     order, tries, most = claimed.order, claimed.attempts + 1, deps.config.cancel_tries
     told = report.finding.order if report and isinstance(report.finding, Told) else None
-    gone, name = told is not None and told.state in TERMINAL, f"cancel_stuck:{order.id}"
-    if (tries <= most) if gone else (tries % most): return
+    if tries % most or (told is not None and told.state in TERMINAL): return
     text = f"{deps.account}: order {order.client_order_id} ({order.side} {order.units} {order.instrument}) is not cancelled after {tries} tries"
     text += f" ({why or 'no word from the venue'}); it is tried again, and may be filled meanwhile"
     facts = {"account": deps.account, "order_id": str(order.id), "venue_order_id": order.venue_order_id or ""}
     try:
         async with deps.ledger.transaction() as tx:
-            if gone: await resolve_alert(tx, name)
-            else: await raise_alert(tx, name, "orders", "high", "cancel_tries", text, tries, most, facts)
+            await raise_alert(tx, f"cancel_stuck:{order.id}", "orders", "high", "cancel_tries", text, tries, most, facts)
     except NOT_NOW: pass # told with a later try
 
 # %% ../../../nbs/trading/32_sender.ipynb #291afa20
