@@ -77,10 +77,10 @@ CAUGHT = {resends_without_proof: "DOUBLED", counts_a_fill_again_when_it_is_told_
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("plant", CAUGHT, ids=lambda f: f.__name__)
 def test_a_planted_fault_is_found(shared, plant, monkeypatch):
     plant(monkeypatch)
     with pytest.raises(AssertionError, match=CAUGHT[plant]):
-        run_sequences(shared, 1_000)
+        run_sequences(shared, 3_000)
     print(f"found after {shared.count['sequences']} sequences")
