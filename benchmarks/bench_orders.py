@@ -99,7 +99,8 @@ async def latencies(desk, sandbox, tag):
     rows = await desk.ledger.rows("""SELECT o.client_order_id AS client, extract(epoch FROM e.recorded_at)*1000 AS at FROM orders o
         JOIN order_events e ON e.order_id = o.id AND e.version = 1 WHERE o.idempotency_key LIKE %s""", (tag + "-%",))
     if lost := [r["client"] for r in rows if r["client"] not in arrived]:
-        print("never arrived:", await desk.ledger.rows("SELECT client_order_id, state, reason FROM orders WHERE client_order_id = ANY(%s)", (lost,)))
+        kinds = await desk.ledger.rows("SELECT state, reason, count(*) AS n FROM orders WHERE client_order_id = ANY(%s) GROUP BY 1, 2", (lost,))
+        print("never arrived:", ", ".join(f"{k['n']} {k['state']} {k['reason']}".strip() for k in kinds))
     return sorted(arrived[r["client"]] - float(r["at"]) for r in rows if r["client"] in arrived)
 
 

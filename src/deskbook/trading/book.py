@@ -286,6 +286,7 @@ class Signals:
     "Hints between workers."
     name: str = field(default_factory=lambda: secrets.token_hex(4)) # tells our own notifications from those of other processes
     outbox: asyncio.Event = field(default_factory=asyncio.Event) # there may be something to send
+    exits: asyncio.Event = field(default_factory=asyncio.Event) # and among it something that cancels or reduces
     fills: asyncio.Event = field(default_factory=asyncio.Event) # there may be fills to read
     unknown: asyncio.Event = field(default_factory=asyncio.Event) # there may be an order to look for
     equity: asyncio.Event = field(default_factory=asyncio.Event) # there was a fill

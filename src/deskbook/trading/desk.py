@@ -381,6 +381,7 @@ async def request_cancel(
                 WHERE NOT EXISTS (SELECT 1 FROM outbox WHERE order_id = %s AND topic = 'cancel' AND done_at IS NULL)""", (deps.account, order.id, order.id))
             await tx.execute("SELECT pg_notify('deskbook_outbox', %s)", (deps.account,))
         if made: await apply_changes(tx, [made])
+    deps.signals.exits.set()
     deps.signals.outbox.set()
     if made and made.after.ended: deps.signals.waiters.tell([made.after])
     return made.after if made else order
@@ -474,7 +475,7 @@ async def listen(
                 await conn.execute("LISTEN deskbook_orders")
                 while not stop.is_set():
                     told = {n.channel async for n in conn.notifies(timeout=0.5, stop_after=1) if heard(n.payload, deps)}
-                    if "deskbook_outbox" in told: deps.signals.outbox.set()
+                    if "deskbook_outbox" in told: deps.signals.exits.set(); deps.signals.outbox.set()
                     if "deskbook_orders" in told and not running(): await tell_waiters(deps)
         except (LedgerDown, psycopg.Error, OSError): await wait_for_event(stop, deps.config.poll_s)
 

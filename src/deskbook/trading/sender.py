@@ -442,6 +442,7 @@ AND NOT id = ANY(%s) ORDER BY id"""
 class Sender(Calls):
     "Claims and sends, several at once. One per lease."
     doubt = False # a claim failed in a way that may have committed it
+    looked = 0.0 # `boottime()` of the last claim
 
     async def run(self,
         stop: asyncio.Event, # set: claim nothing more, wait for what is under way
@@ -463,10 +464,19 @@ class Sender(Calls):
         "As many as there are places; only exits, where there is none for an entry."
         room, exits, may_send = self.room, self.exit_room, not self.deps.signals.holds
         self.exits_wait = not room and not exits
-        if room: claims, self.more = await claim(self.deps, self.lease, min(room, self.deps.config.batch_max), may_send)
-        elif exits: claims, self.exits_wait = await claim(self.deps, self.lease, exits, may_send, exits_only=True)
-        else: claims = []
-        return claims, bool(room) and self.more
+        if not exits or not (room or self.exits_due()): return [], False
+        self.deps.signals.exits.clear()
+        self.looked = boottime()
+        if not room:
+            claims, self.exits_wait = await claim(self.deps, self.lease, exits, may_send, exits_only=True)
+            if self.exits_wait: self.deps.signals.exits.set()
+            return claims, False
+        claims, self.more = await claim(self.deps, self.lease, min(room, self.deps.config.batch_max), may_send)
+        return claims, self.more
+
+    def exits_due(self) -> bool:
+        "A claim costs a transaction: for exits only it is made when somebody told of one, and now and then."
+        return self.deps.signals.exits.is_set() or boottime() - self.looked > self.deps.config.poll_s
 
     async def give_back(self) -> None:
         "What a lost commit claimed."
