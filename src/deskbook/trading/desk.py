@@ -202,7 +202,7 @@ class Desk:
         if order is None and not self.lease: order = await self.order(order_id)
         while order is None or order.state not in until:
             if (left := end - loop.time()) <= 0: return order or await self.order(order_id)
-            order = await waiters.wait(order_id, min(left, 1.0)) or await self.order(order_id)
+            order = await waiters.wait(order_id, left) or await self.order(order_id)
         return order
 
     async def orders(self,
@@ -467,7 +467,8 @@ async def listen(
     stop: asyncio.Event,
     running: Callable[[], bool] = lambda: False, # whether this desk runs: then its own workers tell who waits
 ) -> None:
-    "Turn notifications into signals until stopped."
+    "Turn notifications into signals until stopped. Who waits is told once a second, too, in case a notification was lost."
+    told_at = 0.0
     while not stop.is_set():
         try:
             async with await deps.ledger.connect() as conn:
@@ -476,7 +477,9 @@ async def listen(
                 while not stop.is_set():
                     told = {n.channel async for n in conn.notifies(timeout=0.5, stop_after=1) if heard(n.payload, deps)}
                     if "deskbook_outbox" in told: deps.signals.exits.set(); deps.signals.outbox.set()
-                    if "deskbook_orders" in told and not running(): await tell_waiters(deps)
+                    if ("deskbook_orders" in told and not running()) or deps.monotonic() - told_at > 1.0:
+                        told_at = deps.monotonic()
+                        await tell_waiters(deps)
         except (LedgerDown, psycopg.Error, OSError): await wait_for_event(stop, deps.config.poll_s)
 
 # %% ../../../nbs/trading/50_desk.ipynb #2e6ba736
