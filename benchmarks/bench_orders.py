@@ -26,7 +26,7 @@ from decimal import Decimal
 from pathlib import Path
 
 INSTRUMENTS = ("EUR_USD", "GBP_USD", "AUD_USD", "USD_JPY", "USD_CHF", "USD_CAD", "NZD_USD")
-TARGET_PER_S, TARGET_P99_MS, STEADY_PER_S = 300, 50, 150.0
+TARGET_PER_S, TARGET_P99_MS, STEADY_PER_S = 300, 50, 50.0
 
 
 def intents(account, n, tag):
@@ -164,7 +164,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--workers", type=int, default=64)
-    parser.add_argument("--rates", type=float, nargs="*", default=[STEADY_PER_S], help="steady loads, intents per second; the bar is held at the last")
+    parser.add_argument("--rates", type=float, nargs="*", default=[3 * STEADY_PER_S, STEADY_PER_S], help="steady loads, intents per second; the bar is held at the last")
     parser.add_argument("--n", type=int)
     args = parser.parse_args()
     from deskbook.core.loop import run
