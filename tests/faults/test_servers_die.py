@@ -58,6 +58,7 @@ async def trade_while(r, case, strike, pause_s=0.03) -> tuple[list, list[str]]:
         striking, answers = None, []
         for n in range(ORDERS):
             if n == ORDERS // 3:
+                assert await scenarios.settle(desk, 30), "what came before is traded"
                 striking = asyncio.create_task(strike())
             units = [1000, -700, 300][n % 3]
             answers.append(await submit_until_answered(desk, Intent(case["account"], "EUR_USD", units, idempotency_key=f"k{n}", expires_s=600)))
