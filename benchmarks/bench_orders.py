@@ -26,7 +26,7 @@ from decimal import Decimal
 from pathlib import Path
 
 INSTRUMENTS = ("EUR_USD", "GBP_USD", "AUD_USD", "USD_JPY", "USD_CHF", "USD_CAD", "NZD_USD")
-TARGET_PER_S, TARGET_P99_MS, STEADY_PER_S = 300, 50, 150.0
+TARGET_PER_S, TARGET_P99_MS, STEADY_PER_S = 300, 50, 50.0
 
 
 def intents(account, n, tag):
@@ -99,7 +99,8 @@ async def latencies(desk, sandbox, tag):
     rows = await desk.ledger.rows("""SELECT o.client_order_id AS client, extract(epoch FROM e.recorded_at)*1000 AS at FROM orders o
         JOIN order_events e ON e.order_id = o.id AND e.version = 1 WHERE o.idempotency_key LIKE %s""", (tag + "-%",))
     if lost := [r["client"] for r in rows if r["client"] not in arrived]:
-        print("never arrived:", await desk.ledger.rows("SELECT client_order_id, state, reason FROM orders WHERE client_order_id = ANY(%s)", (lost,)))
+        kinds = await desk.ledger.rows("SELECT state, reason, count(*) AS n FROM orders WHERE client_order_id = ANY(%s) GROUP BY 1, 2", (lost,))
+        print("never arrived:", ", ".join(f"{k['n']} {k['state']} {k['reason']}".strip() for k in kinds))
     return sorted(arrived[r["client"]] - float(r["at"]) for r in rows if r["client"] in arrived)
 
 
@@ -163,7 +164,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--workers", type=int, default=64)
-    parser.add_argument("--rates", type=float, nargs="*", default=[STEADY_PER_S], help="steady loads, intents per second; the bar is held at the last")
+    parser.add_argument("--rates", type=float, nargs="*", default=[3 * STEADY_PER_S, STEADY_PER_S], help="steady loads, intents per second; the bar is held at the last")
     parser.add_argument("--n", type=int)
     args = parser.parse_args()
     from deskbook.core.loop import run

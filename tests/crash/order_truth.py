@@ -65,22 +65,33 @@ def at_venue(transactions: Iterable[Mapping[str, Any]]) -> VenueSide:
 def in_ledger(url: str, account: str) -> LedgerSide:
     """Read one account with plain SQL, as the owner of the database."""
     import psycopg
+
+    with psycopg.connect(url, autocommit=True) as db:
+        return read_ledger(db, account)
+
+
+# Alerts are named "cause:account" or "cause:id of an order".
+ALERTS = """SELECT * FROM ops_alerts WHERE status <> 'resolved'
+  AND substr(fingerprint, strpos(fingerprint, ':') + 1) IN (SELECT %s UNION ALL SELECT id::text FROM orders WHERE account = %s)"""
+
+
+def read_ledger(db: Any, account: str) -> LedgerSide:
+    """The same over a connection that is open."""
     from psycopg.rows import dict_row
 
-    with psycopg.connect(url, row_factory=dict_row, autocommit=True) as db:
-        def rows(sql):
-            return db.execute(sql, (account,)).fetchall()
+    def rows(sql):
+        return db.cursor(row_factory=dict_row).execute(sql, (account,)).fetchall()
 
-        kept = rows("SELECT entries_frozen FROM accounts WHERE account = %s")
-        return LedgerSide(
-            orders=rows("SELECT * FROM orders WHERE account = %s ORDER BY created_at, id"),
-            fills=rows("SELECT f.*, o.venue_order_id FROM fills f JOIN orders o ON o.id = f.order_id WHERE f.account = %s"),
-            positions={r["instrument"]: r["units"] for r in rows("SELECT instrument, units FROM positions WHERE account = %s AND units <> 0")},
-            outbox_left=rows("SELECT count(*) AS n FROM outbox WHERE account = %s AND done_at IS NULL")[0]["n"],
-            blocked={r["instrument"] for r in rows("SELECT instrument FROM instrument_blocks WHERE account = %s")},
-            frozen=bool(kept and kept[0]["entries_frozen"]),
-            alerts=db.execute("SELECT * FROM ops_alerts WHERE status <> 'resolved'").fetchall(),
-            events=rows("SELECT * FROM order_events WHERE account = %s ORDER BY seq"))
+    kept = rows("SELECT entries_frozen FROM accounts WHERE account = %s")
+    return LedgerSide(
+        orders=rows("SELECT * FROM orders WHERE account = %s ORDER BY created_at, id"),
+        fills=rows("SELECT f.*, o.venue_order_id FROM fills f JOIN orders o ON o.id = f.order_id WHERE f.account = %s"),
+        positions={r["instrument"]: r["units"] for r in rows("SELECT instrument, units FROM positions WHERE account = %s AND units <> 0")},
+        outbox_left=rows("SELECT count(*) AS n FROM outbox WHERE account = %s AND done_at IS NULL")[0]["n"],
+        blocked={r["instrument"] for r in rows("SELECT instrument FROM instrument_blocks WHERE account = %s")},
+        frozen=bool(kept and kept[0]["entries_frozen"]),
+        alerts=db.cursor(row_factory=dict_row).execute(ALERTS, (account, account)).fetchall(),
+        events=rows("SELECT * FROM order_events WHERE account = %s ORDER BY seq"))
 
 
 def sent_orders(ledger: LedgerSide) -> list[dict]:

@@ -5,10 +5,12 @@ recorder, resolver, reconciler. What is made up is time (the venue's clock moves
 """
 import asyncio
 import random
+from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import httpx
@@ -20,7 +22,7 @@ from deskbook.trading.book import Deps, ExecutionConfig
 from deskbook.trading.desk import Desk
 from deskbook.trading.leases import Lease, new_owner, take_lease
 from deskbook.trading.orders import Intent
-from deskbook.trading.recorder import Recorder, record
+from deskbook.trading.recorder import NotSent, Recorder, record
 from deskbook.trading.resolve import Resolver
 from deskbook.trading.sender import Claim, Sender, claim, take_over
 from deskbook.venues.errors import VenueError
@@ -72,9 +74,9 @@ class DyingLedger:
         async with self.ledger.transaction() as tx:
             yield tx
             if self.due("before"):
-                raise Crash
+                raise Crash("before a commit")
         if self.due("after"):
-            raise Crash
+            raise Crash("after a commit")
 
 
 @dataclass
@@ -99,7 +101,7 @@ class World:
     venue_account: str
     wire: EngineWire
     process: Process | None = None
-    crashes: int = 0
+    died: Counter = field(default_factory=Counter)  # where processes died
     aged_s: float = 0.0  # how much time was made to pass in the ledger
 
     # ---- the process
@@ -136,17 +138,18 @@ class World:
     async def guard(self, write) -> None:
         """Nothing is forbidden here: guards have tests of their own."""
 
-    def crash(self) -> None:
+    def crash(self, where: str = "between two steps") -> None:
         """The process is gone, with everything it remembered."""
-        self.process, self.crashes = None, self.crashes + 1
+        self.died[where] += self.process is not None
+        self.process = None
         self.wire.die = self.ledger.die = ""
 
     async def mortal(self, step) -> Any:
         """Run a step that the process may not survive."""
         try:
             return await step
-        except (Crash, asyncio.CancelledError):
-            self.crash()
+        except (Crash, asyncio.CancelledError) as e:
+            self.crash(str(e) or "cancelled")
 
     # ---- steps of the order path
 
@@ -198,12 +201,13 @@ class World:
             if batch:
                 await p.recorder.write(batch)
                 if twice:
+                    self.wire.told["message written twice"] += 1
                     await p.recorder.write(batch)
         await self.mortal(step())
 
-    async def pump(self) -> None:
-        """Claim, send, write."""
-        for step in (self.claim, self.send, self.write):
+    async def pump(self, twice: bool = False) -> None:
+        """Claim, send, write; `twice`: what was heard comes again."""
+        for step in (self.claim, self.send, partial(self.write, twice)):
             if self.process:
                 await step()
 
@@ -244,6 +248,10 @@ class World:
         self.aged_s += seconds
         for sql in AGE:
             await self.ledger.rows(sql, {"a": self.account, "d": timedelta(seconds=seconds)})
+        if p := self.process:  # an attempt is known by when it was claimed: in memory, too
+            p.claims = [replace(c, order=replace(c.order, sent_at=earlier(c.order.sent_at, seconds))) for c in p.claims]
+            p.recorder.waiting = [replace(r, finding=replace(r.finding, attempt=earlier(r.finding.attempt, seconds)))
+                                  if isinstance(r.finding, NotSent) else r for r in p.recorder.waiting]
 
     # ---- the end
 
@@ -254,7 +262,6 @@ class World:
         self.wire.die = self.ledger.die = ""
         for _ in range(rounds):
             await self.boot()
-            await self.reconcile()
             await self.pump()
             await self.resolve()
             await self.read_log()
@@ -263,7 +270,12 @@ class World:
             if not left and not self.wire.waiting:
                 break
             await self.age(20)
+            await self.reconcile()
         await self.reconcile()
+
+
+def earlier(time: datetime | None, seconds: float) -> datetime | None:
+    return time and time - timedelta(seconds=seconds)
 
 
 _numbers = iter(range(1, 10**9))

@@ -5,20 +5,27 @@ happened that may explain an order that came to nothing. It shares no code with 
 again, the desk settles, and `order_truth.problems` compares every order, fill and position.
 """
 import asyncio
+import functools
 import sys
 from collections import Counter
 from decimal import Decimal
 from pathlib import Path
+from unittest.mock import patch
 
+import hypothesis
 import hypothesis.strategies as st
+import psycopg
 from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis import stateful
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1] / "crash")]
 from desk_world import INSTRUMENTS, PRICES, World, new_market, new_world
-from order_truth import FINAL, at_venue, in_ledger, problems, sent_orders
+from order_truth import FINAL, at_venue, problems, read_ledger, sent_orders
 from sandbox_wire import NOT_TAKEN, TAKEN
 
+import deskbook.trading.reconcile
+from deskbook.core.loop import new_loop
 from deskbook.stores.ledger import Ledger
 from deskbook.trading.book import OrderRow
 from deskbook.trading.orders import IdempotencyConflict, Intent, OrderRefused
@@ -27,25 +34,53 @@ SIZES = st.sampled_from([1000, -1000, 2000, -3000, 500, -500, 50_000_000])
 SHAPES = st.sampled_from(["fok", "fok", "ioc", "rests", "crosses", "exit", "stop", "brief"])
 FAR = {"EUR_USD": ("1.05000", "1.12000"), "USD_JPY": ("140.000", "160.000")}  # below and above every price of a run
 HALVES = {"EUR_USD": "1.08000", "USD_JPY": "150.000"}
-WHY = frozenset({"intent_expired", "cancelled_before_sending", "entries_frozen", "instrument_blocked", "absent_after_resend"})
+LIES = st.lists(st.sampled_from(["", *TAKEN, *NOT_TAKEN, "late"]), min_size=1, max_size=3)  # "": the venue answers
+READ_LIES = st.sampled_from(["dropped", "silent", "error", "cut", "twice", "backwards"])
+DEATHS = st.sampled_from(["venue before", "venue after", "ledger before", "ledger after"])
 
 
 class Shared:
     """What all sequences of one process use: loop, ledger, market, and the count of what was done."""
 
     def __init__(self, url: str):
-        self.url, self.runner, self.market = url, asyncio.Runner(), new_market()
-        self.loop = self.runner.get_loop()
+        self.runner, self.market = asyncio.Runner(loop_factory=new_loop), new_market()
+        self.loop, self.db = self.runner.get_loop(), psycopg.connect(url, autocommit=True)
         self.loop.set_exception_handler(lambda loop, context: None)  # tasks of processes that died
         self.ledger = self.run(Ledger.open(url, min_size=2, max_size=6))
         self.count: Counter = Counter()
+        self.waits = patch.object(deskbook.trading.reconcile, "wait_for_event", no_wait)
+        self.waits.start()
 
     def run(self, step):
         return self.loop.run_until_complete(step)
 
     def close(self):
+        self.waits.stop()
         self.run(self.ledger.aclose())
+        self.db.close()
         self.runner.close()
+
+
+async def no_wait(event: asyncio.Event, timeout_s: float) -> bool:
+    """Nobody else does anything meanwhile: a reconciliation need not wait for it."""
+    await asyncio.sleep(0)
+    return event.is_set()
+
+
+RULES: list[str] = []
+
+
+def rule(**strategies):
+    """As hypothesis's, and counted."""
+    def counted(step):
+        RULES.append(f"rule {step.__name__}")
+
+        @functools.wraps(step)
+        def one(self, *args, **values):
+            self.shared.count[f"rule {step.__name__}"] += 1
+            return step(self, *args, **values)
+        return stateful.rule(**strategies)(one)
+    return counted
 
 
 class OrderMachine(RuleBasedStateMachine):
@@ -57,29 +92,34 @@ class OrderMachine(RuleBasedStateMachine):
         self.asked: dict[str, Intent] = {}  # key -> what was asked for first
         self.orders: dict[str, str] = {}  # key -> order id, as far as the desk has said
         self.taken: Counter = Counter()  # client id -> orders the venue has taken
+        self.again: Counter = Counter()  # client id -> sent although the venue had it: this venue refuses the second, another would not
         self.happened: set[str] = set()
         self.world: World | None = None
 
     def run(self, step):
         return self.shared.run(step)
 
-    @initialize(first=st.lists(st.tuples(st.sampled_from(INSTRUMENTS), SIZES, SHAPES), min_size=1, max_size=3))
-    def begin(self, first):
+    @initialize(first=st.lists(st.tuples(st.sampled_from(INSTRUMENTS), SIZES, SHAPES), min_size=1, max_size=3), lies=LIES, thin=st.sampled_from([False, False, True]))
+    def begin(self, first, lies, thin):
         self.world = self.run(new_world(self.shared.ledger, self.shared.market))
         self.world.engine.release()
         for name, (bid, ask) in PRICES.items():
             self.world.engine.set_price(name, bid, ask)
-        self.world.engine.configure(levels=((Decimal(1_000_000), Decimal(0)),), slices=())
+        self.world.engine.configure(levels=((Decimal(600 if thin else 1_000_000), Decimal(0)),), slices=())
         self.world.engine.subscribe(self.see)
         self.run(self.world.boot())
         self.shared.count["sequences"] += 1
+        self.world.wire.writes.extend(lies)
         for instrument, units, shape in first:
             self.submit(instrument, units, shape)
 
     def see(self, account, transactions):
         for t in transactions:
-            if t["type"] in ("MARKET_ORDER", "LIMIT_ORDER") and (client_id := (t.get("clientExtensions") or {}).get("id", "")):
+            client_id = (t.get("clientExtensions") or {}).get("id", "")
+            if client_id and t["type"] in ("MARKET_ORDER", "LIMIT_ORDER"):
                 self.taken[client_id] += 1
+            if client_id and t["type"] in ("MARKET_ORDER_REJECT", "LIMIT_ORDER_REJECT"):
+                self.again[client_id] += self.taken[client_id] > 0
 
     def do(self, step):
         """One step of a living process; a dead one is started again before the next."""
@@ -149,9 +189,9 @@ class OrderMachine(RuleBasedStateMachine):
 
     # ---- what the desk's workers do
 
-    @rule()
-    def pump(self):
-        self.do(self.world.pump())
+    @rule(twice=st.booleans())
+    def pump(self, twice):
+        self.do(self.world.pump(twice))
 
     @rule()
     def claim(self):
@@ -169,9 +209,13 @@ class OrderMachine(RuleBasedStateMachine):
     def read_log(self):
         self.do(self.world.read_log())
 
-    @rule()
-    def resolve(self):
+    @rule(lies=st.one_of(st.lists(READ_LIES, max_size=3), st.sampled_from([["silent"] * 30, ["error"] * 30])))
+    def resolve(self, lies):
+        """A look that sees, one that is told lies, one that reads nothing however often it asks."""
+        self.world.wire.reads.extend(lies)
         self.do(self.world.resolve())
+        if len(lies) == 30:
+            self.world.wire.reads.clear()
 
     @rule()
     def reconcile(self):
@@ -181,25 +225,31 @@ class OrderMachine(RuleBasedStateMachine):
 
     @rule()
     def crash(self):
-        self.shared.count["crashes"] += self.world.process is not None
         self.world.crash()
 
-    @rule(where=st.sampled_from(["venue before", "venue after", "ledger before", "ledger after"]), skip=st.integers(0, 2))
+    @rule(where=DEATHS, skip=st.integers(0, 2))
     def crash_soon(self, where, skip):
         """The process dies at its next write to the venue, or around one of its next commits."""
+        self.die(where, skip)
+
+    @rule(where=DEATHS, skip=st.integers(0, 2))
+    def crash_while_pumping(self, where, skip):
+        self.die(where, skip)
+        self.do(self.world.pump())
+
+    def die(self, where, skip):
         self.run(self.world.boot())
         place, when = where.split()
         if place == "venue":
             self.world.wire.die = when
         else:
             self.world.ledger.die, self.world.ledger.skip = when, skip
-        self.shared.count["crashes"] += 1
 
-    @rule(lie=st.sampled_from([*TAKEN, *NOT_TAKEN, "late"]))
-    def next_write_goes_wrong(self, lie):
-        self.world.wire.writes.append(lie)
+    @rule(lies=LIES)
+    def next_writes_go_wrong(self, lies):
+        self.world.wire.writes.extend(lies)
 
-    @rule(lies=st.lists(st.sampled_from(["dropped", "silent", "error", "cut", "twice", "backwards"]), min_size=1, max_size=3))
+    @rule(lies=st.lists(READ_LIES, min_size=1, max_size=3))
     def next_reads_go_wrong(self, lies):
         self.world.wire.reads.extend(lies)
 
@@ -232,6 +282,7 @@ class OrderMachine(RuleBasedStateMachine):
         self.world.engine.set_price(instrument, bid, ask)
         self.world.pass_time(0.3)
 
+    @precondition(lambda self: self.happened or self.world.aged_s)
     @rule()
     def a_person_lets_it_go_on(self):
         self.do(self.world.unfreeze())
@@ -243,16 +294,31 @@ class OrderMachine(RuleBasedStateMachine):
         twice = [k for k, n in self.taken.items() if n > 1]
         self.shared.count["doubled"] += len(twice)
         assert not twice, f"DOUBLED at the venue: {twice}"
+        again = [k for k, n in self.again.items() if n]
+        assert not again or self.world.wire.told["write late"], f"DOUBLED, had the venue not refused it: {again}"
 
     def teardown(self):
         if self.world is None:
             return
         self.run(self.world.settle())
-        ledger = in_ledger(self.shared.url, self.world.account)
+        ledger = read_ledger(self.shared.db, self.world.account)
+        self.shared.db.execute("UPDATE ops_alerts SET status = 'resolved' WHERE status <> 'resolved'")
+        self.tally(ledger)
         wrong = problems(at_venue(self.world.engine.log(self.world.venue_account)), ledger) + self.lost(ledger)
         self.shared.count["lost"] += any("LOST" in w for w in wrong)
-        self.shared.count["orders"] += len(sent_orders(ledger))
         assert not wrong, "\n".join([*wrong, *self.story(ledger)])
+
+    def tally(self, ledger):
+        """What really happened in this sequence."""
+        count, ours = self.shared.count, sent_orders(ledger)
+        for what, n in self.world.wire.told.items():
+            count[what] += n
+        for where, n in self.world.died.items():
+            count[f"died {where}"] += n
+        for e in ledger.events:
+            count[f"became {e['to_state']}"] += 1
+        count.update({"orders": len(ours), "fills": len(ledger.fills), "resends": sum(o["resends"] for o in ours), "crashes": self.world.died.total(),
+                      "adopted from others": len(ledger.orders) - len(ours)})
 
     def story(self, ledger):
         """What a person needs to see why a sequence failed."""
@@ -282,6 +348,9 @@ class OrderMachine(RuleBasedStateMachine):
                 "absent_after_resend": o["resends"] == 1}.get(reason, reason.isupper())
 
 
-def machine_settings(examples: int, steps: int = 12):
-    return settings(max_examples=examples, stateful_step_count=steps, deadline=None, database=None, print_blob=True,
-                    suppress_health_check=list(HealthCheck), phases=(Phase.explicit, Phase.generate))
+def run_sequences(shared: Shared, sequences: int, seed: int | None = None, steps: int = 12) -> None:
+    """At least so many sequences; raises what is wrong in the first that is. Without `seed` others every time."""
+    machine = type("OrderMachine", (OrderMachine,), {"shared": shared})
+    how = settings(max_examples=sequences, stateful_step_count=steps, deadline=None, database=None, print_blob=True, report_multiple_bugs=False,
+                   suppress_health_check=list(HealthCheck), phases=(Phase.explicit, Phase.generate))
+    stateful.run_state_machine_as_test(machine if seed is None else hypothesis.seed(seed)(machine), settings=how)

@@ -7,7 +7,7 @@
     error       carried out, answered with 502 and a page of HTML            cut         carried out, half a body comes
     late        not carried out now but later (see `deliver`); a time-out    busy        not carried out, 429
 """
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +36,7 @@ class EngineWire(httpx.AsyncBaseTransport):
     waiting: list = field(default_factory=list)  # (due_ms, Call): taken late
     die: str = ""  # "before" or "after": the process dies at the next write
     requests: int = 0
+    told: Counter = field(default_factory=Counter)  # "write lost": how often it was told
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self.requests += 1
@@ -44,8 +45,9 @@ class EngineWire(httpx.AsyncBaseTransport):
         call = Call(route, values, query(text), await request.aread(), "http://127.0.0.1", path, self.clock())
         lies = self.writes if route.writes else self.reads
         lie = lies.popleft() if lies else ""
+        self.told[f"{'write' if route.writes else 'read'} {lie or 'answered'}"] += 1
         if route.writes and self.die == "before":
-            raise Crash
+            raise Crash("before the venue had it")
         if lie == "refused":
             raise httpx.ConnectError("refused", request=request)
         if lie == "busy":
@@ -57,7 +59,7 @@ class EngineWire(httpx.AsyncBaseTransport):
             raise httpx.ReadTimeout("silence", request=request)
         status, body = self.carry_out(call)
         if route.writes and self.die == "after":
-            raise Crash
+            raise Crash("after the venue had it")
         if lie == "lost":
             raise httpx.ReadError("reset", request=request)
         if lie == "silent":

@@ -43,10 +43,10 @@ def run(story):
     return asyncio.run(asyncio.wait_for(story, 60))
 
 
-def tamper(bench, sql, *params):
-    """Change the ledger behind the desk's back, as its owner."""
-    with psycopg.connect(bench.ledger_url, autocommit=True) as db:
-        return db.execute(sql, params).rowcount
+async def tamper(bench, sql, *params):
+    """Change the ledger behind the desk's back, as its owner; the desk goes on meanwhile, for it may hold a lock that this waits for."""
+    async with await psycopg.AsyncConnection.connect(bench.ledger_url, autocommit=True) as db:
+        return (await db.execute(sql, params)).rowcount
 
 
 # ---- the comparison itself
@@ -152,7 +152,7 @@ def test_drift_freezes_and_its_end_lifts_the_freeze(bench):
     async def story():
         async with bench.desk() as desk:
             await desk.wait((await desk.submit(bench.intent(1_000)))[0].id)
-            tamper(bench, "UPDATE positions SET units = 900 WHERE account = %s", bench.account)
+            await tamper(bench, "UPDATE positions SET units = 900 WHERE account = %s", bench.account)
             found = await desk.reconcile()
             assert [str(m) for m in found.mismatches] == ["position EUR_USD: 900 in the ledger, 1000 at the venue"]
             account = await row(desk)
@@ -163,7 +163,7 @@ def test_drift_freezes_and_its_end_lifts_the_freeze(bench):
             assert (await desk.wait((await desk.close("EUR_USD", Decimal(100))).id)).state == "filled"  # the way out stays open
             with pytest.raises(Refused):
                 await desk.unfreeze("anna", "no idea")
-            tamper(bench, "UPDATE positions SET units = 900 WHERE account = %s", bench.account)
+            await tamper(bench, "UPDATE positions SET units = 900 WHERE account = %s", bench.account)
             assert (await desk.reconcile()).clean
             assert not (await row(desk))["entries_frozen"] and await alerts(desk, "drift:%") == []
             assert [a["action"] for a in await audits(desk, "account.unfreeze")] == ["account.unfreeze"]
@@ -177,9 +177,9 @@ def test_cash_that_differs_waits_for_a_person(bench):
             await desk.wait((await desk.close("EUR_USD")).id)
             assert (await desk.reconcile()).clean
             assert (await row(desk))["cash_balance"] == Decimal("99999.86")
-            tamper(bench, "UPDATE accounts SET cash_balance = cash_balance + 5 WHERE account = %s", bench.account)
+            await tamper(bench, "UPDATE accounts SET cash_balance = cash_balance + 5 WHERE account = %s", bench.account)
             assert [m.what for m in (await desk.reconcile()).mismatches] == ["balance"]
-            tamper(bench, "UPDATE accounts SET cash_balance = cash_balance - 5 WHERE account = %s", bench.account)
+            await tamper(bench, "UPDATE accounts SET cash_balance = cash_balance - 5 WHERE account = %s", bench.account)
             assert (await desk.reconcile()).clean
             assert (await row(desk))["freeze_reason"].startswith("balance:")
             await desk.unfreeze("anna", "a test")
@@ -205,7 +205,7 @@ def test_an_order_that_the_ledger_buried_and_the_venue_has(bench):
         async with bench.desk() as desk:
             (order,) = await desk.submit(bench.intent(1_000, type="limit", price="1.05", time_in_force="GTC"))
             await desk.wait(order.id)
-            tamper(bench, "UPDATE orders SET state = 'expired', version = version + 1 WHERE id = %s", order.id)
+            await tamper(bench, "UPDATE orders SET state = 'expired', version = version + 1 WHERE id = %s", order.id)
             found = await desk.reconcile()
             assert [m.what for m in found.mismatches] == ["order_alive"]
             assert (await row(desk))["entries_frozen"]
@@ -217,7 +217,7 @@ def test_a_fill_of_an_order_that_was_taken_for_dead_counts_and_calls_a_person(be
         async with bench.desk() as desk:
             (order,) = await desk.submit(bench.intent(1_000, type="limit", price="1.08000", time_in_force="GTC"))
             await desk.wait(order.id)
-            tamper(bench, "UPDATE orders SET state = 'expired', version = version + 1 WHERE id = %s", order.id)
+            await tamper(bench, "UPDATE orders SET state = 'expired', version = version + 1 WHERE id = %s", order.id)
             bench.sandbox.control.market("price", "EUR_USD", bid="1.07980", ask="1.07994")
             try:
                 await eventually(lambda: bench.ledger().positions == {"EUR_USD": 1_000})
@@ -239,7 +239,7 @@ def test_a_ledger_that_is_older_than_the_venue_catches_up(bench):
         for sql in ("DELETE FROM fills", "DELETE FROM positions", "UPDATE orders SET state = 'created', version = 1, sent_at = NULL, filled_units = 0, venue_order_id = NULL",
                     "UPDATE outbox SET done_at = NULL, claimed_by = NULL, fencing_token = NULL",
                     f"UPDATE accounts SET fill_cursor = '{before['fill_cursor']}', cash_balance = {before['cash_balance']}"):
-            tamper(bench, sql)
+            await tamper(bench, sql)
         async with bench.desk(wide=False) as desk:
             again = await desk.wait(done.id, 20, TERMINAL)
             assert (again.state, again.filled_units) == ("filled", 1_000)

@@ -7,22 +7,31 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
+import httpx
+import psycopg
 import pytest
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1] / "venues")]
 from desk_world import ACCOUNT
-from execution_rig import PRICES, QUICK, Bench, eventually, working_day
+from execution_rig import PRICES, QUICK, Bench, alerts, audits, eventually, row, working_day
 from sandboxed import buy, rest
 from sandboxed import run as at_sandbox
 
+from deskbook.core.errors import Refused
 from deskbook.stores.ledger import Ledger
-from deskbook.trading.book import Deps, OrderRow
+from deskbook.trading import resolve
+from deskbook.trading.book import Deps, ExecutionConfig, OrderRow, not_now
+from deskbook.trading.desk import enrol
 from deskbook.trading.leases import take_lease
+from deskbook.trading.orders import TERMINAL, OrderRefused
 from deskbook.trading.recorder import NotSent
 from deskbook.trading.sender import Due, claim, plan_batch, send, timed
+from deskbook.venues.errors import NetworkError
 from deskbook.venues.model import Absent, Found, Write
+from deskbook.venues.oanda import Oanda
 from deskbook.venues.sandbox.process import sandbox_process
 
 NOW = datetime(2025, 11, 4, 10, tzinfo=UTC)
@@ -162,3 +171,139 @@ def test_entries_that_hang_delay_no_exit(bench):
             assert len(bench.created()) == 5  # no entry took the place of the exit
             bench.sandbox.control.clear_faults()
     run(story())
+
+
+# ---- getting out
+
+async def two_positions_and_a_rest(bench, desk):
+    for units, name in ((1_000, "EUR_USD"), (-2_000, "USD_JPY")):
+        await desk.wait((await desk.submit(bench.intent(units, instrument=name)))[0].id)
+    (rest_,) = await desk.submit(bench.intent(500, type="limit", price="1.05000", time_in_force="GTC"))
+    assert (await desk.wait(rest_.id)).state == "open"
+
+
+def test_getting_out_freezes_entries_first(bench):
+    async def story():
+        async with bench.desk() as desk:
+            await two_positions_and_a_rest(bench, desk)
+            done = await desk.flatten(bench.account)
+            assert (done.left, {o.state for o in done.closed}, {o.state for o in done.cancelled}) == ({}, {"filled"}, {"cancelled"})
+            assert (await row(desk))["freeze_reason"].startswith("manual") and "risk unfreeze" in done.frozen
+            with pytest.raises(OrderRefused) as e:
+                await desk.submit(bench.intent(1_000))
+            assert e.value.reasons == ("entries_frozen",)
+            frozen, = await audits(desk, "account.freeze")
+            exits = await desk.ledger.rows("SELECT min(created_at) AS first FROM orders WHERE account = %s AND reduce_only", (bench.account,))
+            assert frozen["recorded_at"] < exits[0]["first"]
+            await desk.unfreeze("anna", "flat, and looked at")
+            assert (await desk.wait((await desk.submit(bench.intent(1_000)))[0].id)).state == "filled"
+    run(story())
+
+
+def test_what_hangs_delays_no_other_way_out(bench):
+    """A cancel and one close hang at the venue: the other close goes out at once, and the wait is one wait, not one after the other."""
+    async def story():
+        async with bench.desk(config=PATIENT) as desk:
+            await two_positions_and_a_rest(bench, desk)
+            bench.fault("hang", "orders.cancel", {"times": 1})
+            bench.sandbox.control.add_fault("hang", "orders.create", {"times": 1}, {"account": bench.venue_account, "instrument": "EUR_USD"})
+            began, out = time.monotonic(), asyncio.create_task(desk.flatten(bench.account, timeout_s=2.0))
+            await eventually(lambda: set(bench.venue().positions) == {"EUR_USD"}, 1.5)
+            done = await out
+            assert time.monotonic() - began < 5.5 and done.left == {"EUR_USD": 1_000}
+            bench.sandbox.control.clear_faults()
+    run(story())
+
+
+def test_a_cancel_that_gets_nowhere_is_told_and_tried_again(bench):
+    async def story():
+        async with bench.desk(config=replace(QUICK, cancel_tries=2)) as desk:
+            (order,) = await desk.submit(bench.intent(500, type="limit", price="1.05000", time_in_force="GTC"))
+            await desk.wait(order.id)
+            fault = bench.fault("http_error", "orders.cancel", status=400, message="not today")
+            await desk.cancel(order.id)
+
+            async def stuck():
+                return await alerts(desk, "cancel_stuck:%")
+
+            async def over():
+                return not await stuck()
+
+            told, = await eventually(stuck, 15)
+            assert order.client_order_id in told["message"] and "not today" in told["message"] and told["metadata"]["account"] == bench.account
+            assert (await desk.order(order.id)).state == "cancel_pending"
+            bench.heal(fault)
+            assert (await desk.wait(order.id, 15, TERMINAL)).state == "cancelled"
+            await eventually(over)
+        assert bench.problems() == []
+    run(story())
+
+
+# ---- more unknown orders than one round looks for
+
+class Nowhere:
+    """A venue that has none of our orders."""
+    def capabilities(self):
+        return SimpleNamespace(environment="sandbox", absence_grace_s=0.0)
+
+    async def find_order(self, client_id, since_cursor=""):
+        return Absent("900", int(time.time() * 1000))
+
+
+def test_many_unknown_orders_are_all_remembered(ledger):
+    """A search that is forgotten whenever others have their turn never proves an absence."""
+    async def story(db):
+        for n in range(resolve.PAGE + 50):
+            await put_order(db, f"lost-{n:03d}", "unknown")
+        config = ExecutionConfig(absence_grace_s=60.0, lookup_pauses_s=(5.0,))
+        resolver = resolve.Resolver(Deps("a", db, Nowhere(), config), await take_lease(db, "sender:a", "me", 60), None)
+        await resolver.look_round()
+        first = dict(resolver.searches)
+        assert len(first) == resolve.PAGE and all(s.absent_since for s in first.values())
+        await resolver.look_round()
+        assert len(resolver.searches) == resolve.PAGE + 50 and {i: resolver.searches[i] for i in first} == first
+        await db.rows("UPDATE orders SET state = 'rejected' WHERE client_order_id < 'lost-200'")
+        await resolver.look_round()
+        assert len(resolver.searches) == 50  # those that are over are forgotten
+    on_ledger(ledger, story)
+
+
+# ---- a ledger that refuses
+
+@pytest.mark.parametrize(("error", "calls"), [
+    (psycopg.errors.UndefinedTable("relation outbox does not exist"), 1), (ExceptionGroup("workers", [psycopg.errors.InsufficientPrivilege("permission denied")]), 1),
+    (psycopg.errors.DeadlockDetected("deadlock"), 0), (NetworkError("reset"), 0)], ids=["table", "right", "deadlock", "venue"])
+def test_an_error_that_does_not_pass_calls_a_person(ledger, caplog, error, calls):
+    async def story(db):
+        for _ in range(3):
+            await not_now(error, Deps("a", db, None))
+        assert [r["count"] for r in await db.rows("SELECT count FROM ops_alerts WHERE fingerprint = 'ledger_refuses:a'")] == [3] * calls
+        assert {r.levelname for r in caplog.records} == {"ERROR" if calls else "WARNING"}
+    on_ledger(ledger, story)
+
+
+# ---- an account of another kind
+
+def test_a_hedging_account_is_not_enrolled(ledger):
+    async def body(s, o):
+        hedging = Oanda(s.account, s.token, s.url, http=httpx.AsyncClient(base_url=s.url, transport=Hedging(httpx.AsyncHTTPTransport()), headers=o.headers))
+        async with await Ledger.open(ledger) as db:
+            with pytest.raises(Refused, match="hedging"):
+                await enrol(db, hedging, "sandbox")
+            assert await db.rows("SELECT 1 FROM accounts") == []
+            await enrol(db, o, "sandbox")
+            assert len(await db.rows("SELECT 1 FROM accounts")) == 1
+        await hedging.aclose()
+    at_sandbox(body)
+
+
+class Hedging(httpx.AsyncBaseTransport):
+    """The sandbox, with what OANDA says of a hedging account."""
+    def __init__(self, inner):
+        self.inner = inner
+
+    async def handle_async_request(self, request):
+        answer = await self.inner.handle_async_request(request)
+        body = await answer.aread()
+        assert b'"hedgingEnabled":false' in body or "summary" not in request.url.path
+        return httpx.Response(answer.status_code, content=body.replace(b'"hedgingEnabled":false', b'"hedgingEnabled":true'), request=request)

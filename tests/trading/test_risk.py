@@ -308,7 +308,7 @@ def test_a_transfer_changes_no_loss(looks, transfer):
     """Who pays in or out between two looks has lost and won nothing by it."""
     transfer = D(transfer)
     state = begin("paper", D(100_000), NOW)
-    moved = on_equity(state, RiskPolicy(), D(100_000) + transfer, NOW, transfer)
+    moved = on_equity(r.on_transfer(state, transfer), RiskPolicy(), D(100_000) + transfer, NOW)
     assert moved.status == "ok"
     assert r.losses(moved, D(100_000) + transfer) == {"max_daily_loss": 0, "max_drawdown": 0}
 

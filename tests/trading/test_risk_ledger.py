@@ -158,6 +158,7 @@ def test_a_withdrawal_is_no_loss(ledger):
     async def test(book):
         await look(book, 100_000)
         async with book.transaction() as tx:
-            state = await r.look(tx, RiskPolicy(), "paper", D(60_000), NOW + 1, transfer=D(-40_000))
+            await r.count_transfer(tx, "paper", D(-40_000))
+            state = await r.look(tx, RiskPolicy(), "paper", D(60_000), NOW + 1)
         assert state == replace(state, status="ok", day_start_equity=D(60_000), peak_equity=D(60_000))
     run(ledger, test)

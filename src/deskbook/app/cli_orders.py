@@ -348,11 +348,11 @@ def flatten_command(
     override_kill: Annotated[bool, typer.Option("--override-kill", help="Close although the kill switch is engaged.")] = False,
     account: Account = "paper", wait_s: Wait = 30.0, as_json: Json = False,
 ) -> None:
-    """Cancel every order and close every position of an account.
+    """Freeze entries, cancel every order and close every position of an account. Entries stay frozen.
 
     Example: deskbook orders flatten --account paper --yes-account paper
     """
-    confirm(account, yes_account, "cancels every order and closes every position")
+    confirm(account, yes_account, "freezes entries, cancels every order and closes every position")
     async def flatten() -> Any:
         async with at_desk(account, "account.flatten_refused", {}) as desk:
             return await desk.flatten(account, override_kill=override_kill, timeout_s=wait_s, actor=who())
@@ -360,6 +360,7 @@ def flatten_command(
     if as_json: print_json(done)
     else:
         for order in (*done.cancelled, *done.closed): print(order_text(order))
+        print(done.frozen)
         print("flat" if not done.left else f"still there: {', '.join(f'{number(u)} {n}' for n, u in done.left.items())}")
     raise typer.Exit(6 if done.left else 0)
 
@@ -368,11 +369,11 @@ def positions_text(
     held: Sequence[Held],
 ) -> str:
     "Positions for people."
-    head = ("instrument", "units", "average", "mark", "unrealised", "realised", "fees")
+    head = ("instrument", "units", "average", "mark", "unrealised", "realised", "fees", "financing")
     def line(p: Held) -> tuple[str, ...]:
         return (p.instrument, number(p.units), number(p.average_price, 6), number(p.mark), number(p.unrealised_pnl, 2),
-            number(p.realised_pnl, 2), number(p.fees, 2))
-    return table([head, *map(line, held)], right=range(1, 7))
+            number(p.realised_pnl, 2), number(p.fees, 2), number(p.financing, 2))
+    return table([head, *map(line, held)], right=range(1, 8))
 
 @positions.command(epilog=EXITS)
 def positions_command(account: Account = "paper", as_json: Json = False) -> None:

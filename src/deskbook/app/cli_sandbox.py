@@ -76,6 +76,7 @@ def announcement(
     lines = [f"Sandbox of OANDA v20 at {ready['url']} (controls at {ready['control_url']}). Nothing here is real money.",
         f"Accounts: {', '.join(ready['accounts'])}. Token: {ready['token']}", *([f"Note: {ready['torn']}"] if ready["torn"] else []),
         f"Try:  curl -H 'Authorization: Bearer {ready['token']}' '{ready['url']}/v3/accounts/{ready['accounts'][0]}/summary'",
+        f"Trade: export DESKBOOK_SANDBOX_URL={ready['url']}, then deskbook orders submit EUR_USD --buy 1000 -a sandbox",
         "Ctrl-C stops it."]
     return "\n".join(lines)
 

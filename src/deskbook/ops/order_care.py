@@ -233,7 +233,7 @@ def close_position(
     wait_s: float = 30.0,
     **parts: Any, # as for `on_desk`
 ) -> Closed:
-    "Close one position, or cancel and close all. Raises `BadInput` without the confirmation, `OrderRefused`."
+    "Close one position, or freeze entries, cancel and close all. Raises `BadInput` without the confirmation, `OrderRefused`."
     if not instrument and confirm != account: raise BadInput("no instrument means everything.", f"Confirm it with the account's name, {account!r}.")
     async def go(desk: Desk) -> Closed:
         if not instrument:

@@ -94,10 +94,12 @@ async def enrol(
     venue: Venue,
     name: str, # reference name
 ) -> None:
-    "Write the account's row, or check that it is this one. Raises `BadInput`, or `VenueError` at the first contact with a venue that is away."
+    "Write the account's row, or check that it is this one. Raises `BadInput`, `Refused`, or `VenueError` at the first contact with a venue that is away."
     row, environment = await ledger.rows(_ROW, (name,)), venue.capabilities().environment
     if not row:
         balance = await venue.fetch_balance()
+        if venue.capabilities().hedging:
+            raise Refused(f"{name} ({venue.account}) is a hedging account; a desk counts one net position for each instrument.", "Use an account without hedging.")
         await ledger.rows(_ENROL, (name, venue.name, venue.account, environment, "live" if environment == "live" else "paper", balance.currency))
         row = await ledger.rows(_ROW, (name,))
     known = tuple(row[0].values())
@@ -114,6 +116,7 @@ class Held:
     realised_pnl: Decimal # quote currency
     realised_pnl_account: Decimal | None # account currency
     fees: Decimal
+    financing: Decimal # interest, account currency; a cost is negative
     mark: Decimal | None # the price at which it could be closed; None: not known
     unrealised_pnl: Decimal | None # quote currency
 
@@ -136,6 +139,7 @@ class Flattened:
     cancelled: tuple[OrderRow, ...]
     closed: tuple[OrderRow, ...]
     left: Mapping[str, Decimal] # positions that are still there
+    frozen: str # why entries are frozen, and how to allow them again
 
 SETTLED = TERMINAL | {"open", "partially_filled"} # it has ended, or rests at the venue
 
@@ -199,7 +203,7 @@ class Desk:
         if order is None and not self.lease: order = await self.order(order_id)
         while order is None or order.state not in until:
             if (left := end - loop.time()) <= 0: return order or await self.order(order_id)
-            order = await waiters.wait(order_id, min(left, 1.0)) or await self.order(order_id)
+            order = await waiters.wait(order_id, left) or await self.order(order_id)
         return order
 
     async def orders(self,
@@ -279,19 +283,30 @@ class Desk:
         timeout_s: float = 30.0,
         actor: str = "operator",
     ) -> Flattened:
-        "Cancel everything, close everything, orders and positions of others included. Raises `BadInput` without the confirmation."
+        """Freeze entries, cancel everything and close everything at once, orders and positions of others included.
+
+        Entries stay frozen; `unfreeze` allows them again. Raises `BadInput` without the confirmation, `OrderRefused` when nothing could be closed."""
         if confirm != self.account: raise BadInput(f"{confirm!r} does not confirm that {self.account} shall be flat.", "Give the name of the account.")
-        cancelled = [await self.cancel(o.id, actor) for o in await self.orders(live=True, limit=10_000)]
-        cancelled = [await self.wait(o.id, timeout_s, TERMINAL) for o in cancelled]
-        rows = await self.ledger.rows("SELECT instrument FROM positions WHERE account = %s AND units <> 0 ORDER BY instrument", (self.account,))
-        exits, failed = list[OrderRow](), list[DeskbookError]()
-        for r in rows:
-            try: exits.append(await self.close(r["instrument"], override_kill=override_kill))
-            except (NotFound, OrderRefused) as e: failed.append(e) # the others are closed all the same
-        if failed and not exits: raise failed[0]
-        closed = tuple([await self.wait(o.id, timeout_s, TERMINAL) for o in exits])
+        await self.freeze(actor, "flatten")
+        asked = [await self.cancel(o.id, actor) for o in await self.orders(live=True, limit=10_000)]
+        exits = await self.close_each(override_kill)
+        cancelled, closed = await asyncio.gather(self.wait_each(asked, timeout_s), self.wait_each(exits, timeout_s))
+        if asked: closed += await self.wait_each(await self.close_each(override_kill), timeout_s) # what an entry still got, or a cancelled exit had covered
         left = await self.ledger.rows("SELECT instrument, units FROM positions WHERE account = %s AND units <> 0", (self.account,))
-        return Flattened(tuple(cancelled), closed, {r["instrument"]: r["units"] for r in left})
+        return Flattened(cancelled, closed, {r["instrument"]: r["units"] for r in left}, f"Entries are frozen. Allow them: deskbook risk unfreeze --account {self.account} --why ...")
+
+    async def close_each(self, override_kill: bool) -> list[OrderRow]:
+        "Close every position, all at the same time; one that is refused keeps none of the others. Raises `OrderRefused` when all are."
+        rows = await self.ledger.rows("SELECT instrument FROM positions WHERE account = %s AND units <> 0 ORDER BY instrument", (self.account,))
+        answers = await asyncio.gather(*(self.close(r["instrument"], override_kill=override_kill) for r in rows), return_exceptions=True)
+        exits, failed = [a for a in answers if isinstance(a, OrderRow)], [a for a in answers if isinstance(a, BaseException) and not isinstance(a, NotFound)]
+        for e in failed:
+            if not exits or not isinstance(e, OrderRefused): raise e
+        return exits
+
+    async def wait_each(self, orders: Sequence[OrderRow], timeout_s: float) -> tuple[OrderRow, ...]: # as they are then
+        "Wait for several orders to end, for no longer than for one."
+        return tuple(await asyncio.gather(*(self.wait(o.id, timeout_s, TERMINAL) for o in orders)))
 
     async def reconcile(self) -> Reconciliation:
         "Compare ledger and venue now. Raises `VenueError`, `NotQuiet`."
@@ -343,7 +358,7 @@ def held_of(
     "A position with its mark."
     p = position_of(row)
     mark = closing_price(quote, p.units) if quote else None
-    return Held(row["instrument"], row["units"], row["average_price"], row["realised_pnl"], row["realised_pnl_account"], row["fees"], mark,
+    return Held(row["instrument"], row["units"], row["average_price"], row["realised_pnl"], row["realised_pnl_account"], row["fees"], row["financing"], mark,
         None if mark is None else unrealised_pnl(p, mark))
 
 # %% ../../../nbs/trading/50_desk.ipynb #63a4154c
@@ -367,6 +382,7 @@ async def request_cancel(
                 WHERE NOT EXISTS (SELECT 1 FROM outbox WHERE order_id = %s AND topic = 'cancel' AND done_at IS NULL)""", (deps.account, order.id, order.id))
             await tx.execute("SELECT pg_notify('deskbook_outbox', %s)", (deps.account,))
         if made: await apply_changes(tx, [made])
+    deps.signals.exits.set()
     deps.signals.outbox.set()
     if made and made.after.ended: deps.signals.waiters.tell([made.after])
     return made.after if made else order
@@ -383,7 +399,7 @@ async def run(
             desk.lease = await take_lease(desk.ledger, f"sender:{desk.account}", desk.owner, config.lease_ttl_s)
             if desk.lease: await epoch(desk, desk.lease, stop)
         except* LeaseLost: pass
-        except* NOT_NOW as e: not_now(e)
+        except* NOT_NOW as e: await not_now(e, desk.deps)
         except* Exception as e: raise e.exceptions[0] from None
         finally: desk.lease = None
         await wait_for_event(stop, config.poll_s)
@@ -434,7 +450,7 @@ async def until_done(stop: asyncio.Event, what: Any, deps: Deps, *args: Any) -> 
     "Repeat something that needs the ledger until the ledger is there."
     while not stop.is_set():
         try: await what(deps, *args); return True
-        except NOT_NOW as e: not_now(e); await wait_for_event(stop, deps.config.poll_s)
+        except NOT_NOW as e: await not_now(e, deps); await wait_for_event(stop, deps.config.poll_s)
     return False
 
 # %% ../../../nbs/trading/50_desk.ipynb #2e3663b2
@@ -452,7 +468,8 @@ async def listen(
     stop: asyncio.Event,
     running: Callable[[], bool] = lambda: False, # whether this desk runs: then its own workers tell who waits
 ) -> None:
-    "Turn notifications into signals until stopped."
+    "Turn notifications into signals until stopped. Who waits is told once a second, too, in case a notification was lost."
+    told_at = 0.0
     while not stop.is_set():
         try:
             async with await deps.ledger.connect() as conn:
@@ -460,10 +477,13 @@ async def listen(
                 await conn.execute("LISTEN deskbook_orders")
                 while not stop.is_set():
                     told = {n.channel async for n in conn.notifies(timeout=0.5, stop_after=1) if heard(n.payload, deps)}
-                    if "deskbook_outbox" in told: deps.signals.outbox.set()
-                    if "deskbook_orders" in told and not running(): await tell_waiters(deps)
+                    if "deskbook_outbox" in told: deps.signals.exits.set(); deps.signals.outbox.set()
+                    if ("deskbook_orders" in told and not running()) or deps.monotonic() - told_at > 1.0:
+                        told_at = deps.monotonic()
+                        await tell_waiters(deps)
         except (LedgerDown, psycopg.Error, OSError): await wait_for_event(stop, deps.config.poll_s)
 
+# %% ../../../nbs/trading/50_desk.ipynb #2e6ba736
 def heard(
     payload: str, # the account, and who told, where that one has told its own workers already
     deps: Deps,

@@ -288,6 +288,7 @@ async def take(
         decisions = decide_batch(replace(view, guard=await ask_guard(guard, asks)), asks)
         if orders := [d.order for d in decisions if isinstance(d, Accepted)]: await write_orders(tx, deps, orders)
         await append_audits(tx, refusals(asks, decisions, deps.account))
+    if any(o.reduce_only for o in orders): deps.signals.exits.set()
     if orders: deps.signals.outbox.set()
     return decisions
 

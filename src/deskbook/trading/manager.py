@@ -423,7 +423,7 @@ class Manager:
             "blocks": list(blocks), "verdicts": {r.instrument: r.verdict for r in rows}, "loop_s": self.settings.loop_s}
         values = pictures(picture, now_ms, picture.view.policy.mark_max_age_s) | {DESK_LOOP: loop}
         try: await show(self.live, values, stacks, [n for n in self.rules if n not in stacks], loop_ttl_s(self.settings.loop_s))
-        except LiveUnavailable as e: not_now(e)
+        except LiveUnavailable as e: await not_now(e, self.desk.deps)
 
     async def run(self,
         stop: asyncio.Event, # set: finish the round and return
@@ -436,7 +436,7 @@ class Manager:
                 self.wake.clear()
                 try: await self.round()
                 except (*NOT_NOW, VenueError, LiveUnavailable) as e:
-                    not_now(e)
+                    await not_now(e, self.desk.deps)
                     await self.alive(e)
                 await self.rest(stop, begun)
         finally:

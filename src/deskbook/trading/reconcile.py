@@ -19,7 +19,7 @@ from ..core.errors import Refused
 from ..stores.records import AuditEvent, append_audits, raise_alert, resolve_alert
 from .book import COLUMNS, NOT_NOW, Deps, OrderRow, Overtaken, freeze_entries, not_now, order_row
 from .leases import Lease, check_lease, require_lease, wait_for_event
-from .marks import write_equity
+from .marks import SENSELESS, stop_entries, write_equity
 from .recorder import Report, Told, record
 from .resolve import find
 from ..venues.errors import AuthError, IpBanned, VenueError
@@ -284,7 +284,9 @@ async def reconcile(
     if not found.quiet: raise NotQuiet(f"{deps.account} moved all the time while it was read.", "Try again, or pause what trades it.")
     await keep_result(deps, lease, found, cause)
     deps.signals.holds.discard("auth") # the venue lets us in
-    if found.balance: await write_equity(deps, found.balance, "reconcile")
+    try:
+        if found.balance: await write_equity(deps, found.balance, "reconcile")
+    except SENSELESS as e: await stop_entries(deps, "equity", e, asyncio.Event(), 0) # ledger and venue agree all the same
     return found
 
 # %% ../../../nbs/trading/40_reconcile.ipynb #c06301ca
@@ -336,6 +338,9 @@ async def try_once(
         if isinstance(e, (AuthError, IpBanned)): deps.signals.holds.add("auth")
         if failures == 2: await tell_failure(deps, e)
         return False
+    except SENSELESS as e:
+        await stop_entries(deps, "reconcile", e, asyncio.Event(), 0) # who calls this pauses by itself
+        return False
     return True
 
 # %% ../../../nbs/trading/40_reconcile.ipynb #43ebcc5d
@@ -364,6 +369,7 @@ async def read_fills(
     stop: asyncio.Event,
 ) -> None:
     "Follow the venue's log: fills of resting orders, and whatever an answer did not tell. Raises `LeaseLost`."
+    senseless = 0 # in a row
     while not stop.is_set():
         deps.signals.fills.clear()
         busy = False
@@ -373,5 +379,7 @@ async def read_fills(
             async with asyncio.timeout(2*deps.config.request_timeout_s): page = await deps.venue.fetch_fills(since)
             if page.cursor != since: await record(deps, lease, [], page, since)
             busy = len(page.fills) > 20 # a long page would stop everybody else in this process: rather read short ones
-        except (VenueError, TimeoutError, *NOT_NOW) as e: not_now(e)
+            senseless = 0
+        except (VenueError, TimeoutError, *NOT_NOW) as e: await not_now(e, deps)
+        except SENSELESS as e: await stop_entries(deps, "fills", e, stop, senseless := senseless + 1)
         if not await wait_for_event(stop, 0.1): await wait_for_event(deps.signals.fills, 0.2 if busy else deps.config.fills_every_s)

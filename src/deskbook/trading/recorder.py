@@ -6,8 +6,9 @@
 __all__ = ['Finding', 'PROTECTIVE', 'FILL_COLUMNS', 'POSITION_COLUMNS', 'Told', 'Declined', 'Unheard', 'NotSent', 'Report',
            'told_state', 'next_state', 'Matched', 'told_ids', 'match', 'adopt', 'fill_of', 'position_of', 'carry_on',
            'read_for_record', 'fill_row', 'position_row', 'write_fills', 'fills_of', 'unblock', 'write_orders',
-           'changes_for', 'said_by', 'Recorded', 'record', 'known_fills', 'page_reports', 'cash_moved', 'move_cursor',
-           'named', 'report_risen', 'report_odd', 'report_foreign', 'Recorder']
+           'changes_for', 'said_by', 'Recorded', 'record', 'record_once', 'known_fills', 'page_reports', 'cash_moved',
+           'move_cursor', 'count_page', 'report_missing', 'named', 'report_risen', 'report_odd', 'report_foreign',
+           'Recorder']
 
 # %% ../../../nbs/trading/31_recorder.ipynb #e2c64eee
 import asyncio
@@ -19,14 +20,15 @@ from typing import Any
 from uuid import UUID
 import psycopg
 from ..core.clock import to_datetime, to_ms
-from ..core.errors import DataError
 from ..stores.ledger import LedgerDown
 from ..stores.records import OrderEvent, append_order_events, raise_alert
 from .book import COLUMNS, NOT_NOW, ORDER_COLUMNS, TURN_LOST, Change, Deps, OrderRow, Overtaken, event_of, freeze_entries
 from .book import insert_rows, new_id, order_row, rows_json, write_changes
 from .leases import Lease, check_lease, require_lease, wait_for_event
+from .marks import SENSELESS
 from .orders import BadTransition, state_after_fills, state_after_venue
 from .positions import Position, apply_fill, fill_order, filled, fold, restore
+from .risk_ledger import count_transfer
 from ..venues.model import FillPage, VenueFill, VenueOrder
 
 # %% ../../../nbs/trading/31_recorder.ipynb #b28e92f5
@@ -152,19 +154,20 @@ def adopt(
     account: str,
     venue: str,
     twin: OrderRow | None = None, # the order of ours whose client id it carries
+    known: Collection[str] = (), # client ids that the ledger has
 ) -> OrderRow: # as it stood before these fills
     "An order in the ledger for one that others made."
     order = next((r.finding.order for r in reports if isinstance(r.finding, Told) and r.finding.order), None)
     fills = [f for r in reports if isinstance(r.finding, Told) for f in r.finding.fills]
     there, client = told_ids(reports[0])
-    stop = twin is not None and client.endswith(PROTECTIVE)
+    stop = twin is not None and client.endswith(PROTECTIVE) # one that replaced another at the venue carries its name again
     name = (order or fills[0]).instrument # "" for an order on a trade: it has none of its own, and can only reduce
     size = order.units if order else Decimal(0)
     size = size or sum((f.units for f in fills), Decimal(0)) or (-twin.signed_units if twin and stop else Decimal(0))
     kind = order.type if order and order.type in ("market", "limit", "stop") else "stop" if stop else "market"
     lasts = order.time_in_force if order and order.time_in_force in _TIMES else "FOK" if kind == "market" else "GTC"
     return OrderRow(new_id(), account, venue, "protective" if stop else "external", name, "sell" if size < 0 else "buy", kind,
-        abs(size) or Decimal(1), lasts, client if stop else f"ext-{there}", f"venue:{there}", "", state="open", venue_order_id=there,
+        abs(size) or Decimal(1), lasts, client if stop and client not in known else f"ext-{there}", f"venue:{there}", "", state="open", venue_order_id=there,
         price=order.price if order and kind != "market" else None, reduce_only=stop or not name,
         parent_order_id=twin.id if twin else None, reason="stop_loss" if stop else "double" if twin else "external")
 
@@ -316,14 +319,15 @@ _OUTBOX_BACK = """UPDATE outbox b SET claimed_by = NULL, fencing_token = NULL, c
 FROM jsonb_to_recordset(%s::jsonb) AS c(order_id uuid, wait_s double precision)
 WHERE b.order_id = c.order_id AND b.topic = 'submit' AND b.done_at IS NULL"""
 
+_RESOLVED = "UPDATE ops_alerts SET status = 'resolved', resolved_at = now() WHERE fingerprint = ANY(%s) AND status <> 'resolved'"
+
 async def unblock(
     tx: Any, # inside a transaction
     orders: Sequence[str], # ids of orders that are not unknown any more
 ) -> None:
     "What was blocked for these orders is free again, and nobody need come."
     await tx.execute("DELETE FROM instrument_blocks WHERE order_id = ANY(%s::uuid[]) AND reason = 'unknown_order'", (orders,))
-    await tx.execute("UPDATE ops_alerts SET status = 'resolved', resolved_at = now() WHERE fingerprint = ANY(%s) AND status <> 'resolved'",
-        ([f"unknown_order:{one}" for one in orders],))
+    await tx.execute(_RESOLVED, ([f"unknown_order:{one}" for one in orders],))
 
 # %% ../../../nbs/trading/31_recorder.ipynb #b21b4a46
 async def write_orders(
@@ -341,6 +345,8 @@ async def write_orders(
         if changes and len(await (await write_changes(tx, changes)).fetchall()) < len(changes):
             raise Overtaken("an order changed while it was locked.", "Read it again.")
         if solved := [str(c.after.id) for c in changes if c.before.state == "unknown"]: await unblock(tx, solved)
+        gone = [f"cancel_stuck:{c.after.id}" for c in changes if c.before.state == "cancel_pending" and c.after.ended]
+        if gone: await tx.execute(_RESOLVED, (gone,))
         await tx.execute("SELECT pg_notify('deskbook_orders', %s)", (account,))
         made = [OrderEvent(o.account, o.id, o.version, None, o.state, o.reason, {"venue_order_id": o.venue_order_id}) for o in adopted]
         await append_order_events(tx, [*made, *map(event_of, changes)])
@@ -387,15 +393,27 @@ async def record(
     page: FillPage | None = None, # of the transaction log, from the account's cursor on
     since: str = "", # the cursor that page was asked from
 ) -> Recorded:
-    # long: the one transaction of the recorder
     "Write what was heard. Raises `LeaseLost`, `Overtaken`, `LedgerDown`."
+    try: return await record_once(deps, lease, reports, page, since)
+    except psycopg.errors.UniqueViolation: # somebody else adopted the same order at this moment: it is there now
+        return await record_once(deps, lease, reports, page, since)
+
+async def record_once(
+    deps: Deps,
+    lease: Lease | None,
+    reports: Sequence[Report],
+    page: FillPage | None,
+    since: str,
+) -> Recorded:
+    # long: the one transaction of the recorder
+    "One try. Raises what `record` does, and `UniqueViolation`."
     async with deps.ledger.transaction() as tx:
         heard = [*reports, *page_reports(page, await known_fills(tx, deps, page))]
         account, orders = await read_for_record(tx, deps, lease, heard, page is not None)
         if page is not None and account["fill_cursor"] != since: raise Overtaken("the log was read by somebody else.", "Read it again.")
         found, clients = match(heard, orders), {o.client_order_id: o for o in orders}
         twins = {there: clients.get(told_ids(rs[0])[1].removesuffix(PROTECTIVE)) for there, rs in found.foreign.items()}
-        adopted = [adopt(rs, deps.account, deps.venue.name, twins[there]) for there, rs in found.foreign.items() if there]
+        adopted = [adopt(rs, deps.account, deps.venue.name, twins[there], clients) for there, rs in found.foreign.items() if there]
         if adopted: await tx.execute(_NEW_ORDERS, (rows_json([{k: getattr(o, k) for k in ORDER_COLUMNS} for o in adopted]),))
         everyone = [*orders, *adopted]
         belong = {**found.known, **{o.id: found.foreign[o.venue_order_id or ""] for o in adopted}}
@@ -406,7 +424,7 @@ async def record(
         back = {key: r.finding.wait_s for key, rs in belong.items() for r in rs if isinstance(r.finding, NotSent)}
         unsent = {c.after.id: back[c.after.id] for c in changes if c.after.id in back and c.after.sent_at is None}
         await write_orders(tx, deps.account, adopted, changes, unsent)
-        if page is not None: await move_cursor(tx, deps.account, page, cash_moved(page, account["currency"]))
+        if page is not None: await count_page(tx, deps.account, page, account["currency"])
         if odd: await report_odd(tx, deps.account, odd[0])
         dead = [c for c in changes if c.before.state in ("rejected", "expired")]
         if risen := [c.before for c in dead if c.after.filled_units > c.before.filled_units]: await report_risen(tx, deps.account, risen)
@@ -414,7 +432,7 @@ async def record(
     after = tuple(c.after for c in changes)
     deps.signals.waiters.tell(after)
     deps.signals.newest = max(deps.signals.newest, *(int(i) for r in heard for i in named(r) if i.isdecimal()), 0)
-    if new: deps.signals.equity.set()
+    if new or (page and page.transfers): deps.signals.equity.set()
     return Recorded(after, len(new), tuple(adopted))
 
 # %% ../../../nbs/trading/31_recorder.ipynb #913d0281
@@ -462,9 +480,37 @@ async def move_cursor(
     page: FillPage,
     moved: Decimal | None, # from `cash_moved`
 ) -> None:
-    "The log is read up to here, and the cash in it is counted. Cash that cannot be counted is asked for again at the next reconciliation."
+    "The log is read up to here. Cash that cannot be counted is asked for again at the next reconciliation."
     await tx.execute("""UPDATE accounts SET fill_cursor = %s, cash_balance = cash_balance + %s::numeric, updated_at = clock_timestamp()
         WHERE account = %s""", (page.cursor, moved, account))
+
+# %% ../../../nbs/trading/31_recorder.ipynb #b2aa9f70
+_FINANCED = """INSERT INTO positions AS p (account, instrument, realised_pnl_account, financing)
+SELECT %s, f.instrument, 0, sum(f.amount) FROM jsonb_to_recordset(%s::jsonb) AS f(instrument text, amount numeric)
+GROUP BY f.instrument ORDER BY f.instrument
+ON CONFLICT (account, instrument, position_side) DO UPDATE SET financing = p.financing + excluded.financing,
+  version = p.version + 1, updated_at = clock_timestamp()"""
+
+async def count_page(
+    tx: Any, # inside a transaction that has locked the account
+    account: str,
+    page: FillPage,
+    currency: str, # of the account
+) -> None:
+    "Move the cursor, and count the money that moved up to it."
+    await move_cursor(tx, account, page, cash_moved(page, currency))
+    if page.financing: await tx.execute(_FINANCED, (account, rows_json([vars(f) for f in page.financing])))
+    if page.transfers: await count_transfer(tx, account, sum((t.amount for t in page.transfers), Decimal(0)))
+    if page.missing: await report_missing(tx, account, page.missing)
+
+async def report_missing(
+    tx: Any, # inside a transaction
+    account: str,
+    missing: Sequence[str], # ids of transactions, or ranges of them
+) -> None:
+    "Call a person: the log has a hole, and what is in it is known to nobody here."
+    text = f"{account}: the venue does not show its transactions {', '.join(missing[:5])}{' and more' if missing[5:] else ''}"
+    await raise_alert(tx, f"log_hole:{account}", "reconcile", "high", "missing_transactions", text, float(len(missing)), 0.0)
 
 # %% ../../../nbs/trading/31_recorder.ipynb #c41331ce
 def named(report: Report) -> list[str]:
@@ -537,7 +583,7 @@ class Recorder:
                 if await wait_for_event(self.wake, 0.2) and self.deps.signals.in_flight: await wait_for_event(stop, self.deps.config.gather_s)
                 continue
             batch, self.waiting = self.waiting[:self.deps.config.batch_max], self.waiting[self.deps.config.batch_max:]
-            if not await self.write(batch): self.waiting[:0] = batch; await wait_for_event(stop, 0.2)
+            if not await self.write(batch): self.waiting[:0] = batch; await asyncio.sleep(0.2)
         self.idle.set()
 
     async def write(self,
@@ -546,7 +592,7 @@ class Recorder:
         "Write one batch."
         try: done = await record(self.deps, self.lease, batch)
         except (LedgerDown, Overtaken, *TURN_LOST): return False
-        except (psycopg.Error, DataError) as e: return await (self.one_by_one(batch) if len(batch) > 1 else self.give_up(batch[0], e))
+        except (psycopg.Error, *SENSELESS) as e: return await (self.one_by_one(batch) if len(batch) > 1 else self.give_up(batch[0], e))
         for signal, states in ((self.deps.signals.unknown, ("unknown",)), (self.deps.signals.outbox, ("submitting",))):
             if any(o.state in states for o in done.orders): signal.set()
         return True

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['RiskPolicy', 'policy_of', 'choose_policy', 'RiskState', 'begin', 'state_of', 'state_row', 'losses', 'breached',
-           'on_equity', 'CooldownActive', 'rearm', 'Pending', 'Portfolio', 'reserve', 'worst', 'worst_units',
-           'Exposures', 'exposures', 'Verdict', 'over_limits', 'over_losses', 'exit_room', 'reduces', 'evaluate']
+           'on_equity', 'on_transfer', 'CooldownActive', 'rearm', 'Pending', 'Portfolio', 'reserve', 'worst',
+           'worst_units', 'Exposures', 'exposures', 'Verdict', 'over_limits', 'over_losses', 'exit_room', 'reduces',
+           'evaluate']
 
 # %% ../../../nbs/trading/10_risk.ipynb #f4d0b539
 from collections.abc import Iterable, Mapping
@@ -132,15 +133,21 @@ def on_equity(
     policy: RiskPolicy,
     equity: Decimal, # account currency, now
     now_ms: int, # epoch ms
-    transfer: Decimal = Decimal(0), # paid in (positive) or out since the last call, account currency
 ) -> RiskState:
     "The memory after one more look at the equity. Raises `BadInput` for an equity that is no number."
     today = begin(state.account, equity, now_ms)
-    moved = replace(state, day_start_equity=state.day_start_equity + transfer, peak_equity=max(state.peak_equity + transfer, equity))
+    moved = replace(state, peak_equity=max(state.peak_equity, equity))
     if today.day > state.day: moved = replace(moved, day=today.day, day_start_equity=equity)
     if state.status == "tripped" or not (reasons := breached(moved, policy, equity)): return moved
     until = now_ms + policy.cooldown_s*1000
     return replace(moved, status="tripped", tripped_at_ms=now_ms, cooldown_until_ms=until, reason=",".join(reasons))
+
+def on_transfer(
+    state: RiskState,
+    amount: Decimal, # paid in (positive) or out, account currency
+) -> RiskState:
+    "The memory after money was paid in or out."
+    return replace(state, day_start_equity=state.day_start_equity + amount, peak_equity=state.peak_equity + amount)
 
 # %% ../../../nbs/trading/10_risk.ipynb #3b3654f6
 class CooldownActive(Refused):
@@ -222,6 +229,7 @@ class Exposures:
     open_positions: int # instruments that hold or may hold something
     margin_usd: Decimal # that what is on its way would need
     unknown: tuple[str, ...] = () # instruments without a rate to US dollars
+    all_margin_usd: Decimal = Decimal(0) # that all of it would need, what is held included
 
 def _names(portfolio: Portfolio) -> list[str]:
     "Instruments that hold or may hold something."
@@ -255,10 +263,11 @@ def exposures(
     names = _names(portfolio)
     rates = _usd_rates(portfolio, names, max_age_s)
     by = {n: worst_units(portfolio, n)*r for n, r in rates.items()}
-    new = {n: by[n] - abs(portfolio.units.get(n, Decimal(0)))*r for n, r in rates.items() if n in portfolio.instruments}
-    margin = sum((usd*portfolio.instruments[n].margin_rate_frac for n, usd in new.items()), Decimal(0))
+    per = {n: portfolio.instruments[n].margin_rate_frac for n in rates if n in portfolio.instruments}
+    new = sum(((by[n] - abs(portfolio.units.get(n, Decimal(0)))*rates[n])*m for n, m in per.items()), Decimal(0))
+    margin = sum((by[n]*m for n, m in per.items()), Decimal(0))
     unknown = tuple(n for n in names if n not in rates)
-    return Exposures(sum(by.values(), Decimal(0)), by, _currency_usd(portfolio, rates), len(names), margin, unknown)
+    return Exposures(sum(by.values(), Decimal(0)), by, _currency_usd(portfolio, rates), len(names), new, unknown, margin)
 
 # %% ../../../nbs/trading/10_risk.ipynb #2e864ff4
 @dataclass(frozen=True)
@@ -285,13 +294,14 @@ def over_limits(
     "The limits on size that are exceeded."
     own = {c: usd for c, usd in after.currency_usd.items() if c in currencies(instrument)}
     total, one = _of_equity(after.total_usd, equity_usd), _of_equity(after.instrument_usd.get(instrument, Decimal(0)), equity_usd)
+    free = min(margin_available_usd - after.margin_usd, equity_usd - after.all_margin_usd) # of the venue's figure and ours the lower
     checks = {
         "max_total_exposure": total > policy.max_total_exposure_frac,
         "max_instrument_exposure": one > policy.max_instrument_exposure_frac,
         "max_currency_exposure": any(_of_equity(usd, equity_usd) > policy.max_currency_exposure_frac for usd in own.values()),
         "max_open_positions": after.open_positions > policy.max_open_positions,
         "max_leverage": total > policy.max_leverage,
-        "margin_headroom": margin_available_usd - after.margin_usd < policy.min_margin_headroom_frac*equity_usd,
+        "margin_headroom": free < policy.min_margin_headroom_frac*equity_usd,
     }
     return [name for name, over in checks.items() if over]
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Due', 'Step', 'unsent', 'plan_step', 'SendTooLate', 'outcome_of', 'said_in', 'shared', 'timed', 'Claim', 'Planned',
            'step_change', 'plan_batch', 'due_of', 'claims_of', 'claim', 'request_of', 'send', 'halt', 'cancel',
-           'try_again', 'orphan', 'take_over', 'Calls', 'Sender']
+           'try_again', 'watch_cancel', 'orphan', 'take_over', 'Calls', 'Sender']
 
 # %% ../../../nbs/trading/32_sender.ipynb #9bca4dd9
 import asyncio
@@ -16,11 +16,13 @@ from typing import Any, Literal
 from uuid import UUID
 from ..core.clock import boottime
 from ..core.errors import Refused
+from ..stores.records import raise_alert
 from .book import COLUMNS, NOT_NOW, Change, Deps, OrderRow, apply_changes, change, freeze_entries, not_now, order_row
 from .book import rows_json
 from .leases import Lease, check_lease, require_lease, wait_for_event
+from .orders import TERMINAL
 from .recorder import Declined, Finding, NotSent, Recorder, Report, Told, Unheard
-from ..venues.errors import AuthError, CircuitOpen, ClockSkew, DuplicateClientId, IpBanned, OrderFinal, OrderNotFound, RateLimited
+from ..venues.errors import AuthError, CircuitOpen, ClockSkew, DuplicateClientId, IpBanned, RateLimited
 from ..venues.errors import Rejected, VenueError
 from ..venues.model import Found, Guard, OrderRequest, VenueOrder, Write
 
@@ -232,7 +234,7 @@ async def claim(
     exits_only: bool = False, # cancels and what reduces a position
 ) -> tuple[list[Claim], bool]: # what may be sent; whether there may be more
     "Take the next rows of the outbox. Raises `LeaseLost`, `LedgerDown`, `Overtaken`."
-    began, config = boottime(), deps.config
+    began = boottime()
     async with deps.ledger.transaction() as tx:
         async with tx.pipeline():
             held = await check_lease(tx, lease)
@@ -240,15 +242,14 @@ async def claim(
             require_lease(await held.fetchall(), lease)
             rows = await got.fetchall()
         if not rows: return [], False
-        now, cursor = rows[-1]["now"], rows[0]["fill_cursor"]
-        plan = plan_batch([due_of(r) for r in rows], now, lease.token, cursor)
-        changes, acts = [p.change for p in plan if p.change], [{"id": p.due.outbox_id, "act": p.step.act} for p in plan]
+        plan = plan_batch([due_of(r) for r in rows], now := rows[-1]["now"], lease.token, rows[0]["fill_cursor"])
+        changes, acts = [p.change for p in plan if p.change], rows_json([{"id": p.due.outbox_id, "act": p.step.act} for p in plan])
         async with tx.pipeline():
-            await tx.execute(_MARK, {"owner": lease.owner, "token": lease.token, "rows": rows_json(acts)})
+            await tx.execute(_MARK, {"owner": lease.owner, "token": lease.token, "rows": acts})
             await apply_changes(tx, changes)
         if any(p.step.act == "end" for p in plan): await tx.execute("SELECT pg_notify('deskbook_orders', %s)", (deps.account,))
     deps.signals.waiters.tell(c.after for c in changes if c.after.ended)
-    last = min(began + config.send_window_s, lease.until - config.lease_margin_s)
+    last = min(began + deps.config.send_window_s, lease.until - deps.config.lease_margin_s)
     return claims_of(plan, now, began, last), len(rows) == limit
 
 # %% ../../../nbs/trading/32_sender.ipynb #d5ef9c56
@@ -292,26 +293,25 @@ async def halt(
 async def cancel(
     deps: Deps,
     claimed: Claim,
-) -> tuple[Report | None, float]: # what became of it; seconds until another look, if it has not ended
+) -> tuple[Report | None, float, str]: # what became of it; seconds until another look, if it has not ended; what stood in the way
     "Ask the venue to cancel, then ask what the order is now. Never raises but for cancellation."
-    order, pauses = claimed.order, deps.config.not_sent_pauses_s
-    pause_s = pauses[min(claimed.attempts, len(pauses) - 1)]
+    order, pauses, why = claimed.order, deps.config.not_sent_pauses_s, ""
+    pause_s = max(pauses[min(claimed.attempts, len(pauses) - 1)], 1.0)
     try:
         async with asyncio.timeout(deps.config.request_timeout_s):
             said: VenueOrder | None = await deps.venue.cancel_order(order.venue_order_id or "", order.client_order_id)
-    except (OrderNotFound, OrderFinal): said = None
     except Exception as e:
+        said, why = None, ": ".join(said_in(e)[k] for k in ("error", "what"))
         if isinstance(e, (AuthError, IpBanned)): await halt(deps, e)
-        if isinstance(e, Refused) or (isinstance(e, VenueError) and not e.sent): return None, max(pause_s, 1.0)
-        said = None
+        if isinstance(e, Refused) or (isinstance(e, VenueError) and not e.sent): return None, pause_s, why
     deps.signals.fills.set()
-    if order.kind == "external": return (Report(Told(said), order.id, {"heard": "cancel"}) if said else None), max(pause_s, 1.0)
+    if order.kind == "external": return (Report(Told(said), order.id, {"heard": "cancel"}) if said else None), pause_s, why
     try:
         async with asyncio.timeout(2*deps.config.request_timeout_s):
             looked = await deps.venue.find_order(order.client_order_id, order.sent_cursor)
-    except Exception: return None, max(pause_s, 1.0)
+    except Exception: return None, pause_s, why
     told = Report(Told(looked.order, looked.fills), order.id, {"heard": "cancel"}) if isinstance(looked, Found) else None
-    return told, max(pause_s, 1.0)
+    return told, pause_s, why or f"a lookup says: {type(looked).__name__.lower()}"
 
 # %% ../../../nbs/trading/32_sender.ipynb #98cc682b
 _AGAIN = """UPDATE outbox SET claimed_by = NULL, fencing_token = NULL, claimed_at = NULL, attempts = attempts + 1,
@@ -325,6 +325,25 @@ async def try_again(
     "Put a row back into the outbox."
     try: await deps.ledger.rows(_AGAIN, (wait_s, outbox_id))
     except NOT_NOW: pass # the next sender finds it claimed by nobody who lives
+
+# %% ../../../nbs/trading/32_sender.ipynb #4183406b
+async def watch_cancel(
+    deps: Deps,
+    claimed: Claim, # that was just tried
+    report: Report | None, # what became of it
+    why: str, # what stood in the way
+) -> None:
+    "Raise an alert when an order cannot be cancelled; the recorder resolves it when the order has ended. Never raises."
+    order, tries, most = claimed.order, claimed.attempts + 1, deps.config.cancel_tries
+    told = report.finding.order if report and isinstance(report.finding, Told) else None
+    if tries % most or (told is not None and told.state in TERMINAL): return
+    text = f"{deps.account}: order {order.client_order_id} ({order.side} {order.units} {order.instrument}) is not cancelled after {tries} tries"
+    text += f" ({why or 'no word from the venue'}); it is tried again, and may be filled meanwhile"
+    facts = {"account": deps.account, "order_id": str(order.id), "venue_order_id": order.venue_order_id or ""}
+    try:
+        async with deps.ledger.transaction() as tx:
+            await raise_alert(tx, f"cancel_stuck:{order.id}", "orders", "high", "cancel_tries", text, tries, most, facts)
+    except NOT_NOW: pass # told with a later try
 
 # %% ../../../nbs/trading/32_sender.ipynb #291afa20
 _ORPHANS = f"""
@@ -349,6 +368,7 @@ def orphan(
     why = "sender_changed" if order.fencing_token != token else "answer_lost"
     return change(order, "unknown", why, {"token": order.fencing_token}, unknown_since=now, next_lookup_at=now)
 
+# %% ../../../nbs/trading/32_sender.ipynb #2146096a
 async def take_over(
     deps: Deps,
     lease: Lease,
@@ -408,17 +428,21 @@ class Calls:
     async def handle(self, one: Claim) -> None:
         "One call, and what came of it."
         if one.topic == "submit": return self.recorder.put(await send(self.deps, one))
-        report, wait_s = await cancel(self.deps, one)
+        report, wait_s, why = await cancel(self.deps, one)
         await try_again(self.deps, one.outbox_id, wait_s)
         if report: self.recorder.put(report)
+        await watch_cancel(self.deps, one, report, why)
 
 # %% ../../../nbs/trading/32_sender.ipynb #fa9d8e5e
 _MINE = """SELECT id, sent_at FROM orders WHERE account = %s AND state = 'submitting' AND sent_at IS NOT NULL AND fencing_token = %s
 AND NOT id = ANY(%s) ORDER BY id"""
 
+# %% ../../../nbs/trading/32_sender.ipynb #a2e604eb
+# long: the loop, and what it claims
 class Sender(Calls):
     "Claims and sends, several at once. One per lease."
     doubt = False # a claim failed in a way that may have committed it
+    looked = 0.0 # `boottime()` of the last claim
 
     async def run(self,
         stop: asyncio.Event, # set: claim nothing more, wait for what is under way
@@ -431,7 +455,7 @@ class Sender(Calls):
             try:
                 if self.doubt: await self.give_back()
                 claims, again = await self.claim_for_room()
-            except NOT_NOW as e: self.doubt = True; not_now(e); await wait_for_event(stop, config.poll_s)
+            except NOT_NOW as e: self.doubt = True; await not_now(e, self.deps); await wait_for_event(stop, config.poll_s)
             for one in claims: self.start(one)
             if not again: await wait_for_event(signals.outbox, config.poll_s)
         if self.calls: await asyncio.wait(self.calls, timeout=config.drain_s)
@@ -440,10 +464,19 @@ class Sender(Calls):
         "As many as there are places; only exits, where there is none for an entry."
         room, exits, may_send = self.room, self.exit_room, not self.deps.signals.holds
         self.exits_wait = not room and not exits
-        if room: claims, self.more = await claim(self.deps, self.lease, min(room, self.deps.config.batch_max), may_send)
-        elif exits: claims, self.exits_wait = await claim(self.deps, self.lease, exits, may_send, exits_only=True)
-        else: claims = []
-        return claims, bool(room) and self.more
+        if not exits or not (room or self.exits_due()): return [], False
+        self.deps.signals.exits.clear()
+        self.looked = boottime()
+        if not room:
+            claims, self.exits_wait = await claim(self.deps, self.lease, exits, may_send, exits_only=True)
+            if self.exits_wait: self.deps.signals.exits.set()
+            return claims, False
+        claims, self.more = await claim(self.deps, self.lease, min(room, self.deps.config.batch_max), may_send)
+        return claims, self.more
+
+    def exits_due(self) -> bool:
+        "A claim costs a transaction: for exits only it is made when somebody told of one, and now and then."
+        return self.deps.signals.exits.is_set() or boottime() - self.looked > self.deps.config.poll_s
 
     async def give_back(self) -> None:
         "What a lost commit claimed."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OrderType', 'TimeInForce', 'VenueOrderState', 'Lookup', 'Guard', 'Instrument', 'OrderRequest', 'VenueOrder',
-           'VenueFill', 'Ack', 'Found', 'Absent', 'Unreadable', 'VenuePosition', 'Balance', 'FillPage', 'Quote',
-           'Heartbeat', 'Gap', 'Reconnected', 'Capabilities', 'Write', 'Venue']
+           'VenueFill', 'Ack', 'Found', 'Absent', 'Unreadable', 'VenuePosition', 'Balance', 'Transfer', 'Financing',
+           'FillPage', 'Quote', 'Heartbeat', 'Gap', 'Reconnected', 'Capabilities', 'Write', 'Venue']
 
 # %% ../../../nbs/venues/11_model.ipynb #b9494356
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -134,6 +134,19 @@ class Balance:
     cursor: str # the last transaction that is in these figures
     time_ms: int
 
+# %% ../../../nbs/venues/11_model.ipynb #ea6e9301
+@dataclass(frozen=True)
+class Transfer:
+    "Money paid in or out: neither profit nor loss."
+    transfer_id: str # of its transaction, as cursors are counted
+    amount: Decimal # account currency, paid in is positive
+
+@dataclass(frozen=True)
+class Financing:
+    "Interest on a position."
+    instrument: str
+    amount: Decimal # account currency, a cost is negative
+
 @dataclass(frozen=True)
 class FillPage:
     "Fills after a cursor, oldest first, and the cursor to go on from."
@@ -141,6 +154,9 @@ class FillPage:
     cursor: str
     ended_orders: tuple[VenueOrder, ...] = () # orders that ended in these transactions without a fill
     cash: Decimal = Decimal(0) # financing and transfers in these transactions, account currency, a gain is positive
+    transfers: tuple[Transfer, ...] = () # oldest first; they are in `cash` too
+    financing: tuple[Financing, ...] = () # they are in `cash` too
+    missing: tuple[str, ...] = () # transactions before the cursor, or ranges of them, that the venue did not show even when asked
 
 # %% ../../../nbs/venues/11_model.ipynb #0c07a8d1
 @dataclass(frozen=True)
@@ -185,6 +201,7 @@ class Capabilities:
     time_in_force: frozenset[str]
     order_types: frozenset[str]
     account_currency: str = "USD"
+    hedging: bool = False # the account holds long and short side by side; ours are netted
 
 # %% ../../../nbs/venues/11_model.ipynb #a5744d99
 @dataclass(frozen=True)

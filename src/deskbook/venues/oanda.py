@@ -115,6 +115,7 @@ class OandaAccount:
         self.stream_http: httpx.AsyncClient | None = None # opened with the first stream
         self.instruments: dict[str, Instrument] = {} # as last loaded
         self.currency = "" # of the account, once it was read
+        self.hedging = False # the same
         self._loading = asyncio.Lock()
 
     def __repr__(self) -> str: return f"{type(self).__name__}({self.account}, {self.environment})"
@@ -134,7 +135,7 @@ class OandaReads(OandaAccount):
     def capabilities(self) -> Capabilities:
         "What the order path must know."
         return Capabilities(self.name, self.environment, r"[A-Za-z0-9_-]+", 128, self.absence_grace_s, wire.LIMIT_TIMES,
-            frozenset(("market", "limit")), self.currency or "USD")
+            frozenset(("market", "limit")), self.currency or "USD", self.hedging)
 
     async def load_instruments(self) -> dict[str, Instrument]: # by name; also kept in `instruments`
         "What the account may trade."
@@ -162,7 +163,7 @@ class OandaReads(OandaAccount):
         "The account in figures."
         answer = await self._get("summary")
         with reading(answer): balance = wire.read_balance(answer.body, self.timing.clock())
-        self.currency = balance.currency
+        self.currency, self.hedging = balance.currency, answer.body["account"].get("hedgingEnabled", False) is not False
         return balance
 
     async def fetch_positions(self) -> dict[str, VenuePosition]:
@@ -267,8 +268,10 @@ class Log:
     transactions: tuple[dict[str, Any], ...] # oldest first
     cursor: str # the last one that was read
     complete: bool # up to the last one the venue knows of
+    missing: tuple[str, ...] = () # ids before the cursor, or ranges, that were not shown, also when they were asked for
 
 # %% ../../../nbs/venues/22_oanda.ipynb #b2eae91b
+# long: a page after another, and what is left out of them
 class OandaFills(OandaCandles):
     "The account's transactions."
     async def _home(self) -> str:
@@ -289,12 +292,24 @@ class OandaFills(OandaCandles):
                 page = wire.in_order(wire.rows(answer.body, "transactions"), after=at)
             found += page
             if page: at = wire.id_of(page[-1])
-            if not page or int(at) >= int(last): return Log(tuple(found), at, int(at) >= int(last))
+            if not page or int(at) >= int(last): break
+        if wire.holes(found, cursor or "1"): found = await self._fill_holes(found, cursor or "1")
+        missing = tuple(str(a) if a == b else f"{a}-{b}" for a, b in wire.holes(found, cursor or "1"))
+        return Log(tuple(found), at, int(at) >= int(last), missing)
+
+    async def _fill_holes(self, found: list[dict[str, Any]], after: str) -> list[dict[str, Any]]:
+        "Ask for what was left out, from the first to the last of it. A refusal shows nothing."
+        first, last = wire.holes(found, after)[0][0], wire.holes(found, after)[-1][1]
+        try: answer = await self._get("transactions/idrange", "transactions", **{"from": str(first), "to": str(last)})
+        except Rejected: return found
+        with reading(answer):
+            more = [t for t in wire.rows(answer.body, "transactions") if first <= int(wire.id_of(t)) <= last]
+            return wire.in_order([*found, *more], after=after)
 
     async def fetch_fills(self, cursor: str) -> FillPage:
         "Fills, ended orders and cash after a cursor, and the cursor to go on from."
         currency, log = await self._home(), await self.read_log(cursor)
-        return wire.read_fill_page(log.transactions, log.cursor, currency)
+        return replace(wire.read_fill_page(log.transactions, log.cursor, currency), missing=log.missing)
 
 # %% ../../../nbs/venues/22_oanda.ipynb #5efb3650
 # long: create and close share one path
@@ -420,6 +435,7 @@ class OandaFinds(OandaPlaces):
             if listed is not None: return await self._whole(listed, since_cursor)
             if not log.complete: raise wire.wrong("transactions", f"shown up to {log.cursor}", "shown up to lastTransactionID")
             if (refused := wire.rejected_in(log.transactions, client_id)) is not None: return Found(refused)
+            if log.missing: raise wire.wrong("transactions", f"without {', '.join(log.missing[:5])}", "without holes")
             return Absent(log.cursor, self.timing.clock())
         except VenueError as e: return Unreadable(e)
 

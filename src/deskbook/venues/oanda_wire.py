@@ -9,13 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
+from itertools import pairwise
 from typing import Any, Literal
 import polars as pl
 from ..core.clock import iso
 from ..market.candles import PRICE_COLUMNS, clean_candles
 from .errors import DuplicateClientId, InsufficientFunds, InvalidOrder, MarketClosed, OrderNotFound, ProtocolError
 from .errors import AuthError, PermissionDenied, ReduceOnlyRejected, Rejected, VenueError
-from .model import Ack, Balance, FillPage, Instrument, OrderRequest, Quote, VenueFill, VenueOrder, VenueOrderState, VenuePosition
+from .model import Ack, Balance, FillPage, Financing, Instrument, OrderRequest, Quote, Transfer
+from .model import VenueFill, VenueOrder, VenueOrderState, VenuePosition
 
 VENUE = "oanda"
 ZERO = Decimal(0)
@@ -26,8 +28,8 @@ __all__ = ['VENUE', 'ZERO', 'MARKET_TIMES', 'LIMIT_TIMES', 'REASONS', 'TYPES', '
            'places', 'read_instrument', 'refuse', 'on_step', 'check_request', 'order_body', 'refusal_class',
            'error_code', 'read_error', 'client_id_of', 'read_fill', 'average_price', 'ended_state', 'read_order',
            'check_answer', 'read_ack', 'cancelled_at_once', 'read_balance', 'read_positions', 'OpenTrade', 'read_trade',
-           'read_quote', 'read_quotes', 'in_order', 'cash_of', 'ended_order', 'read_fill_page', 'orders_in',
-           'rejected_in', 'CandlePage', 'read_candles', 'candle_frame']
+           'read_quote', 'read_quotes', 'in_order', 'cash_of', 'financing_of', 'holes', 'ended_order', 'read_fill_page',
+           'orders_in', 'rejected_in', 'CandlePage', 'read_candles', 'candle_frame']
 
 # %% ../../../nbs/venues/20_oanda_wire.ipynb #7b90369d
 def wrong(field: str, value: Any, wanted: str) -> ProtocolError:
@@ -422,6 +424,21 @@ def cash_of(t: dict[str, Any]) -> Decimal:
     if kind == "TRANSFER_FUNDS": return number(t, "amount")
     return number(t, "dividendAdjustment") if kind == "DIVIDEND_ADJUSTMENT" else ZERO
 
+def financing_of(t: dict[str, Any]) -> list[Financing]:
+    "The interest in a transaction, by instrument."
+    if t["type"] == "ORDER_FILL": return [Financing(text(t, "instrument"), x)] if (x := number(t, "financing", ZERO)) else []
+    if t["type"] != "DAILY_FINANCING" or t.get("positionFinancings") is None: return []
+    return [Financing(text(p, "instrument"), number(p, "financing")) for p in rows(t, "positionFinancings")]
+
+# %% ../../../nbs/venues/20_oanda_wire.ipynb #eb1017fb
+def holes(
+    transactions: Sequence[dict[str, Any]], # as `in_order` gives them
+    after: str, # the cursor they were asked from
+) -> list[tuple[int, int]]: # first and last id of each
+    "Ids that are left out before the last one."
+    ids = [int(after), *(int(id_of(t)) for t in transactions)]
+    return [(a + 1, b - 1) for a, b in pairwise(ids) if b > a + 1]
+
 # %% ../../../nbs/venues/20_oanda_wire.ipynb #f20b6862
 CREATES = frozenset(("MARKET_ORDER", "LIMIT_ORDER", "STOP_ORDER", "MARKET_IF_TOUCHED_ORDER", "TAKE_PROFIT_ORDER", "STOP_LOSS_ORDER",
     "TRAILING_STOP_LOSS_ORDER", "GUARANTEED_STOP_LOSS_ORDER", "FIXED_PRICE_ORDER"))
@@ -446,10 +463,12 @@ def read_fill_page(
     cursor: str, # the last id that was read
     currency: str = "USD", # of the account
 ) -> FillPage:
-    "Fills, ended orders and cash."
+    "Fills, ended orders, cash and what it was."
     fills = tuple(read_fill(t, currency) for t in transactions if t["type"] == "ORDER_FILL")
     ended = tuple(ended_order(t, transactions, currency) for t in transactions if t["type"] == "ORDER_CANCEL")
-    return FillPage(fills, cursor, ended, sum((cash_of(t) for t in transactions), ZERO))
+    paid = tuple(Transfer(id_of(t), cash_of(t)) for t in transactions if t["type"] == "TRANSFER_FUNDS")
+    financed = tuple(f for t in transactions for f in financing_of(t))
+    return FillPage(fills, cursor, ended, sum((cash_of(t) for t in transactions), ZERO), paid, financed)
 
 # %% ../../../nbs/venues/20_oanda_wire.ipynb #801fb566
 def orders_in(

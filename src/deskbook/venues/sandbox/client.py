@@ -48,6 +48,9 @@ class SandboxControl:
     def accounts(self) -> dict[str, Any]: return self.ask("GET", "/accounts")
     def make_account(self, id: str, balance: str = "100000", currency: str = "USD") -> None:
         self.ask("POST", "/accounts", {"id": id, "balance": balance, "currency": currency})
+    def transfer(self, account: str, amount: str) -> dict[str, Any]: # account currency; negative: paid out
+        "Pay in or out, as the account's owner does it at the venue."
+        return self.ask("POST", "/transfers", {"account": account, "amount": amount})
     def advance(self, seconds: float) -> dict[str, Any]: return self.ask("POST", "/clock", {"advance_s": seconds})
     def set_clock(self, to: str | int) -> dict[str, Any]: return self.ask("POST", "/clock", {"to": to})
     def set_speed(self, speed: float) -> dict[str, Any]: return self.ask("POST", "/clock", {"speed": speed})

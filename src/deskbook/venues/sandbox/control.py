@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Handler', 'LOCAL', 'health', 'journal_of', 'orders_of', 'set_faults', 'clear_faults', 'move_clock', 'touch_market',
-           'make_account', 'cut_streams', 'reset', 'control', 'answer_control']
+           'make_account', 'transfer', 'cut_streams', 'reset', 'control', 'answer_control']
 
 # %% ../../../../nbs/venues/sandbox/70_control.ipynb #82aea768
 import json
@@ -102,6 +102,13 @@ async def make_account(server: SandboxServer, body: Mapping[str, Any]) -> dict[s
     if (waiting := commit(server)) is not None: await waiting
     return {"accounts": list(server.engine.accounts())}
 
+async def transfer(server: SandboxServer, body: Mapping[str, Any]) -> dict[str, Any]:
+    "Money paid in, or out with a negative amount."
+    _only(body, ("account", "amount"))
+    made = server.engine.transfer(str(body.get("account")), str(body.get("amount")))
+    if (waiting := commit(server)) is not None: await waiting
+    return made
+
 # %% ../../../../nbs/venues/sandbox/70_control.ipynb #66d2ae25
 def cut_streams(server: SandboxServer) -> dict[str, Any]:
     "End every open stream."
@@ -137,6 +144,7 @@ async def control(server: SandboxServer, request: web.BaseRequest) -> Any:
         case "GET", "orders": return orders_of(server, q)
         case "GET", "accounts": return {a: server.engine.summary(a) for a in server.engine.accounts()}
         case "POST", "accounts": return await make_account(server, body)
+        case "POST", "transfers": return await transfer(server, body)
         case "GET", "clock": return {"time": rfc3339(server.clock()), "time_ms": server.clock(), "speed": server.clock.speed}
         case "POST", "clock": return move_clock(server, body)
         case "POST", "market": return touch_market(server, body)
