@@ -21,32 +21,13 @@ if TYPE_CHECKING:
     from deskbook.trading.risk import RiskPolicy, RiskState
 
 # %% auto #0
-__all__ = ['risk', 'LIMITS', 'used', 'risk_text', 'show', 'show_command', 'rearm_command', 'read_changes', 'read_limit',
-           'change_policy', 'set_policy_command', 'freeze_command', 'unfreeze_command', 'unblock_command']
+__all__ = ['risk', 'LIMITS', 'risk_text', 'show', 'show_command', 'rearm_command', 'read_changes', 'read_limit', 'change_policy',
+           'set_policy_command', 'freeze_command', 'unfreeze_command', 'unblock_command']
 
 # %% ../../../nbs/app/63_cli_risk.ipynb #452e2d53
 risk = typer.Typer(add_completion=False, help="Account risk: show, rearm, set-policy, freeze, unfreeze, unblock.")
 _EXITS = "Exit codes: 0 done, 1 a source is down, 2 bad input, 4 refused."
 _Why = Annotated[str, typer.Option(help="Why, for the audit.")]
-
-# %% ../../../nbs/app/63_cli_risk.ipynb #8a50ec27
-def used(
-    picture: RiskPicture,
-) -> dict[str, tuple[Decimal | None, Decimal]]: # by limit: what is used (None: not known), and the limit
-    "What is used of each limit, as a fraction of equity unless the name says otherwise."
-    from deskbook.trading.risk import losses
-    e, p, equity = picture.exposures, picture.policy, picture.equity
-    def frac(usd: Decimal) -> Decimal | None: return usd/equity if equity and equity > 0 else None
-    lost = losses(picture.state, equity) if picture.state and equity is not None else {}
-    return {
-        "total exposure": (frac(e.total_usd), p.max_total_exposure_frac),
-        "largest instrument": (frac(max(e.instrument_usd.values(), default=Decimal(0))), p.max_instrument_exposure_frac),
-        "largest currency": (frac(max(e.currency_usd.values(), default=Decimal(0))), p.max_currency_exposure_frac),
-        "leverage": (frac(e.total_usd), p.max_leverage),
-        "open positions": (Decimal(e.open_positions), Decimal(p.max_open_positions)),
-        "loss of the day": (lost.get("max_daily_loss"), p.max_daily_loss_frac),
-        "drawdown": (lost.get("max_drawdown"), p.max_drawdown_frac),
-    }
 
 # %% ../../../nbs/app/63_cli_risk.ipynb #53616582
 def _breaker(state: RiskState | None) -> str:
@@ -69,7 +50,7 @@ def risk_text(
     def shown(name: str, value: Decimal | None) -> str:
         if value is None: return "?"
         return number(value, 2) if name in ("leverage", "open positions") else f"{number(value*100, 2)} %"
-    rows = [(name, shown(name, now), shown(name, most)) for name, (now, most) in used(picture).items()]
+    rows = [(name, shown(name, now), shown(name, most)) for name, (now, most) in picture.used().items()]
     return "\n".join([*lines, table([("limit", "used", "allowed"), *rows], right=(1, 2))])
 
 # %% ../../../nbs/app/63_cli_risk.ipynb #4bf0e9f9
@@ -80,7 +61,7 @@ def show(account: str, as_json: bool) -> None:
         async with open_desk(account) as desk: return await desk.risk()
     picture = run(look())
     if not as_json: return print(risk_text(account, picture))
-    limits = {name: {"used": now, "allowed": most} for name, (now, most) in used(picture).items()}
+    limits = {name: {"used": now, "allowed": most} for name, (now, most) in picture.used().items()}
     kill = {**json_value(picture.kill), "engaged": picture.kill.engaged}
     print_json({"account": account, **json_value(picture), "kill": kill, "used": limits})
 

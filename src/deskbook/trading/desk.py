@@ -38,7 +38,7 @@ from .positions import closing_price, unrealised_pnl
 from .reconcile import Reconciliation, boot, read_fills, reconcile, reconcile_often, unfreeze
 from .recorder import Recorder, position_of
 from .resolve import Resolver
-from .risk import Exposures, RiskPolicy, RiskState, exit_room, exposures
+from .risk import Exposures, RiskPolicy, RiskState, exit_room, exposures, losses
 from .sender import Sender, shared, take_over, timed, unsent
 from ..venues.model import Guard, Instrument, Venue, Write
 from ..venues.oanda import ABSENCE_GRACE_S, Oanda
@@ -133,6 +133,21 @@ class RiskPicture:
     blocked: frozenset[str] # instruments
     kill: KillState
 
+    def used(self) -> dict[str, tuple[Decimal | None, Decimal]]: # by limit: what is used (None: not known), and the limit
+        "What is used of each limit, as a fraction of equity unless the name says otherwise."
+        e, p, equity = self.exposures, self.policy, self.equity
+        def frac(usd: Decimal) -> Decimal | None: return usd/equity if equity and equity > 0 else None
+        lost = losses(self.state, equity) if self.state and equity is not None else {}
+        return {
+            "total exposure": (frac(e.total_usd), p.max_total_exposure_frac),
+            "largest instrument": (frac(max(e.instrument_usd.values(), default=Decimal(0))), p.max_instrument_exposure_frac),
+            "largest currency": (frac(max(e.currency_usd.values(), default=Decimal(0))), p.max_currency_exposure_frac),
+            "leverage": (frac(e.total_usd), p.max_leverage),
+            "open positions": (Decimal(e.open_positions), Decimal(p.max_open_positions)),
+            "loss of the day": (lost.get("max_daily_loss"), p.max_daily_loss_frac),
+            "drawdown": (lost.get("max_drawdown"), p.max_drawdown_frac)}
+
+# %% ../../../nbs/trading/50_desk.ipynb #e0053757
 @dataclass(frozen=True)
 class Flattened:
     "What was done to get out."
