@@ -25,25 +25,15 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from unittest.mock import patch
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "tests" / "trading")]
+TESTS = Path(__file__).resolve().parents[1] / "tests"
+sys.path[:0] = [str(TESTS), str(TESTS / "trading")]
+from databases import fresh_database
+
 CHUNK = 500
 SHOWN = {"orders": "orders", "fills": "fills", "partial": "became partially_filled", "unknown": "became unknown", "resends": "resends", "crashes": "crashes",
          "heard twice": "message written twice", "orders of others": "adopted from others"}
 LOST_ANSWERS = ("write lost", "write silent", "write error", "write cut")
 LOST_REQUESTS = ("write dropped", "write refused", "write busy", "write late")
-
-
-@contextlib.contextmanager
-def database(url):
-    """A fresh database with the tables of the ledger, dropped afterwards."""
-    import psycopg
-    name = f"b_{secrets.token_hex(6)}"
-    with psycopg.connect(url, autocommit=True) as c:
-        c.execute(f"CREATE DATABASE {name} TEMPLATE ledger")
-        try:
-            yield url.replace("/deskbook?", f"/{name}?")
-        finally:
-            c.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
 def hasty():
@@ -62,7 +52,7 @@ def chunk(url, sequences, seed, planted=False):
     """Run some sequences; what happened, and the violation that ended them, if any."""
     os.chdir(tempfile.gettempdir())  # hypothesis keeps its notes where it runs
     from order_machine import Shared, run_sequences
-    with database(url) as own:
+    with fresh_database(url, "ledger") as own:
         shared = Shared(own)
         try:
             with hasty() if planted else contextlib.nullcontext():

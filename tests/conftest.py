@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from databases import fresh_database
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -116,15 +117,8 @@ def valkey_url(servers_folder) -> Iterator[str]:
 @pytest.fixture
 def database(postgres_url) -> Iterator[str]:
     """The address of a fresh, empty database, dropped after the test."""
-    import psycopg
-
-    name = f"t_{secrets.token_hex(6)}"
-    with psycopg.connect(postgres_url, autocommit=True) as c:
-        c.execute(f"CREATE DATABASE {name} TEMPLATE template0")
-        try:
-            yield postgres_url.replace("/deskbook?", f"/{name}?")
-        finally:
-            c.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    with fresh_database(postgres_url) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -148,15 +142,24 @@ def ledger_template(postgres_url) -> str:
 @pytest.fixture
 def ledger(postgres_url, ledger_template) -> Iterator[str]:
     """The address of a fresh database with the tables of the ledger, for `Ledger.open`; dropped after the test."""
-    import psycopg
+    with fresh_database(postgres_url, ledger_template) as url:
+        yield url
 
-    name = f"t_{secrets.token_hex(6)}"
-    with psycopg.connect(postgres_url, autocommit=True) as c:
-        c.execute(f"CREATE DATABASE {name} TEMPLATE {ledger_template}")
-        try:
-            yield postgres_url.replace("/deskbook?", f"/{name}?")
-        finally:
-            c.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+@pytest.fixture
+def mortal_servers(servers_folder, postgres_url, valkey_url) -> Iterator:
+    """A PostgreSQL with the tables of the ledger and a Valkey that one test may kill and revive; their data is on disk.
+
+    The servers of the run are asked for so that the programs are there.
+    """
+    from deskbook.stores.embedded import servers
+    from deskbook.stores.ledger_migrate import migrate
+
+    folder = servers_folder / f"dies-{secrets.token_hex(4)}"
+    with servers(folder=folder) as both:
+        migrate(both.postgres_url)
+        yield both
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

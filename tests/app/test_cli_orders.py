@@ -7,39 +7,19 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
+from databases import fresh_database
 from deskbook.app.cli import main
-from deskbook.stores.embedded import start_postgres
-from deskbook.stores.ledger_migrate import migrate
+from deskbook.ops.order_drills import working_moment
 from deskbook.trading import desk
 from deskbook.venues.sandbox.process import sandbox_process
 from psycopg.rows import dict_row
 
 DEAD = "127.0.0.1:1"  # nobody listens there
-
-
-def working_day() -> str:
-    """Ten in the morning of a Tuesday that is over: markets are open, and no partition is missing."""
-    now = datetime.now(UTC)
-    day = now - timedelta(days=(now.weekday() - 1) % 7 or 7)
-    return day.replace(hour=10, minute=0, second=0, microsecond=0).isoformat()
-
-
-@contextmanager
-def fresh_database(postgres_url, template):
-    name = f"t_{secrets.token_hex(6)}"
-    with psycopg.connect(postgres_url, autocommit=True) as c:
-        c.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-        try:
-            yield postgres_url.replace("/deskbook?", f"/{name}?")
-        finally:
-            c.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
 @dataclass
@@ -72,20 +52,19 @@ class World:
 _accounts = iter(range(1, 10**6))
 
 
-@contextmanager
-def world(sandbox, postgres_url, template, valkey_url, home):
+def world(sandbox, ledger, valkey_url, home):
+    """A fresh account at the sandbox."""
     account = f"101-001-{next(_accounts):07d}-001"
     sandbox.control.reset()
     sandbox.control.make_account(account)
-    with fresh_database(postgres_url, template) as ledger:
-        yield World(sandbox, account, ledger, {
-            "DESKBOOK_HOME": str(home), "TIMESCALE_URL": ledger, "VALKEY_URL": valkey_url, "DESKBOOK_KEY_PREFIX": f"t-{secrets.token_hex(6)}:",
-            "DESKBOOK_SANDBOX_URL": sandbox.url, "DESKBOOK_ACCOUNT": "sandbox"})
+    return World(sandbox, account, ledger, {
+        "DESKBOOK_HOME": str(home), "TIMESCALE_URL": ledger, "VALKEY_URL": valkey_url, "DESKBOOK_KEY_PREFIX": f"t-{secrets.token_hex(6)}:",
+        "DESKBOOK_SANDBOX_URL": sandbox.url, "DESKBOOK_ACCOUNT": "sandbox"})
 
 
 @pytest.fixture(scope="module")
 def sandbox():
-    with sandbox_process(clock="virtual", start=working_day()) as s:
+    with sandbox_process(clock="virtual", start=working_moment()) as s:
         yield s
 
 
@@ -116,12 +95,11 @@ def cli(capsys):
 
 
 @pytest.fixture
-def w(sandbox, postgres_url, ledger_template, valkey_url, tmp_path, here, cli):
+def w(sandbox, ledger, valkey_url, tmp_path, here, cli):
     """A desk of its own, with the kill switch clear."""
-    with world(sandbox, postgres_url, ledger_template, valkey_url, tmp_path / "home") as made:
-        here(made)
-        assert cli("kill-switch", "clear", "--why", "test")[0] == 0
-        yield made
+    made = here(world(sandbox, ledger, valkey_url, tmp_path / "home"))
+    assert cli("kill-switch", "clear", "--why", "test")[0] == 0
+    return made
 
 
 # --- the way of an order ----------------------------------------------------------------------------------------------------------
@@ -235,8 +213,8 @@ def test_a_lost_answer_is_one_order(w, cli):
 
 @pytest.fixture(scope="module")
 def module_world(sandbox, postgres_url, ledger_template, valkey_url, tmp_path_factory):
-    with world(sandbox, postgres_url, ledger_template, valkey_url, tmp_path_factory.mktemp("desk") / "home") as made:
-        yield made
+    with fresh_database(postgres_url, ledger_template) as ledger:
+        yield world(sandbox, ledger, valkey_url, tmp_path_factory.mktemp("desk") / "home")
 
 
 @pytest.fixture
@@ -358,37 +336,31 @@ def test_a_missing_usd_rate(refusing, cli):
         assert cli("risk", "set-policy", "mark_max_age_s=60")[0] == 0
 
 
-def test_a_database_that_dies_while_an_order_is_on_its_way(sandbox, valkey_url, servers_folder, tmp_path, here, cli):
+def test_a_database_that_dies_while_an_order_is_on_its_way(sandbox, valkey_url, mortal_servers, tmp_path, here, cli):
     """The command fails, the order does not get lost: the same key finds it, and it is at the venue once."""
-    with start_postgres(folder=servers_folder / f"dies-{secrets.token_hex(4)}") as server:
-        migrate(server.url)
-        sandbox.control.reset()
-        account = f"101-001-{next(_accounts):07d}-001"
-        sandbox.control.make_account(account)
-        made = here(World(sandbox, account, server.url, {
-            "DESKBOOK_HOME": str(tmp_path / "home"), "TIMESCALE_URL": server.url, "VALKEY_URL": valkey_url, "DESKBOOK_KEY_PREFIX": f"t-{secrets.token_hex(6)}:",
-            "DESKBOOK_SANDBOX_URL": sandbox.url, "DESKBOOK_ACCOUNT": "sandbox"}))
-        assert cli("kill-switch", "clear", "--why", "test")[0] == 0
-        sandbox.control.add_fault("latency", route="orders.create", ms=1500)
+    mortal = mortal_servers.postgres
+    made = here(world(sandbox, mortal.url, valkey_url, tmp_path / "home"))
+    assert cli("kill-switch", "clear", "--why", "test")[0] == 0
+    sandbox.control.add_fault("latency", route="orders.create", ms=1500)
 
-        def kill_when_sent():
-            end = time.monotonic() + 30
-            while time.monotonic() < end and not made.rows("SELECT 1 AS x FROM orders WHERE sent_at IS NOT NULL"):
-                time.sleep(0.02)
-            os.kill(server.pid, signal.SIGKILL)
+    def kill_when_sent():
+        end = time.monotonic() + 30
+        while time.monotonic() < end and not made.rows("SELECT 1 AS x FROM orders WHERE sent_at IS NOT NULL"):
+            time.sleep(0.02)
+        os.kill(mortal.pid, signal.SIGKILL)
 
-        killer = threading.Thread(target=kill_when_sent)
-        killer.start()
-        code, out, err = cli("orders", "submit", "EUR_USD", "--buy", "1000", "--key", "survivor", "--wait-s", "1")
-        killer.join()
-        assert code == 1 and out == "" and "deskbook: ledger" in err
-        assert not (tmp_path / "home" / "notes.jsonl").exists(), "it was not refused"
-        sandbox.control.clear_faults()
-        server.revive()
-        code, order, _ = cli("orders", "submit", "EUR_USD", "--buy", "1000", "--key", "survivor", "--wait-s", "60", "--json")
-        assert (code, order["state"]) == (0, "filled")
-        assert len(made.at_venue()) == 1
-        assert cli("reconcile")[0] == 0
+    killer = threading.Thread(target=kill_when_sent)
+    killer.start()
+    code, out, err = cli("orders", "submit", "EUR_USD", "--buy", "1000", "--key", "survivor", "--wait-s", "1")
+    killer.join()
+    assert code == 1 and out == "" and "deskbook: ledger" in err
+    assert not (tmp_path / "home" / "notes.jsonl").exists(), "it was not refused"
+    sandbox.control.clear_faults()
+    mortal.revive()
+    code, order, _ = cli("orders", "submit", "EUR_USD", "--buy", "1000", "--key", "survivor", "--wait-s", "60", "--json")
+    assert (code, order["state"]) == (0, "filled")
+    assert len(made.at_venue()) == 1
+    assert cli("reconcile")[0] == 0
 
 
 # --- real money -------------------------------------------------------------------------------------------------------------------

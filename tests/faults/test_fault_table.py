@@ -1,34 +1,20 @@
 """The whole table of the sandbox's faults: one case at least for each, and after each the venue and the ledger agree."""
 import asyncio
-import contextlib
-import secrets
 import sys
 from pathlib import Path
 
-import psycopg
 import pytest
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1] / "crash")]
+from databases import fresh_database
 from fault_cases import CASES, run_case
 from rig import rig
-
-
-@contextlib.contextmanager
-def database(postgres_url, template):
-    """As the fixture `ledger`, for all tests of a file."""
-    name = f"t_{secrets.token_hex(6)}"
-    with psycopg.connect(postgres_url, autocommit=True) as c:
-        c.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-        try:
-            yield postgres_url.replace("/deskbook?", f"/{name}?")
-        finally:
-            c.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
 @pytest.fixture(scope="module")
 def one_rig(postgres_url, ledger_template, valkey_url, tmp_path_factory):
     """One sandbox and one ledger for all cases of this file; each case has accounts of its own."""
-    with database(postgres_url, ledger_template) as url, rig(url, valkey_url, tmp_path_factory.mktemp("rig")) as r:
+    with fresh_database(postgres_url, ledger_template) as url, rig(url, valkey_url, tmp_path_factory.mktemp("rig")) as r:
         yield r
 
 

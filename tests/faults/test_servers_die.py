@@ -1,8 +1,6 @@
 """PostgreSQL or Valkey is killed while the desk trades, and comes back: nothing is lost, nothing is doubled, and what was refused says so."""
 import asyncio
 import os
-import secrets
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -14,8 +12,6 @@ import scenarios
 from rig import rig
 
 from deskbook.core.errors import DeskbookError, SourceError
-from deskbook.stores.embedded import start_postgres, start_valkey
-from deskbook.stores.ledger_migrate import migrate
 from deskbook.trading.book import OrderRow
 from deskbook.trading.desk import running
 from deskbook.trading.orders import TERMINAL, Intent, OrderRefused
@@ -24,15 +20,11 @@ ORDERS = 24
 
 
 @pytest.fixture
-def mortal(tmp_path, postgres_url, valkey_url):
-    """Servers of this test alone, with their data on disk; the fixtures of the run are asked for so that the programs are there."""
-    folder = Path("/tmp") / f"dbk-{secrets.token_hex(4)}"
-    with start_postgres(folder=folder) as postgres, start_valkey(folder=folder) as valkey:
-        migrate(postgres.url)
-        with rig(postgres.url, valkey.url, tmp_path) as r:
-            r.postgres, r.valkey = postgres, valkey
-            yield r
-    shutil.rmtree(folder, ignore_errors=True)
+def mortal(tmp_path, mortal_servers):
+    """A sandbox above servers of this test alone."""
+    with rig(mortal_servers.postgres_url, mortal_servers.valkey_url, tmp_path) as r:
+        r.postgres, r.valkey = mortal_servers.postgres, mortal_servers.valkey
+        yield r
 
 
 async def submit_until_answered(desk, intent) -> OrderRow | OrderRefused:

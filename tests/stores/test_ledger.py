@@ -374,20 +374,9 @@ def test_a_login_without_the_role_is_told_what_to_ask_for(ledger):
 # Going away in the middle
 
 
-@pytest.fixture
-def mortal(postgres_url):
-    """A server that one test may kill."""
-    from deskbook.stores.embedded import start_postgres
-    from deskbook.stores.ledger_migrate import migrate
+def test_a_database_that_is_killed_mid_run_comes_back_by_itself(mortal_servers):
+    mortal = mortal_servers.postgres
 
-    folder = Path(f"/tmp/dbm-{secrets.token_hex(4)}")
-    with start_postgres(folder=folder) as server:
-        migrate(server.url)
-        yield server
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def test_a_database_that_is_killed_mid_run_comes_back_by_itself(mortal):
     async def scenario():
         async with await Ledger.open(mortal.url, timeout_s=1.0, min_size=2) as desk:
             await desk.rows("INSERT INTO leases VALUES ('kept', 'me', 1, now())")
