@@ -1,0 +1,58 @@
+"""The runbooks of everyday operation, each clean and with the fault it is for, against a real ledger, a real Valkey, a real venue and a desk that runs."""
+import asyncio
+import contextlib
+import time
+
+import test_live_runbooks as live_rig
+import test_order_runbooks as order_rig
+
+from deskbook.core.clock import to_ms
+from deskbook.ops.live_care import look_live
+from deskbook.ops.order_care import reconcile_account
+
+account, venue = live_rig.account, live_rig.venue
+checks, deployed, notes, switch, ten = live_rig.checks, live_rig.deployed, live_rig.notes, live_rig.switch, live_rig.ten
+stranger_buys = order_rig.stranger_buys
+
+ALL = ("streamer", "gates", "manager", "api", "sender")
+
+
+@contextlib.contextmanager
+def whole_desk(account, names=ALL, wait_s=60):
+    """The desk at ten o'clock, its gates fresh and its manager at work; the API's address."""
+    with deployed(account, names, clock=lambda: to_ms(ten())) as api:
+        end = time.monotonic() + wait_s
+        while (now := look_live(account, ten())).stale or now.loop_age_s is None or not all(now.runs(w) for w in names):
+            assert time.monotonic() < end, now
+            time.sleep(0.3)
+        yield api
+
+
+# ---- during market hours
+
+def test_a_desk_in_market_hours(account, run):
+    with whole_desk(account) as api:
+        halted = run("operations/during_market_hours", "", account=account, at=ten())
+        assert halted.exit_code == 1 and checks(halted)["nothing stops the desk"] is False and "go_live" in notes(halted)
+        switch(api, False)
+        result = run("operations/during_market_hours", "", account=account, at=ten())
+        assert result.exit_code == 0, result.evidence.reason
+        assert result.evidence.numbers["gates"] > 0 and "as it should be" in notes(result)
+
+
+def test_a_desk_that_is_meant_to_be_halted(account, run):
+    with whole_desk(account):
+        assert run("operations/during_market_hours", "", account=account, expect="halted", at=ten()).exit_code == 0
+        late = run("operations/during_market_hours", "", account=account, expect="halted", at=ten(300))
+    assert late.exit_code == 1 and checks(late)["gates are fresh"] is False and "manager" in notes(late)
+
+
+def test_a_stale_gate_and_a_breached_limit(account, run, venue):
+    stranger_buys(venue, "200000")
+    reconcile_account(account)
+    with deployed(account, ("manager", "api", "sender"), clock=lambda: to_ms(ten())):
+        result = run("operations/during_market_hours", "", account=account, expect="halted", at=ten())
+    found = checks(result)
+    assert result.exit_code == 1 and found["gates are fresh"] is False and found["every limit holds"] is False
+    assert found["every worker runs"] is False and "daemon streamer" in notes(result), "the cause before its effect"
+    assert any("EUR_USD" in c.detail for c in result.evidence.checks if c.name == "every limit holds")
