@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['market', 'wanted', 'tradeable', 'prices_of', 'pricing', 'LastAnswers', 'points_of', 'from_live', 'from_cache',
-           'from_venue', 'from_lake', 'history_of', 'pricing_history', 'store_candles', 'fetch_candles', 'EvidenceFile',
-           'read_evidence', 'evidence_path', 'evidence_answer', 'signal_outcomes', 'bundle_outcomes', 'roc_summary']
+           'from_venue', 'from_lake', 'history_of', 'pricing_history', 'fetch_candles', 'EvidenceFile', 'read_evidence',
+           'evidence_path', 'evidence_answer', 'signal_outcomes', 'bundle_outcomes', 'roc_summary']
 
 # %% ../../../nbs/app/73_api_routes_market.ipynb #1a279ef9
 import asyncio
@@ -32,8 +32,9 @@ from ..core.errors import DeskbookError
 # %% ../../../nbs/app/73_api_routes_market.ipynb #00b667b3
 from ..stores.lake import Lake
 from ..stores.live import LiveUnavailable, said_as_live
-from ..stores.live_state import candle_row, candles_key, get_json, pricing_key, put_candles, put_json
+from ..stores.live_state import candle_row, candles_key, get_json, pricing_key, put_json
 from ..studies.weekly import CANONICAL
+from ..venues.candle_fetch import fetch_into
 from ..venues.errors import VenueError
 
 # %% ../../../nbs/app/73_api_routes_market.ipynb #09bc99f8
@@ -144,19 +145,15 @@ async def pricing_history(deps: Deps, instrument: Name, granularity: Timeframe =
     return said({"instrument": instrument, "granularity": granularity, "points": points, "source": source})
 
 # %% ../../../nbs/app/73_api_routes_market.ipynb #0d482a38
-async def store_candles(deps: ApiDeps, name: str, granularity: str, frame: pl.DataFrame) -> tuple[int, int]: # live, lake: new or changed
-    "Keep candles. Raises `LiveUnavailable`, `DataError`."
-    wrote = await asyncio.to_thread(Lake(deps.settings.lake_url).write_candles, frame, deps.desk.venue.name, granularity, f"{deps.desk.account} by the API")
-    live = await put_candles(deps.live, name, granularity, frame, deps.settings.candle_retention_days, deps.clock())
-    return live, wrote.added + wrote.changed
-
 @market.post("/api/candles/fetch", responses=answers(CandlesFetched, "unknown_instrument", "broker_error", "valkey_unavailable", post=True))
 async def fetch_candles(deps: Deps, body: CandlesBody, once: Once = None) -> Response:
     "Fetch closed candles from the venue and store them."
     await tradeable(deps, [body.instrument])
-    frame = await deps.desk.venue.fetch_ohlcv(body.instrument, body.granularity, limit=body.count)
-    live, lake = await store_candles(deps, body.instrument, body.granularity, frame) if frame.height else (0, 0)
-    return said({"success": True, "instrument": body.instrument, "granularity": body.granularity, "candles": frame.height, "stored_live": live, "stored_lake": lake})
+    lake, now = Lake(deps.settings.lake_url), deps.clock()
+    got = await fetch_into(deps.desk.venue, deps.live, lake, deps.settings, body.instrument, body.granularity, limit=body.count, now_ms=now)
+    if got.live is None: raise ApiError("valkey_unavailable", f"The lake has the candles, the live store has not. {got.live_error}")
+    return said({"success": True, "instrument": body.instrument, "granularity": body.granularity, "candles": got.candles, "stored_live": got.live,
+        "stored_lake": got.lake.added + got.lake.changed})
 
 # %% ../../../nbs/app/73_api_routes_market.ipynb #43ee72da
 @dataclass(frozen=True)

@@ -175,21 +175,14 @@ async def fetch_ours(
     "Candles of the broker into lake and Valkey. A Valkey that is away is said, and stops nothing."
     from deskbook.core.settings import Settings
     from deskbook.market.candles import normalise_instrument
-    from deskbook.stores.live import LiveUnavailable
-    from deskbook.stores.live_state import put_candles
-    from deskbook.venues.streamer import lake_venue
+    from deskbook.venues.candle_fetch import fetch_into
     settings, out = Settings(), list[dict[str, Any]]()
     async with broker(settings, account) as (venue, live):
-        source = lake_venue(venue)
         for name in map(normalise_instrument, instruments):
-            frame = await venue.fetch_ohlcv(name, timeframe, a, b)
-            wrote = await asyncio.to_thread(store.write_candles, frame, source, timeframe)
-            put: int | None = None
-            try: put = await put_candles(live, name, timeframe, frame, settings.candle_retention_days, system_clock())
-            except LiveUnavailable as e: _warn(str(e))
-            first, last = (iso(frame["time"][i]) if frame.height else None for i in (0, -1))
-            out.append({"target": name, "venue": source, "instrument": name, "timeframe": timeframe, "source": source, **_writes(wrote),
-                "live": put, "first": first, "last": last, "ended": None})
+            f = await fetch_into(venue, live, store, settings, name, timeframe, a, b)
+            if f.live_error: _warn(f.live_error)
+            out.append({"target": name, "venue": f.venue, "instrument": name, "timeframe": timeframe, "source": f.venue, **_writes(f.lake),
+                "live": f.live, "first": f.first or None, "last": f.last or None, "ended": None})
     return out
 
 # %% ../../../nbs/app/10_cli_candles.ipynb #e4dca6b7
