@@ -254,7 +254,7 @@ def test_a_crash_between_decision_and_order(bench, monkeypatch):
     async def story():
         async with managed(bench) as rig:
             await rig.gate()
-            async def dies(intents): raise LedgerDown("gone.", "")
+            async def dies(*_): raise LedgerDown("gone.", "")
             monkeypatch.setattr(rig.desk, "submit_each", dies)
             with pytest.raises(LedgerDown):
                 await rig.manager.round()

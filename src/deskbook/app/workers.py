@@ -18,7 +18,7 @@ from ..core.metrics import WORKER_RESTARTS, WORKER_UP
 from ..core.settings import Settings
 from ..stores.ledger import Ledger, LedgerDown
 from ..stores.records import raise_alert, resolve_alert
-from ..trading.leases import Lease, LeaseLost, keep_lease, release_lease, take_lease, wait_for_event
+from ..trading.leases import Lease, LeaseLost, holding, keep_lease, release_lease, take_lease, wait_for_event
 
 if TYPE_CHECKING:
     from deskbook.stores.lake import Lake
@@ -211,7 +211,9 @@ class Supervised:
         "Work until it ends, the lease is lost, or we are stopped."
         end, self.began = asyncio.Event(), boottime()
         self.turn("running")
+        before = holding.set(lease)
         work = asyncio.ensure_future(self.work(stop))
+        holding.reset(before)
         keeper = asyncio.create_task(keep_lease(self.ledger, lease, end)) if lease and self.ledger else None
         stopping = asyncio.create_task(stop.wait())
         steady = asyncio.create_task(self.resolve())

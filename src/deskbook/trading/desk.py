@@ -182,10 +182,11 @@ class Desk:
 
     async def submit_each(self,
         intents: Sequence[Intent],
+        lease: Lease | None = None, # refused unless whoever decided still holds it; None: anybody may
     ) -> list[Answer]: # an order or a typed error for each, in the order given
         "Accept or refuse each. Raises only when nothing could be decided: `LedgerDown`, `VenueError`."
         await self.load()
-        return await self.intake.submit(intents)
+        return await self.intake.submit(intents, lease)
 
     async def submit(self,
         intents: Intent | Sequence[Intent],

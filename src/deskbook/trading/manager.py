@@ -33,7 +33,7 @@ from .decide import (DecisionInputs, DecisionPlan, ExitFacts, decide, decision_i
 from .desk import Desk
 from .guards import gate_time_ms
 from .intake import View, read_view
-from .leases import wait_for_event
+from .leases import holding, wait_for_event
 from .marks import priced
 from .orders import IdempotencyConflict, Intent, OrderRefused, idempotency_key
 from .positions import closing_price
@@ -325,10 +325,10 @@ class Manager:
             blocks = tuple(r for r in (*forbidden, no_store, no_venue) if r)
             picture = with_quotes(picture, self.desk.marks.quotes)
             await self.remember(picture)
-            now = self.clock()
+            now, moment = self.clock(), boottime()
             decided = self.decide(picture, gates, keys, blocks, now)
             rows = await self.write(decided)
-            rows += await self.send(decided, now)
+            rows += await self.send(decided, now, moment)
             await self.show(picture, now, began, blocks, rows)
             return rows
 
@@ -405,11 +405,11 @@ class Manager:
         if about != at or len(ids) > 1000: self.written[inputs.instrument] = at, (ids := set())
         return id in ids
 
-    async def send(self, decided: Decided, now_ms: int) -> list[DecisionRow]: # of orders that were refused
-        "Submit all orders at once."
-        asked = [(i, p, order) for i, p in decided for order in p.intents]
+    async def send(self, decided: Decided, now_ms: int, moment: float) -> list[DecisionRow]: # of orders that were refused
+        "Submit all orders at once, as decided at this moment under the lease that is held."
+        asked = [(i, p, replace(order, decided_s=moment)) for i, p in decided for order in p.intents]
         if not asked: return []
-        answers = await self.desk.submit_each([order for _, _, order in asked])
+        answers = await self.desk.submit_each([order for _, _, order in asked], holding.get())
         pairs = zip(asked, answers, strict=True)
         refused = [(i, refused_plan(i, p, order, a), order) for (i, p, order), a in pairs if not isinstance(a, OrderRow)]
         for _, _, order in refused: self.refusals.add(order.parent_order_id or idempotency_key(order), now_ms)

@@ -48,6 +48,7 @@ class Intent:
     decision_id: str | None = None
     parent_order_id: str | None = None # the entry that an exit belongs to
     expires_s: float = 30 # not sent within this time: expired, nothing happens
+    decided_s: float | None = None # `boottime()` when it was decided, from which that time counts; None: when it is accepted
     override_kill: bool = False # a person closes under the kill switch; only with `reduce_only`
     trace_id: str | None = None
 

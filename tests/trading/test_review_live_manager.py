@@ -1,0 +1,112 @@
+"""What a review of the live desk found in the manager: old decisions, clocks that jump, one pair that stops the others, two managers for a moment."""
+import asyncio
+import itertools
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from execution_rig import Bench, working_day
+from manager_rig import managed
+
+from deskbook.app.workers import Supervised, Supervision
+from deskbook.trading.leases import holding, release_lease, take_lease
+from deskbook.venues.sandbox.process import sandbox_process
+
+numbers = itertools.count(7_501)
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    with sandbox_process(clock="virtual", start=working_day()) as s:
+        for name, (bid, ask) in {"EUR_USD": ("1.08410", "1.08424"), "USD_JPY": ("151.402", "151.418")}.items():
+            s.control.market("price", name, bid=bid, ask=ask)
+        yield s
+
+
+@pytest.fixture
+def bench(sandbox, ledger, valkey_url, tmp_path):
+    yield Bench(sandbox, ledger, valkey_url, tmp_path, next(numbers))
+    sandbox.control.clear_faults()
+    sandbox.control.market("release", "EUR_USD")
+
+
+def run(story):
+    return asyncio.run(asyncio.wait_for(story, 60))
+
+
+# ---- a decision that grew old before it became an order
+
+def asleep_after_writing(rig, monkeypatch, seconds):
+    """The process is stopped between its decision and its order."""
+    write = rig.manager.write
+    async def slow(decided):
+        rows = await write(decided)
+        await asyncio.sleep(seconds)
+        return rows
+    monkeypatch.setattr(rig.manager, "write", slow)
+
+
+def test_a_gate_that_turned_stale_between_decision_and_order_is_not_traded(bench, monkeypatch):
+    async def story():
+        async with managed(bench) as rig:
+            asleep_after_writing(rig, monkeypatch, 1.0)
+            await rig.gate(asof_ms=rig.clock() - 179_300)
+            rows = [r for r in await rig.manager.round() if r.instrument == "EUR_USD"]
+            assert [(r.verdict, r.reasons) for r in rows] == [("enter", ()), ("refuse", ("intent_expired",))]
+            await asyncio.sleep(0.3)
+            assert await rig.orders() == [] and bench.created() == []
+    run(story())
+
+
+def test_the_time_an_order_has_counts_from_its_decision(bench, monkeypatch):
+    async def story():
+        async with managed(bench, run=False) as rig:
+            await rig.desk.ledger.rows("UPDATE accounts SET reconciled_at = clock_timestamp() WHERE account = %s", (rig.desk.account,))
+            await rig.desk.ledger.rows("""INSERT INTO equity_snapshots (account, at, balance, nav, unrealised_pnl, margin_used, margin_available, source)
+                VALUES (%s, clock_timestamp(), 100000, 100000, 0, 0, 100000, 'test')""", (rig.desk.account,))
+            asleep_after_writing(rig, monkeypatch, 2.0)
+            await rig.gate()
+            await rig.manager.round()
+            (order,) = await rig.orders()
+            assert 7.0 < (order["expires_at"] - order["created_at"]).total_seconds() < 8.2, "ten seconds, of which two are over"
+    run(story())
+
+
+# ---- two managers for a moment
+
+def test_who_lost_the_lease_between_decision_and_order_trades_nothing(bench, monkeypatch):
+    async def story():
+        async with managed(bench, max_positions_per_pair=1) as rig:
+            mine = await take_lease(rig.desk.ledger, f"worker:manager:{rig.desk.account}", "first:1:aa", 30.0)
+            holding.set(mine)
+            write, second = rig.manager.write, rig.another()
+            async def replaced(decided):
+                rows = await write(decided)
+                if any(p.intents for _, p in decided):
+                    await release_lease(rig.desk.ledger, mine)
+                    holding.set(await take_lease(rig.desk.ledger, f"worker:manager:{rig.desk.account}", "second:2:bb", 30.0))
+                    await rig.gate(asof_ms=rig.clock())
+                    assert next(r for r in await second.round() if r.instrument == "EUR_USD").verdict == "enter"
+                    holding.set(mine)
+                return rows
+            monkeypatch.setattr(rig.manager, "write", replaced)
+            await rig.gate(asof_ms=rig.clock() - 60_000)
+            rows = [r for r in await rig.manager.round() if r.instrument == "EUR_USD"]
+            assert [(r.verdict, r.reasons) for r in rows] == [("enter", ()), ("refuse", ("lease_lost",))]
+            await rig.settled()
+            assert len(await rig.orders()) == 1, "one entry at a time, also of two managers"
+    run(story())
+
+
+def test_a_supervised_worker_works_under_its_lease(bench):
+    async def story():
+        async with managed(bench, run=False) as rig:
+            seen, stop = [], asyncio.Event()
+            async def work(stop):
+                seen.append(holding.get())
+                stop.set()
+            await Supervised("manager", work, rig.desk.ledger, rig.desk.account, "me:1:aa", how=Supervision(resolve_s=9)).run(stop)
+            assert seen[0].name == f"worker:manager:{rig.desk.account}" and holding.get() is None
+    run(story())
