@@ -128,6 +128,7 @@ class Pair:
     in_row: int = 0 # last gates with a hazard fallback ...
     counted_ms: int = 0 # ... up to the one of this open time
     due: GatePayload | None = None # on_fallback is still to be told
+    told: bool = False # it was told of the fallbacks that go on now
     saved_s: float = 0.0 # monotonic
     gates: int = 0 # stored since the start
     rebuilds: int = 0
@@ -142,19 +143,19 @@ def _born(revision: str | None) -> str: return (revision or "").partition(":")[0
 def saved_text(pair: Pair) -> str: # JSON
     "Engine and revision as one text."
     assert pair.engine is not None
-    said = {"revision": pair.revision, "in_row": pair.in_row, "engine": engine_state(pair.engine)}
+    said = {"revision": pair.revision, "in_row": pair.in_row, "told": pair.told, "engine": engine_state(pair.engine)}
     return json.dumps(said, separators=(",", ":"), allow_nan=False)
 
 def read_saved(
     text: str | None, # from `saved_text`
     settings: GateSettings, calendar: TradingCalendar, clock: Clock | None = None,
-) -> tuple[GateEngine, str, int] | None: # engine, revision, fallbacks in a row; None: of no use
+) -> tuple[GateEngine, str, int, bool] | None: # engine, revision, fallbacks in a row, whether they were told; None: of no use
     "Read it back, if it is whole and of these settings."
     try:
         said = json.loads(text or "")
         engine, revision, in_row = engine_from(said["engine"], calendar, clock), said["revision"], int(said["in_row"])
     except (ValueError, KeyError, TypeError, DataError): return None
-    return (engine, revision, in_row) if engine.settings == settings and engine.last_ms is not None else None
+    return (engine, revision, in_row, said.get("told") is True) if engine.settings == settings and engine.last_ms is not None else None
 
 # %% ../../../nbs/gates/60_worker.ipynb #b029de2c
 class GateWorker:
@@ -163,7 +164,7 @@ class GateWorker:
     def __init__(self,
         live: Live, lake: Lake, settings: Settings,
         clock: Clock = system_clock,
-        on_fallback: OnFallback | None = None, # called once when the hazard of a pair asked for a person three times in a row
+        on_fallback: OnFallback | None = None, # called once while the hazard of a pair asks for a person, from the third gate in a row on
         venue: str | None = None, # whose candles in the lake; None: the only one there is
         gates: GateSettings | None = None, # None: `live_gate_settings`
     ):
@@ -236,8 +237,9 @@ class GateWorker:
         REGIME_HAZARD.labels(p.instrument).set(gate.hazard)
         REGIME_THRESHOLD.labels(p.instrument).set(gate.hazard_threshold)
         p.in_row, p.counted_ms = p.in_row + 1 if HAZARD_FALLBACK in gate.reasons else 0, gate.ts_ms
+        p.told = p.told and p.in_row > 0
         fresh = self.clock() - (gate.asof_ms or gate.ts_ms) <= self.settings.gate_ttl_s*1000
-        if p.in_row == FALLBACK_AFTER and fresh: p.due = gate
+        if p.in_row >= FALLBACK_AFTER and fresh and not p.told and p.due is None: p.due = gate
 
     async def _tell(self, p: Pair) -> None:
         "Call `on_fallback` until it has worked."
@@ -247,19 +249,20 @@ class GateWorker:
             said = self.on_fallback(p.instrument, gate) if self.on_fallback else None
             if inspect.isawaitable(said): await said
         except Exception: _log.exception("on_fallback failed, it is called again", instrument=p.instrument)
-        else: p.due = None
+        else: p.due, p.told = None, p.in_row > 0
 
     # -- starting, and starting over -----------------------------------------------------------------------------------------------------
     async def _start(self, p: Pair) -> int:
         "From the saved state if it fits the candles that are there, else from history."
         saved = read_saved(await self.live.get(engine_key(p.instrument)), self.gates, p.calendar, self.clock)
         if saved is None: return await self._rebuild(p)
-        engine, revision, in_row = saved
+        engine, revision, in_row, told = saved
         assert engine.last_ms is not None
         got = (await candles_after(self.live, {p.instrument: engine.last_ms - 1}, self.gates.timeframe))[p.instrument]
         if got.revision != revision or not got.rows or got.rows[0]["time"] != engine.last_ms: return await self._rebuild(p)
         p.last = await last_gate(self.live, p.instrument)
-        p.engine, p.revision, p.in_row, p.counted_ms, p.saved_s = engine, revision, in_row, engine.last_ms, time.monotonic()
+        p.engine, p.revision, p.in_row, p.told, p.counted_ms = engine, revision, in_row, told, engine.last_ms
+        p.saved_s = time.monotonic()
         return await self._take(p, got.rows)
 
     async def _rebuild(self, p: Pair) -> int:
