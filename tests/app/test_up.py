@@ -72,7 +72,7 @@ def test_the_view_in_a_terminal(env):
     import termios
 
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))
-    p = subprocess.Popen([*PROGRAM], env=env | {"TERM": "xterm-256color"}, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    p = subprocess.Popen([*PROGRAM], env=env | {"TERM": "xterm-256color", "COLUMNS": "140", "LINES": "40"}, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
     os.close(theirs)
     text, end = "", time.monotonic() + 60
 
