@@ -1,8 +1,8 @@
 """The runbooks of everyday operation, each clean and with the fault it is for, against a real ledger, a real Valkey, a real venue and a desk that runs."""
-import asyncio
 import contextlib
 import time
 
+import psycopg
 import test_live_runbooks as live_rig
 import test_order_runbooks as order_rig
 
@@ -12,7 +12,7 @@ from deskbook.ops.order_care import reconcile_account
 
 account, venue = live_rig.account, live_rig.venue
 checks, deployed, notes, switch, ten = live_rig.checks, live_rig.deployed, live_rig.notes, live_rig.switch, live_rig.ten
-stranger_buys = order_rig.stranger_buys
+buy, net, stranger_buys, trade = order_rig.buy, order_rig.net, order_rig.stranger_buys, order_rig.trade
 
 ALL = ("streamer", "gates", "manager", "api", "sender")
 
@@ -56,3 +56,39 @@ def test_a_stale_gate_and_a_breached_limit(account, run, venue):
     assert result.exit_code == 1 and found["gates are fresh"] is False and found["every limit holds"] is False
     assert found["every worker runs"] is False and "daemon streamer" in notes(result), "the cause before its effect"
     assert any("EUR_USD" in c.detail for c in result.evidence.checks if c.name == "every limit holds")
+
+
+# ---- closing by hand
+
+def audited(ledger, action):
+    """Who did it, to what, and why."""
+    with psycopg.connect(ledger) as c:
+        return [(a, r, m["why"]) for a, r, m in c.execute("SELECT actor, resource_id, metadata FROM ops_audit_events WHERE action = %s ORDER BY recorded_at", (action,))]
+
+
+def test_a_position_is_closed_by_hand(account, run, venue, ledger, valkey_url, key_prefix):
+    trade(account, valkey_url, key_prefix, buy(account))
+    dry = run("operations/manual_close", "", account=account, instrument="EUR_USD", at=ten(0))
+    assert dry.exit_code == 0, dry.evidence.reason
+    assert net(venue) == 1000 and "deskbook run manual_close" in notes(dry)
+    refused = run("operations/manual_close", "", account=account, instrument="EUR_USD", by="anna", mode="live")
+    assert refused.exit_code == 2 and net(venue) == 1000, "nobody closes for no reason"
+
+    part = run("operations/manual_close", "", account=account, instrument="EUR_USD", units="400", by="anna", why="too large", at=ten(0), mode="live")
+    assert part.exit_code == 0, part.evidence.reason
+    assert net(venue) == 600 and part.evidence.numbers["units left"] == 600
+    rest = run("operations/manual_close", "", account=account, instrument="EUR_USD", by="anna", why="all of it", at=ten(0), mode="live")
+    assert rest.exit_code == 0, rest.evidence.reason
+    assert net(venue) == 0 and audited(ledger, "position.close") == [("anna", "EUR_USD", "too large"), ("anna", "EUR_USD", "all of it")]
+
+
+def test_what_cannot_be_closed_by_hand(account, run, venue, ledger, valkey_url, key_prefix):
+    nothing = run("operations/manual_close", "", account=account, instrument="EUR_USD", by="anna", why="test", mode="live")
+    assert nothing.exit_code == 1 and checks(nothing)["EUR_USD can be closed"] is False
+    trade(account, valkey_url, key_prefix, buy(account))
+    more = run("operations/manual_close", "", account=account, instrument="EUR_USD", units="1001", by="anna", why="test", mode="live")
+    assert more.exit_code == 1 and net(venue) == 1000 and audited(ledger, "position.close") == []
+    venue.control.add_fault("halt", route="orders.create")
+    halted = run("operations/manual_close", "", account=account, instrument="EUR_USD", by="anna", why="test", mode="live")
+    assert halted.exit_code == 1 and checks(halted)["the order was filled"] is False and net(venue) == 1000
+    assert "another key" in notes(halted)

@@ -4,6 +4,8 @@
 
 # %% ../../../nbs/ops/64_day_care.ipynb #de8c3b54
 from __future__ import annotations
+import shlex
+from decimal import Decimal
 from typing import Any
 import polars as pl
 from ..core.clock import iso
@@ -12,14 +14,14 @@ from ..core.settings import Settings
 from ..gates.analytics import Analytics, analyse
 
 # %% auto #0
-__all__ = ['write_down', 'see_desk', 'see_flow', 'see_trading', 'limit_table', 'see_limits', 'plot_limits', 'decision_table',
-           'signals', 'signal_table']
+__all__ = ['write_down', 'command', 'see_desk', 'see_flow', 'see_trading', 'limit_table', 'see_limits', 'plot_limits',
+           'decision_table', 'signals', 'signal_table', 'position_values', 'see_writable', 'see_closable']
 
 # %% ../../../nbs/ops/64_day_care.ipynb #642de435
 from .health import ALL, Limits
 from .live_care import LiveLook, Stores, moment, on_stores
 from .live_tools import Check
-from .order_care import on_desk
+from .order_care import on_desk, size_of
 from ..stores.live_state import gate_history
 from ..stores.records import AuditEvent, append_audits
 from ..trading.desk import Desk
@@ -41,6 +43,15 @@ def write_down(
         if s.ledger is None: raise SourceError(s.ledger_error, "Start PostgreSQL: what cannot be written down is not done.")
         async with s.ledger.transaction() as tx: return (await append_audits(tx, [AuditEvent(by, action, kind, name, {"why": why, **data}, account)]))[0]
     return on_stores(go, settings)
+
+# %% ../../../nbs/ops/64_day_care.ipynb #82278c13
+def command(
+    runbook: str, # e.g. "manual_close"
+    **given: Any, # parameters; empty ones are left out, mode is an option of its own
+) -> str:
+    "How a runbook is started."
+    live = " --live" if given.pop("mode", "dry") == "live" else ""
+    return f"`deskbook run {runbook}" + "".join(f" --set {k}={shlex.quote(str(v))}" for k, v in given.items() if v not in ("", None)) + live + "`"
 
 # %% ../../../nbs/ops/64_day_care.ipynb #1ef09ecf
 def see_desk(
@@ -105,7 +116,7 @@ def see_limits(
     bad = limits.filter(pl.col("share").is_null() | (pl.col("share") > 1))
     said = "; ".join(f"{r['limit']} {r['most of it']} ".replace("  ", " ") + ("is not known" if r["share"] is None else f"{r['used']:.3g} of {r['allowed']:.3g}") for r in bad.iter_rows(named=True))
     over = bad.filter(pl.col("limit") == "largest instrument", pl.col("share") > 1)["most of it"].to_list()
-    todo = f"`deskbook run operations/manual_close --set instrument={over[0]}` shows what a close would do." if over else "`deskbook risk show`" if bad.height else ""
+    todo = f"{command('manual_close', instrument=over[0])} shows what a close would do." if over else "`deskbook risk show`" if bad.height else ""
     return Check("every limit holds", not bad.height, said + "." if said else "all do.", todo)
 
 def plot_limits(limits: pl.DataFrame) -> Any: # a matplotlib figure
@@ -157,3 +168,39 @@ def signal_table(
     rows = [(p.instrument, p.gates, p.admit_rate, *(p.averages.get(n) for n in ("hazard", "coherence", "stability", "entropy")), ", ".join(f"{r} {n}" for r, n in p.rejections)) for p in found.pairs]
     numbers = {n: pl.Float64 for n in ("admit_rate", "hazard", "coherence", "stability", "entropy")}
     return pl.DataFrame(rows, schema={"instrument": pl.String, "gates": pl.Int64, **numbers, "rejections": pl.String}, orient="row")
+
+# %% ../../../nbs/ops/64_day_care.ipynb #e61c1aec
+def position_values(
+    account: str,
+    at: str = "",
+    **parts: Any,
+) -> pl.DataFrame: # instrument, units, average, mark, unrealised (quote currency); figures as text, "" where not known
+    "What is held, and what it is worth now."
+    async def go(desk: Desk) -> pl.DataFrame:
+        def text(v: Any) -> str: return "" if v is None else f"{v:f}"
+        await desk.load()
+        rows = [(h.instrument, text(h.units), text(h.average_price), text(h.mark), text(h.unrealised_pnl)) for h in await desk.positions()]
+        return pl.DataFrame(rows, schema={n: pl.String for n in ("instrument", "units", "average", "mark", "unrealised")}, orient="row")
+    return on_desk(account, go, clock=lambda: moment(at), **parts)
+
+def see_writable(
+    account: str,
+    settings: Settings | None = None,
+) -> Check:
+    "Whether anything may be written to the venue. A sandbox has no real orders and is never read-only."
+    stopped = account.startswith("oanda") and (settings or Settings()).read_only
+    return Check("the account can be written to", not stopped, "READ_ONLY is on." if stopped else "it can.", "Nothing passes read-only: close it at the broker, or set READ_ONLY=0 and redeploy." if stopped else "")
+
+# %% ../../../nbs/ops/64_day_care.ipynb #c5b385b2
+def see_closable(
+    held: pl.DataFrame, # instrument, ledger, venue, as in `order_care.AccountLook.positions`
+    instrument: str,
+    units: str = "", # "": all
+) -> Check:
+    "Whether there is so much to close, by ledger and venue alike."
+    name, size, row = f"{instrument} can be closed", size_of(units), held.filter(pl.col("instrument") == instrument)
+    if not row.height: return Check(name, False, "neither side holds any.", "`deskbook positions` shows what is held.")
+    ours, theirs = Decimal(row["ledger"].item()), Decimal(row["venue"].item())
+    if ours != theirs: return Check(name, False, f"the ledger holds {ours:f}, the venue {theirs:f}.", "Run incidents/exposure_drift.")
+    if size is not None and size > abs(ours): return Check(name, False, f"only {abs(ours):f} are held, not {size:f}.", "Leave `units` empty to close all.")
+    return Check(name, True, f"{size or abs(ours):f} of {ours:f}.")

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ORDER_COLUMNS', 'sender_of', 'on_desk', 'started', 'AccountLook', 'order_table', 'mismatch_table', 'position_table',
            'alert_table', 'look', 'look_at', 'next_action', 'resolve_unknown', 'order_story', 'Reconciled',
-           'reconcile_account', 'unfreeze_account', 'Closed', 'close_position']
+           'reconcile_account', 'unfreeze_account', 'Closed', 'size_of', 'close_position']
 
 # %% ../../../nbs/ops/50_order_care.ipynb #098c046e
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 import polars as pl
 from ..core.clock import iso
@@ -224,6 +224,16 @@ class Closed:
     left: dict[str, str] # instrument -> signed units
     look: AccountLook
 
+# %% ../../../nbs/ops/50_order_care.ipynb #300b0675
+def size_of(
+    units: str, # as typed; "": all
+) -> Decimal | None: # None: all
+    "How many units a person meant. Raises `BadInput`."
+    try: size = Decimal(units) if units.strip() else None
+    except InvalidOperation: size = Decimal("nan")
+    if size is not None and not (size.is_finite() and size > 0): raise BadInput(f"{units!r} is no number of units.", "Give a positive number, without a sign; nothing means all.")
+    return size
+
 # %% ../../../nbs/ops/50_order_care.ipynb #4aed2224
 def close_position(
     account: str,
@@ -231,15 +241,17 @@ def close_position(
     confirm: str = "", # the account's name
     key: str = "", # idempotency key; the same key closes once
     wait_s: float = 30.0,
+    units: str = "", # so many of one position, no sign; "": all of it
     **parts: Any, # as for `on_desk`
 ) -> Closed:
     "Close one position, or freeze entries, cancel and close all. Raises `BadInput` without the confirmation, `OrderRefused`."
+    size = size_of(units) if instrument else None
     if not instrument and confirm != account: raise BadInput("no instrument means everything.", f"Confirm it with the account's name, {account!r}.")
     async def go(desk: Desk) -> Closed:
         if not instrument:
             done = await desk.flatten(confirm, override_kill=True, timeout_s=wait_s)
             return Closed(order_table(list(done.cancelled)), order_table(list(done.closed)), {k: f"{v:f}" for k, v in done.left.items()}, await look(desk))
-        try: order = await desk.close(instrument, key=key or None, override_kill=True)
+        try: order = await desk.close(instrument, size, key=key or None, override_kill=True)
         except NotFound: return Closed(order_table([]), order_table([]), {}, await look(desk))
         order = await desk.wait(order.id, wait_s, TERMINAL)
         left = {h.instrument: f"{h.units:f}" for h in await desk.positions() if h.instrument == instrument}
