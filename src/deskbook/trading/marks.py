@@ -20,6 +20,7 @@ from .risk_ledger import look, read_policy
 from ..venues.clock_offset import ClockWatch
 from ..venues.errors import VenueError
 from ..venues.model import Balance, FillPage, Instrument, Quote
+from ..venues.retry import Timing
 
 # %% ../../../nbs/trading/27_marks.ipynb #0b8b13f6
 def priced(
@@ -45,7 +46,7 @@ class Marks:
         self.quotes: dict[str, Quote] = {}
         self.used: set[str] = set() # instruments that were held or on their way when somebody last looked
         self.asked: dict[str, float] = {} # `time.monotonic()` of the last successful question
-        self.watch = ClockWatch(deps.venue.fetch_time_ms, name=deps.venue.name)
+        self.watch = ClockWatch(deps.venue.fetch_time_ms, Timing(clock=deps.clock, monotonic=deps.monotonic), name=deps.venue.name)
         self.turn = asyncio.Lock()
 
     async def fresh(self,
@@ -69,7 +70,7 @@ class Marks:
     async def see_clock(self) -> None:
         "Measure the venue's clock from time to time."
         seen = self.watch.offset
-        if seen is None or time.monotonic() - seen.at_s > self.watch.limits.every_s: await self.watch.measure()
+        if seen is None or self.deps.monotonic() - seen.at_s > self.watch.limits.every_s: await self.watch.measure()
 
     def old(self, names: Iterable[str]) -> list[str]:
         "Those that were not asked for lately."

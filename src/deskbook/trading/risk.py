@@ -17,7 +17,7 @@ from typing import Any, Literal
 from ..core.clock import iso, to_datetime, to_ms
 from ..core.errors import BadInput, Refused
 from .orders import Intent
-from .rates import NoRate, currencies, rate, usable
+from .rates import FUTURE_MS, NoRate, currencies, rate, usable
 from ..venues.model import Instrument, Quote
 
 # %% ../../../nbs/trading/10_risk.ipynb #b3e4931e
@@ -368,9 +368,9 @@ def _equity_usd(policy: RiskPolicy, portfolio: Portfolio) -> tuple[Decimal | Non
     return per, (portfolio.equity or Decimal(0))*per
 
 def _fresh_equity(policy: RiskPolicy, portfolio: Portfolio) -> bool:
-    "Whether the equity is a number, and new enough."
+    "Whether the equity is a number, new enough, and not of the future: a clock was set back then, and its age is not known."
     known = portfolio.equity is not None and portfolio.equity.is_finite()
-    return known and portfolio.now_ms - portfolio.equity_ms <= policy.mark_max_age_s*1000
+    return known and -FUTURE_MS <= portfolio.now_ms - portfolio.equity_ms <= policy.mark_max_age_s*1000
 
 # %% ../../../nbs/trading/10_risk.ipynb #63097bfa
 # long: the order of the checks is the subject
