@@ -10,7 +10,7 @@ __all__ = ['Reading', 'Audit', 'AUDIT_WAIT_S', 'LOCK_WAIT_S', 'OANDA', 'CREDENTI
            'SendGuard']
 
 # %% ../../../nbs/trading/20_controls.ipynb #3815e748
-import asyncio, fcntl, json, math, os
+import asyncio, fcntl, json, logging, math, os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -294,7 +294,9 @@ async def boot_kill(
     boot: Literal["engage", "keep"], # `Settings.kill_switch_boot`
 ) -> KillState:
     "Set the kill switch as it has to be at the start of a desk."
-    if boot != "keep": await engage(switch, "boot", "engaged at the start of the desk (KILL_SWITCH_BOOT)")
+    if boot != "keep":
+        done = await engage(switch, "boot", "engaged at the start of the desk (KILL_SWITCH_BOOT)")
+        if done.errors: logging.getLogger(__name__).error("at boot the kill switch did not reach every place: %s", "; ".join(done.errors))
     return await kill_state(switch)
 
 # %% ../../../nbs/trading/20_controls.ipynb #bd001b25

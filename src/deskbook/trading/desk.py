@@ -363,7 +363,6 @@ class Desk:
         stop: asyncio.Event, # set: finish what is under way, give the lease back, return
     ) -> None:
         "Hold the account's lease and do the work, for as long as nobody stops it. Waits while another desk holds it."
-        await boot_kill(self.kill, self.settings.kill_switch_boot)
         await run(self, stop)
 
 # %% ../../../nbs/trading/50_desk.ipynb #54dee11f
@@ -409,10 +408,13 @@ async def run(
     stop: asyncio.Event,
 ) -> None:
     "Be the sender of this account whenever nobody else is."
-    config = desk.deps.config
+    config, booted = desk.deps.config, False
     while not stop.is_set():
         try:
             desk.lease = await take_lease(desk.ledger, f"sender:{desk.account}", desk.owner, config.lease_ttl_s)
+            if desk.lease and not booted:
+                await boot_kill(desk.kill, desk.settings.kill_switch_boot)
+                booted = True
             if desk.lease: await epoch(desk, desk.lease, stop)
         except* LeaseLost: pass
         except* NOT_NOW as e: await not_now(e, desk.deps)
