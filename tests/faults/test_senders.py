@@ -103,7 +103,7 @@ def test_a_sender_that_freezes_is_replaced_and_wakes_up_to_nothing(one_rig):
 
 
 # Between the last look at the deadline and the bytes lies one turn of the event loop, which nothing can close: see `venues.transport`.
-LAST_TURN = ("Lanes.handle_async_request", "Transport._exchange", "AsyncHTTPTransport")
+LAST_TURN = ("Lanes.handle_async_request", "exchange", "AsyncHTTPTransport")
 
 
 @pytest.mark.slow

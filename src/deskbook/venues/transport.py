@@ -22,7 +22,8 @@ from .retry import Breaker, Kind, RetryPolicy, Timing, with_retry
 
 # %% auto #0
 __all__ = ['NOT_SENT', 'Explain', 'MAX_BODY', 'Ask', 'Answer', 'Timeouts', 'network_error', 'storable', 'read_json_object',
-           'shown', 'status_error', 'for_create', 'Lanes', 'no_search', 'http_client', 'last_look', 'Transport']
+           'shown', 'status_error', 'for_create', 'Lanes', 'no_search', 'http_client', 'last_look', 'allow_write',
+           'Reply', 'exchange', 'read_reply', 'refusal', 'Transport']
 
 # %% ../../../nbs/venues/15_transport.ipynb #7f14dbc4
 @dataclass(frozen=True)
@@ -222,8 +223,79 @@ def last_look(
         except Refused as e: raise RequestTimeout(f"{ask.method} {ask.path} was broken off before its body. {e.what}", e.todo) from e
     return {"trace": look}
 
+# %% ../../../nbs/venues/15_transport.ipynb #b2d71d46
+async def allow_write(
+    ask: Ask,
+    guard: Guard | None, # None: nothing may be written
+    venue: str, # for messages
+) -> None:
+    "Ask the guard about whatever changes something. Raises `Refused`, or `BadInput` for a change that does not say what it changes."
+    if ask.kind == "read" and ask.write is None: return
+    if ask.write is None: raise BadInput(f"{ask.method} {ask.path} changes something and does not say what.")
+    if guard is None: raise Refused(f"{venue}: no guard is set, so nothing is written.", "Open the account through the desk.")
+    await guard(ask.write)
+
+# %% ../../../nbs/venues/15_transport.ipynb #b6659cb2
+@dataclass(frozen=True)
+class Reply:
+    "What came over the wire, not read yet."
+    status: int
+    headers: httpx.Headers
+    data: bytes # longer than `MAX_BODY`: it was broken off
+
+async def exchange(
+    http: httpx.AsyncClient,
+    ask: Ask,
+    at_last: Callable[[Write], None] | None, # as for `last_look`
+) -> Reply:
+    "Send one request and take in its answer. Raises what httpx raises."
+    content = None if ask.body is None else json.dumps(ask.body, separators=(",", ":")).encode()
+    kind = {"Content-Type": "application/json"} if content is not None else None
+    request = http.build_request(ask.method, ask.path, params=ask.params or None, content=content, headers=kind, extensions=last_look(ask, at_last))
+    response = await http.send(request, stream=True)
+    try:
+        parts, size = [], 0
+        async for part in response.aiter_bytes():
+            parts.append(part)
+            size += len(part)
+            if size > MAX_BODY: break
+    finally: await response.aclose()
+    return Reply(response.status_code, response.headers, b"".join(parts))
+
+# %% ../../../nbs/venues/15_transport.ipynb #b7c4f328
+def read_reply(
+    reply: Reply,
+    rtt_s: float, # from the first byte sent to the last received
+    secrets: tuple[str, ...] = (), # never in an error
+) -> tuple[Answer, str]: # and what is wrong with its body; "": nothing
+    "The answer in a reply; one that cannot be read has an empty body."
+    rid, body, wrong = reply.headers.get("requestid", "")[:200], None, ""
+    if len(reply.data) > MAX_BODY: wrong = f"more than {MAX_BODY} bytes"
+    else:
+        try: body = read_json_object(reply.data)
+        except ValueError as e: wrong = str(e)[:120] or "unreadable"
+    return Answer(reply.status, body or {}, reply.headers, rid, rtt_s, reply.data, secrets), wrong
+
+# %% ../../../nbs/venues/15_transport.ipynb #af94a2e3
+def refusal(
+    ask: Ask,
+    answer: Answer,
+    wrong: str, # what is wrong with its body; "": nothing
+    venue: str, # for messages
+    explain: Explain, # asked first
+    now_ms: int, # epoch ms
+) -> VenueError | None: # None: it is a success
+    "The error that an answer stands for."
+    success = 200 <= answer.status < 300
+    if success and not wrong: return None
+    if not wrong and (error := explain(ask, answer)): return error
+    said: dict[str, Any] = dict(venue=venue, code="", http_status=answer.status, raw=answer.raw, request_id=answer.request_id)
+    if not success: return status_error(ask, answer.status, said, retry_after_s(answer.headers.get("retry-after"), now_ms), now_ms)
+    what = f"{venue}: {ask.method} {ask.path} was answered with status {answer.status} and something that is not JSON ({wrong})."
+    return ProtocolError(what, **said)
+
 # %% ../../../nbs/venues/15_transport.ipynb #4a5b22a8
-# long: the path of one request, read from top to bottom
+# long: what a request passes through, in this order
 class Transport:
     "Sends requests of one adapter."
     def __init__(self,
@@ -275,16 +347,19 @@ class Transport:
     async def _send(self, ask: Ask) -> Answer:
         await self.limiter.acquire(self.limit_key, ask.urgent)
         async with self._slot():
-            await self._allowed(ask)
+            await allow_write(ask, self.guard, self.venue)
             start = time.perf_counter()
             try:
-                async with asyncio.timeout(self.timeouts.total_s): status, headers, data = await self._exchange(ask)
+                async with asyncio.timeout(self.timeouts.total_s): reply = await exchange(self.http, ask, getattr(self.guard, "at_last", None))
             except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, RuntimeError) as e:
                 VENUE_REQUESTS.labels(ask.group, "none").inc()
                 raise network_error(e, self.venue) from e
-        VENUE_REQUESTS.labels(ask.group, str(status)).inc()
-        VENUE_SECONDS.labels(ask.group).observe(time.perf_counter() - start)
-        return self._read(ask, status, headers, data, time.perf_counter() - start)
+        rtt_s = time.perf_counter() - start
+        VENUE_REQUESTS.labels(ask.group, str(reply.status)).inc()
+        VENUE_SECONDS.labels(ask.group).observe(rtt_s)
+        answer, wrong = read_reply(reply, rtt_s, self.secrets)
+        if error := refusal(ask, answer, wrong, self.venue, self.explain, self.timing.clock()): raise error
+        return answer
 
     @contextlib.asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:
@@ -293,45 +368,6 @@ class Transport:
         except TimeoutError: raise network_error(httpx.PoolTimeout("all connections are busy"), self.venue) from None
         try: yield
         finally: self.slots.release()
-
-    async def _allowed(self, ask: Ask) -> None:
-        "Ask the guard about whatever changes something."
-        if ask.kind == "read" and ask.write is None: return
-        if ask.write is None: raise BadInput(f"{ask.method} {ask.path} changes something and does not say what.")
-        if self.guard is None: raise Refused(f"{self.venue}: no guard is set, so nothing is written.", "Open the account through the desk.")
-        await self.guard(ask.write)
-
-    async def _exchange(self, ask: Ask) -> tuple[int, httpx.Headers, bytes]:
-        content = None if ask.body is None else json.dumps(ask.body, separators=(",", ":")).encode()
-        kind = {"Content-Type": "application/json"} if content is not None else None
-        asked = last_look(ask, getattr(self.guard, "at_last", None))
-        request = self.http.build_request(ask.method, ask.path, params=ask.params or None, content=content, headers=kind, extensions=asked)
-        response = await self.http.send(request, stream=True)
-        try:
-            parts, size = [], 0
-            async for part in response.aiter_bytes():
-                parts.append(part)
-                size += len(part)
-                if size > MAX_BODY: break
-        finally: await response.aclose()
-        return response.status_code, response.headers, b"".join(parts)
-
-    def _read(self, ask: Ask, status: int, headers: httpx.Headers, data: bytes, rtt_s: float) -> Answer:
-        "The answer, or the error it stands for."
-        rid, body, wrong = headers.get("requestid", "")[:200], None, ""
-        if len(data) > MAX_BODY: wrong = f"more than {MAX_BODY} bytes"
-        else:
-            try: body = read_json_object(data)
-            except ValueError as e: wrong = str(e)[:120]
-        answer = Answer(status, body or {}, headers, rid, rtt_s, data, self.secrets)
-        if body is not None and 200 <= status < 300: return answer
-        if body is not None and (error := self.explain(ask, answer)): raise error
-        said: dict[str, Any] = dict(venue=self.venue, code="", http_status=status, raw=answer.raw, request_id=rid)
-        if 200 <= status < 300:
-            what = f"{self.venue}: {ask.method} {ask.path} was answered with status {status} and something that is not JSON ({wrong})."
-            raise ProtocolError(what, **said)
-        now = self.timing.clock()
-        raise status_error(ask, status, said, retry_after_s(headers.get("retry-after"), now), now)
 
     async def aclose(self) -> None:
         "Close the connections."
