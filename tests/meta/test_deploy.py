@@ -23,7 +23,7 @@ from listeners import Syslog, Webhook
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 RULES = yaml.safe_load((DEPLOY / "prometheus" / "rules.yaml").read_text())["groups"][0]["rules"]
 BOARD = json.loads((DEPLOY / "grafana" / "deskbook.json").read_text())
-WORDS = {"max", "min", "sum", "by", "and", "or", "on", "unless", "rate", "increase", "topk", "histogram_quantile", "time", "up", "hour", "day_of_week", "max_over_time"}
+WORDS = {"max", "min", "sum", "by", "and", "or", "on", "unless", "rate", "increase", "topk", "histogram_quantile", "time", "up", "hour", "minute", "day_of_week", "max_over_time"}
 
 
 def metrics_in(expression: str) -> set[str]:

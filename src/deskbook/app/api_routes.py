@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Deps', 'Once', 'state', 'SERVICE', 'CLEAR_CODES', 'ApiDeps', 'deps_of', 'json_text', 'said', 'loop_age_s',
-           'is_running', 'is_read_only', 'missing_for', 'loop_mark', 'Seen', 'look', 'switches', 'health', 'api_health',
-           'works', 'readyz', 'metrics', 'gate_ms', 'age_s', 'gate_ages', 'gate_out', 'counted', 'gates', 'ages',
-           'status', 'nav_seen', 'exposure_seen', 'position_out', 'number', 'nav_facts', 'nav', 'positions', 'account',
-           'require_fresh_gates', 'switch', 'kill_switch_state', 'set_kill_switch']
+           'missing_for', 'loop_mark', 'Seen', 'look', 'switches', 'health', 'api_health', 'works', 'readyz', 'metrics',
+           'gate_ms', 'age_s', 'gate_ages', 'gate_out', 'counted', 'gates', 'ages', 'status', 'nav_seen',
+           'exposure_seen', 'position_out', 'number', 'nav_facts', 'nav', 'positions', 'account', 'require_fresh_gates',
+           'switch', 'kill_switch_state', 'set_kill_switch']
 
 # %% ../../../nbs/app/72_api_routes.ipynb #b741be48
 import asyncio
@@ -26,6 +26,7 @@ from ..core.clock import Clock, iso, system_clock
 from ..core.errors import SourceError
 from ..core.files import strict_json
 from ..core.settings import Settings
+from ..ops.health import is_read_only, is_running
 
 # %% ../../../nbs/app/72_api_routes.ipynb #14e3d642
 from ..stores.ledger import Ledger, LedgerDown
@@ -61,8 +62,6 @@ def said(value: Any, status: int = 200) -> Response:
     return Response(json_text(value), status, media_type="application/json")
 
 # %% ../../../nbs/app/72_api_routes.ipynb #e2cb4994
-_LOOPS, _LEAST_S = 5, 10.0
-
 def loop_age_s(
     mark: Any, # what the manager left: {"ts_ms": ...}; None: nothing
     now_ms: int,
@@ -71,18 +70,7 @@ def loop_age_s(
     at = mark.get("ts_ms") if isinstance(mark, Mapping) else None
     return max(0.0, (now_ms - at)/1000) if isinstance(at, (int, float)) and not isinstance(at, bool) else None
 
-def is_running(
-    age_s: float | None, # from `loop_age_s`
-    loop_s: float, # `Settings.loop_s`
-) -> bool:
-    "Whether the manager's loop runs."
-    return age_s is not None and age_s <= max(_LEAST_S, _LOOPS*loop_s)
-
 # %% ../../../nbs/app/72_api_routes.ipynb #6c93a47e
-def is_read_only(desk: Desk) -> bool:
-    "Whether no write reaches the account."
-    return bool(getattr(desk.guard, "read_only", desk.settings.read_only)) and desk.venue.capabilities().environment != "sandbox"
-
 def missing_for(desk: Desk) -> tuple[str, ...]:
     "Credentials that this account needs and that are not there."
     environment = desk.venue.capabilities().environment

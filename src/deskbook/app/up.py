@@ -92,15 +92,15 @@ async def picture(
 ) -> dict[str, Any]: # JSON types
     "The desk at this moment."
     from deskbook.market.candles import timeframe_ms
+    from deskbook.ops.health import is_read_only, is_running
     from deskbook.ops.live_tools import market_closed
     from deskbook.trading.controls import kill_state
     now, errors, s = parts.clock(), list[str](), parts.settings
     there, booked, kill = await attempted(live_part(parts, now), errors), await attempted(ledger_part(parts), errors), await kill_state(parts.desk.kill)
     gates, candles, decisions, held = there.get("gates", {}), there.get("candles", {}), booked.get("decisions", {}), booked.get("positions", {})
-    ms, sandboxed = timeframe_ms(s.candle_granularity), environment_of(parts) == "sandbox"
+    ms, read_only = timeframe_ms(s.candle_granularity), is_read_only(parts.desk)
     pairs = [pair_view(n, gates.get(n), candles.get(n), decisions.get(n), held.get(n), now, ms) for n in s.hotband_pairs]
-    read_only = s.read_only and not sandboxed
-    working = all(w.state == "running" for w in those)
+    working = is_running(there.get("loop_age_s"), s.loop_s)
     return {"at": iso(now), "account": parts.account, "environment": environment_of(parts), "market_open": not market_closed(now), "read_only": read_only,
         "kill_switch": kill.engaged, "kill_why": kill.explain(), "trading_active": working and not kill.engaged and not read_only, "nav": there.get("nav"),
         "exposure_usd": there.get("exposure_usd"), "loop_age_s": there.get("loop_age_s"), "health": there.get("health"), "pairs": pairs, "api": parts.said.get("api", ""),

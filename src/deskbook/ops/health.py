@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("deskbook.health")
 
 # %% auto #0
-__all__ = ['log', 'Level', 'Overall', 'SEVERITY', 'FIRST_LOOK_S', 'ALL', 'Facts', 'Finding', 'Limits', 'gate_findings',
-           'loop_findings', 'store_findings', 'account_findings', 'certificate_findings', 'Health', 'health_of',
-           'not_after', 'certificate_end', 'read_live', 'read_ledger', 'drift_usd', 'read_machine', 'read_facts',
-           'show_facts', 'fingerprint', 'book_findings', 'tell_alerts', 'hazard_fallback', 'Watch', 'run']
+__all__ = ['log', 'Level', 'Overall', 'SEVERITY', 'FIRST_LOOK_S', 'ALL', 'Facts', 'is_running', 'is_read_only', 'Finding',
+           'Limits', 'gate_findings', 'loop_findings', 'store_findings', 'account_findings', 'certificate_findings',
+           'Health', 'health_of', 'not_after', 'certificate_end', 'read_live', 'read_ledger', 'drift_usd',
+           'read_machine', 'read_facts', 'show_facts', 'fingerprint', 'book_findings', 'tell_alerts', 'hazard_fallback',
+           'Watch', 'run']
 
 # %% ../../../nbs/ops/61_health.ipynb #92d31135
 # long: one field per line with its unit
@@ -62,6 +63,20 @@ class Facts:
     disk_free: float | None = None # share, 0 to 1
     certificate_ms: int | None = None # when it ends; None: there is none
     certificate_error: str = "" # why it could not be read
+
+# %% ../../../nbs/ops/61_health.ipynb #6b4e40e5
+_LOOPS, _LEAST_S = 5, 10.0
+
+def is_running(
+    age_s: float | None, # since the manager's last round; None: never seen
+    loop_s: float, # `Settings.loop_s`
+) -> bool:
+    "Whether the manager's loop runs."
+    return age_s is not None and age_s <= max(_LEAST_S, _LOOPS*loop_s)
+
+def is_read_only(desk: Desk) -> bool:
+    "Whether no write reaches the account."
+    return bool(getattr(desk.guard, "read_only", desk.settings.read_only)) and desk.venue.capabilities().environment != "sandbox"
 
 # %% ../../../nbs/ops/61_health.ipynb #14f22cb7
 Level = Literal["warning", "critical"]
@@ -267,22 +282,26 @@ async def read_facts(
         read_live(live, now_ms), read_ledger(desk.ledger, desk.account), drift_usd(desk))
     machine = await asyncio.to_thread(read_machine, settings)
     settled = not market_closed(now_ms) and not market_closed(now_ms - round(settings.gate_stale_minutes*60_000)) # open for so long that gates must be there
-    return Facts(now_ms, settled, gates, kill, settings.read_only, drift_usd=drift, **there, **booked, **machine)
+    return Facts(now_ms, settled, gates, kill, is_read_only(desk), drift_usd=drift, **there, **booked, **machine)
 
 # %% ../../../nbs/ops/61_health.ipynb #e8f69e7a
 def show_facts(
     f: Facts,
+    loop_s: float = 2.0, # between two rounds of the manager
 ) -> None:
-    "Set the metrics of this process. What is not known is NaN."
+    "Set the metrics of this process. What is not known is NaN; what is not there is older than anything."
     def num(v: float | None) -> float: return float("nan") if v is None else float(v)
-    for g in f.gates.gates: metrics.GATE_AGE.labels(g.instrument).set(num(g.age_s))
+    def age(v: float | None) -> float: return float("inf") if v is None else float(v)
+    if f.gates.error: metrics.GATE_AGE.clear()
+    for g in f.gates.gates: metrics.GATE_AGE.labels(g.instrument).set(age(g.age_s))
     metrics.KILL_SWITCH.set(f.kill.engaged)
     metrics.READ_ONLY.set(f.read_only)
-    metrics.TRADING_ACTIVE.set(not f.read_only and not f.kill.engaged and f.loop_age_s is not None and f.loop_age_s < 30)
-    for gauge, v in ((metrics.LOOP_AGE, f.loop_age_s), (metrics.NAV, f.nav), (metrics.EXPOSURE, f.exposure_usd), (metrics.POSITIONS, f.positions),
+    metrics.TRADING_ACTIVE.set(not f.read_only and not f.kill.engaged and is_running(f.loop_age_s, loop_s))
+    metrics.LOOP_AGE.set(num(None) if f.live_error else age(f.loop_age_s))
+    for gauge, v in ((metrics.NAV, f.nav), (metrics.EXPOSURE, f.exposure_usd), (metrics.POSITIONS, f.positions),
                      (metrics.DRIFT, f.drift_usd), (metrics.DISK_FREE, f.disk_free)): gauge.set(num(v))
     metrics.CERTIFICATE_EXPIRY.set(num(f.certificate_ms and f.certificate_ms/1000))
-    for severity in ("low", "medium", "high"): metrics.ALERTS_OPEN.labels(severity).set(f.alerts.get(severity, 0))
+    for severity in ("low", "medium", "high"): metrics.ALERTS_OPEN.labels(severity).set(num(None if f.ledger_error else f.alerts.get(severity, 0)))
 
 # %% ../../../nbs/ops/61_health.ipynb #04243a6f
 SEVERITY: dict[str, Severity] = {"warning": "medium", "critical": "high"}
@@ -350,7 +369,7 @@ class Watch:
         "Read, judge, show, tell."
         facts = await read_facts(self.settings, self.live, self.desk, self.clock())
         health = health_of(facts, self.limits)
-        show_facts(facts)
+        show_facts(facts, self.limits.loop_s)
         self.see_kill(facts)
         said = {"overall": health.overall, "timestamp": iso(facts.now_ms), "detail": health.detail}
         try: await put_json(self.live, OPS_HEALTH, said, 3*self.settings.health_interval_s)
