@@ -26,9 +26,9 @@ from .transport import Answer, Ask, Timeouts, Transport, for_create, http_client
 
 # %% auto #0
 __all__ = ['Environment', 'HOSTS', 'LOOPBACK', 'LIMITS', 'GRANULARITIES', 'PAGE', 'ABSENCE_GRACE_S', 'EDGE_MS', 'FINAL',
-           'Connect', 'check_address', 'reading', 'explain', 'OandaAccount', 'OandaReads', 'Page', 'next_page',
-           'page_at', 'OandaCandles', 'Log', 'OandaFills', 'OandaPlaces', 'chosen', 'made_after', 'OandaFinds',
-           'OandaCancels', 'Oanda']
+           'Connect', 'check_address', 'reading', 'explain', 'check_login', 'headers_of', 'OandaAccount', 'OandaReads',
+           'Page', 'next_page', 'page_at', 'OandaCandles', 'Log', 'OandaFills', 'OandaPlaces', 'chosen', 'made_after',
+           'OandaFinds', 'OandaCancels', 'Oanda']
 
 # %% ../../../nbs/venues/22_oanda.ipynb #7ac8e985
 Environment = Literal["sandbox", "practice", "live"]
@@ -74,6 +74,23 @@ def explain(ask: Ask, answer: Answer) -> VenueError | None:
     "OANDA's own words for a refusal."
     return wire.read_error(ask.method, ask.path, answer.status, answer.body, answer.raw, answer.request_id)
 
+# %% ../../../nbs/venues/22_oanda.ipynb #516cac6b
+def check_login(
+    account: str, # e.g. "101-004-1234567-001"
+    token: str, # never shown
+) -> None:
+    "Raise `BadInput` unless these can be an account and a token."
+    if not (account and account.isascii() and account.replace("-", "").replace("_", "").isalnum()):
+        raise BadInput(f"{account!r} is not an account.", "It looks like 101-004-1234567-001.")
+    if not (token and token.isascii() and token.isprintable() and " " not in token):
+        raise BadInput("The token is empty or holds characters that no token has.", "Set OANDA_API_TOKEN.")
+
+def headers_of(
+    token: str,
+) -> dict[str, str]:
+    "What every request carries. Times come back as RFC 3339."
+    return {"Authorization": f"Bearer {token}", "Accept-Datetime-Format": "RFC3339", "User-Agent": "deskbook"}
+
 # %% ../../../nbs/venues/22_oanda.ipynb #a54e60ae
 # long: the parts of one connected account
 class OandaAccount:
@@ -96,15 +113,12 @@ class OandaAccount:
         absence_grace_s: float = ABSENCE_GRACE_S, # how long after sending an order may still turn up
         stream: StreamPolicy | None = None, # None: 10 s of silence on prices, 20 s on transactions
     ):
-        if not (account and account.isascii() and account.replace("-", "").replace("_", "").isalnum()):
-            raise BadInput(f"{account!r} is not an account.", "It looks like 101-004-1234567-001.")
-        if not (token and token.isascii() and token.isprintable() and " " not in token):
-            raise BadInput("The token is empty or holds characters that no token has.", "Set OANDA_API_TOKEN.")
+        check_login(account, token)
         self.account, self.environment = account, environment
         self.base_url = check_address(environment, base_url)
         self.stream_url = check_address(environment, stream_url or (base_url if environment == "sandbox" else None), stream=True)
         self.policy, self.timing, self.timeouts = policy or RetryPolicy(), timing or Timing(), timeouts or Timeouts()
-        self.headers = {"Authorization": f"Bearer {token}", "Accept-Datetime-Format": "RFC3339", "User-Agent": "deskbook"}
+        self.headers = headers_of(token)
         self.secrets = (token,)
         http = http or http_client(self.base_url, self.headers, self.timeouts, connections, loopback=environment == "sandbox")
         key, limit = LimitKey(self.name, "ip", "rest"), limit or LIMITS.get(environment)
