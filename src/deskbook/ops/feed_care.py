@@ -5,14 +5,24 @@
 # %% ../../../nbs/ops/66_feed_care.ipynb #f7f2ad35
 from __future__ import annotations
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 import polars as pl
+from ..core.errors import DeskbookError
 from ..core.settings import Settings
-from .live_care import LiveLook, look_live
+from .live_care import LiveLook, Stores, ask_api, command, look_live, moment, on_stores, read_desk
+from .live_tools import AuxKey, Check, aux_keys, market_closed, seed
+from .order_care import on_desk
+from ..stores.live import LiveUnavailable, said_as_live
+from ..stores.live_state import candles_key
+from ..trading.desk import Desk
+from ..venues.model import Quote
 
 # %% auto #0
-__all__ = ['feed_cause', 'feed_causes', 'gates_next', 'wait_fresh']
+__all__ = ['PRICE_COLUMNS', 'MAX_PRICE_AGE_S', 'feed_cause', 'feed_causes', 'gates_next', 'wait_fresh', 'PriceLook', 'Quoted',
+           'quoted', 'ask_venue', 'histories', 'look_prices', 'price_checks', 'StoreLook', 'key_table', 'read_store',
+           'look_store', 'mute_workers', 'durable_checks', 'store_checks_of', 'wait_store', 'seed_by_hand']
 
 # %% ../../../nbs/ops/66_feed_care.ipynb #b6ed3bc4
 def feed_cause(
@@ -64,3 +74,187 @@ def wait_fresh(
     end = time.monotonic() + wait_s
     while (now := look_live(account, at, settings)).stale and time.monotonic() < end: time.sleep(1.0)
     return now
+
+# %% ../../../nbs/ops/66_feed_care.ipynb #f1121c7c
+PRICE_COLUMNS = {"instrument": pl.String, "offered": pl.Boolean, "bid": pl.Float64, "ask": pl.Float64, "age_s": pl.Float64, "tradeable": pl.Boolean,
+    "history": pl.Int64}
+
+@dataclass(frozen=True)
+class PriceLook:
+    "What venue, store and API say about prices."
+    account: str
+    error: str # why the venue gives none, ""
+    todo: str # what helps against that
+    live_error: str # why the store cannot be asked, ""
+    api_error: str # why the API hands none on, ""
+    market_open: bool
+    prices: pl.DataFrame # a row per pair; nulls where nothing is known
+
+    def named(self, where: pl.Expr) -> list[str]: # pairs; what is not known does not count
+        "Pairs of which something holds."
+        return self.prices.filter(where)["instrument"].to_list()
+
+# %% ../../../nbs/ops/66_feed_care.ipynb #8a664a83
+@dataclass(frozen=True)
+class Quoted:
+    "What the venue says."
+    offered: dict[str, bool]
+    quotes: dict[str, Quote]
+    now_ms: int # of the venue's clock
+    error: str = "" # why it says nothing
+    todo: str = ""
+
+async def quoted(desk: Desk, names: Sequence[str]) -> Quoted:
+    "Ask for prices once. Raises `VenueError`."
+    await desk.load()
+    there = [n for n in names if n in desk.instruments]
+    now, quotes = await desk.venue.fetch_time_ms(), await desk.venue.fetch_quotes(there) if there else {}
+    return Quoted({n: n in there for n in names}, dict(quotes), now)
+
+def ask_venue(account: str, names: Sequence[str], settings: Settings | None = None, **parts: Any) -> Quoted:
+    "The same; what prevents it is told, not raised."
+    try: return on_desk(account, lambda d: quoted(d, names), settings=settings, **parts)
+    except DeskbookError as e: return Quoted({}, {}, 0, e.what, e.todo or "Is the venue reachable from this machine? `deskbook desk validate`")
+
+# %% ../../../nbs/ops/66_feed_care.ipynb #2ec46b05
+async def histories(s: Stores, names: Sequence[str]) -> tuple[dict[str, int], str]: # candles of each, and why they are not known
+    "How many candles a chart could draw."
+    try:
+        with said_as_live(s.live.url): return {n: await s.live.redis.zcard(s.live.key(candles_key(n, s.settings.candle_granularity))) for n in names}, ""
+    except LiveUnavailable as e: return {}, str(e)
+
+def look_prices(
+    account: str, # reference name
+    instruments: Sequence[str] = (), # (): the roster
+    at: str = "", # for the market's hours
+    api: str = "", # as for `live_care.api_address`
+    settings: Settings | None = None,
+    **parts: Any, # as for `order_care.on_desk`
+) -> PriceLook:
+    "Prices and their history. Writes nothing."
+    s = settings or Settings()
+    names = tuple(instruments) or s.hotband_pairs
+    said, (held, live_error) = ask_venue(account, names, s, **parts), on_stores(lambda st: histories(st, names), s)
+    def row(n: str) -> tuple[Any, ...]:
+        q = said.quotes.get(n)
+        return n, said.offered.get(n), *((float(q.bid), float(q.ask), (said.now_ms - q.time_ms)/1000, q.tradeable) if q else (None,)*4), held.get(n)
+    told = ask_api(f"/api/pricing?instruments={','.join(names)}", api, settings=s)
+    missing = [n for n in names if n not in told.body.get("prices", {})]
+    api_error = told.error or (f"no price of {', '.join(missing)}" if missing else "")
+    return PriceLook(account, said.error, said.todo, live_error, api_error, not market_closed(moment(at)), pl.DataFrame([row(n) for n in names], schema=PRICE_COLUMNS, orient="row"))
+
+# %% ../../../nbs/ops/66_feed_care.ipynb #e509ce27
+MAX_PRICE_AGE_S = 60.0 # of a quote while the market is open
+
+def price_checks(
+    now: PriceLook,
+) -> list[Check]:
+    "What is wrong with prices."
+    strange, silent = now.named(~pl.col("offered")), now.named(pl.col("offered") & pl.col("bid").is_null())
+    old = now.named((pl.col("age_s") > MAX_PRICE_AGE_S) | ~pl.col("tradeable")) if now.market_open else []
+    empty, fetch = now.named(pl.col("history") == 0), command("incidents/pricing_empty", now.account, True) + " fetches candles."
+    def row(name: str, bad: Sequence[str] | str, todo: str) -> Check:
+        return Check(name, not bad, (bad if isinstance(bad, str) else ", ".join(bad)) or "all", todo if bad else "")
+    return [
+        row("the venue gives prices", now.error, now.todo),
+        row("every pair is offered", strange, "Correct HOTBAND_PAIRS and redeploy: the venue does not offer these."),
+        row("every pair has a price", silent, "See the venue's status page; entries wait meanwhile."),
+        row("prices are new and tradeable", old, "Halted or quiet at the venue: see its status page; entries and exits of these wait meanwhile."),
+        row("the store answers", now.live_error, command("incidents/valkey_down", now.account)),
+        row("every pair has a history", empty, fetch),
+        row("the API hands them on", now.api_error, "`deskbook daemon api`; if it runs, see its log.")]
+
+# %% ../../../nbs/ops/66_feed_care.ipynb #e620e239
+@dataclass(frozen=True)
+class StoreLook:
+    "The live store at one moment."
+    error: str # why it cannot be asked, ""
+    server: dict[str, str] # of INFO: what concerns losing data; {} where the server does not tell
+    keys: pl.DataFrame # key, ok, problem
+    desk: LiveLook
+
+    @property
+    def wrong(self) -> list[str]: return self.keys.filter(~pl.col("ok"))["key"].to_list()
+
+_TOLD = ("uptime_in_seconds", "loading", "aof_enabled", "aof_last_write_status", "rdb_last_bgsave_status", "used_memory_human", "maxmemory_human", "maxmemory",
+    "maxmemory_policy")
+
+def key_table(found: Sequence[AuxKey]) -> pl.DataFrame:
+    "The shared keys."
+    return pl.DataFrame([(k.key, k.ok, k.problem) for k in found], schema={"key": pl.String, "ok": pl.Boolean, "problem": pl.String}, orient="row")
+
+# %% ../../../nbs/ops/66_feed_care.ipynb #d4af2782
+async def read_store(s: Stores, account: str, now_ms: int) -> StoreLook:
+    "Ask for everything. A store that is away is told, not raised."
+    desk, server, silent = await read_desk(s, account, now_ms), dict[str, str](), key_table([])
+    try: keys = await aux_keys(s.live)
+    except LiveUnavailable as e: return StoreLook(str(e), {}, silent, desk)
+    try:
+        with said_as_live(s.live.url): told = await s.live.redis.info()
+        server = {k: str(told[k]) for k in _TOLD if k in told}
+    except LiveUnavailable: pass
+    return StoreLook("", server, key_table(keys), desk)
+
+def look_store(
+    account: str,
+    at: str = "",
+    settings: Settings | None = None,
+) -> StoreLook:
+    "Does it answer, does it keep what it is given, is everything there. Writes nothing."
+    return on_stores(lambda s: read_store(s, account, moment(at)), settings)
+
+# %% ../../../nbs/ops/66_feed_care.ipynb #881916cc
+def mute_workers(
+    now: LiveLook,
+    max_age_s: float, # an older candle is late
+) -> list[str]: # e.g. ["manager"]
+    "Workers that run and write nothing."
+    late = now.feeds.filter(pl.col("candle_age_s").is_null() | (pl.col("candle_age_s") > max_age_s)).height
+    quiet = {"manager": now.loop_age_s is None or now.loop_age_s > 30, "streamer": now.market_open and late > 0,
+        "gates": now.market_open and not late and bool(now.stale)}
+    return [w for w, is_quiet in quiet.items() if is_quiet and now.runs(w)]
+
+# %% ../../../nbs/ops/66_feed_care.ipynb #9c9abe04
+def durable_checks(
+    server: Mapping[str, str], # as in `StoreLook`
+) -> list[Check]:
+    "Whether it keeps what it is given."
+    written = all(server.get(k, "ok") == "ok" for k in ("aof_last_write_status", "rdb_last_bgsave_status"))
+    drops = server.get("maxmemory", "0") != "0" and server.get("maxmemory_policy", "noeviction") != "noeviction"
+    told = f"append-only {server.get('aof_enabled', '?')}, last save {server.get('rdb_last_bgsave_status', '?')}, up {server.get('uptime_in_seconds', '?')} s."
+    return [Check("what it is given reaches its disk", written, told, "" if written else "Make room on its disk, then look again."),
+        Check("nothing is evicted", not drops, f"maxmemory {server.get('maxmemory_human', '?')}, {server.get('maxmemory_policy', '?')}.",
+            "`valkey-cli config set maxmemory-policy noeviction`" if drops else "")]
+
+def store_checks_of(
+    now: StoreLook,
+    settings: Settings | None = None,
+) -> list[Check]:
+    "What a look at the store means."
+    if now.error: return [Check("Valkey answers", False, now.error, "Start it, or repair VALKEY_URL. Until then nothing is sent: a kill switch that cannot be read counts as engaged.")]
+    account, limit = now.desk.account, (settings or Settings()).gate_max_age_s
+    empty, mute = now.desk.feeds.filter(pl.col("candles") == 0)["instrument"].to_list(), mute_workers(now.desk, limit)
+    return [Check("Valkey answers", True, "answers"), *durable_checks(now.server),
+        Check("the shared keys are there", not now.wrong, ", ".join(now.wrong) or "all", command("incidents/valkey_down", account, True) if now.wrong else ""),
+        Check("the candles are there", not empty, f"none of {', '.join(empty)}" if empty else "of every pair",
+            command("incidents/gates_missing_or_stale", account, True) if empty else ""),
+        Check("workers write again", not mute, f"{', '.join(mute)} write nothing" if mute else "all that run", f"Restart `deskbook daemon {mute[0]}`." if mute else "")]
+
+# %% ../../../nbs/ops/66_feed_care.ipynb #8b7049ab
+def wait_store(
+    account: str,
+    wait_s: float = 60.0,
+    at: str = "",
+    settings: Settings | None = None,
+) -> StoreLook: # as it is then
+    "Look until Valkey answers and every worker that runs writes, or the time is over."
+    end, limit = time.monotonic() + wait_s, (settings or Settings()).gate_max_age_s
+    while ((now := look_store(account, at, settings)).error or mute_workers(now.desk, limit)) and time.monotonic() < end: time.sleep(1.0)
+    return now
+
+def seed_by_hand(
+    by: str, # the person
+    settings: Settings | None = None,
+) -> list[str]: # keys that were written
+    "Write defaults where there is nothing; a missing kill switch is engaged. Raises `LiveUnavailable`."
+    return on_stores(lambda s: seed(s.live, s.kill, by), settings)

@@ -31,11 +31,11 @@ from ..stores.embedded import start_postgres, start_valkey
 from ..stores.lake import Lake
 from ..stores.ledger import Ledger
 from ..stores.live import Live, LiveUnavailable, open_live, said_as_live
-from ..stores.live_state import DESK_LOOP, candles_key, gate_history, get_json, last_gates, newest_candles, put_candles
+from ..stores.live_state import DESK_LOOP, candles_key, gate_history, get_json, last_gates, newest_candles
 from ..trading.controls import KillSwitch, kill_state, kill_switch
 from ..trading.desk import Desk
 from ..trading.guards import fallback_requested, number
-from ..venues.streamer import lake_venue
+from ..venues.candle_fetch import fetch_into
 
 # %% ../../../nbs/ops/63_live_care.ipynb #3a6f0989
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def next_rung(
     return next_of(done, ready)
 
 def command(
-    runbook: str, # its name
+    runbook: str, # folder and name, e.g. "incidents/valkey_down"
     account: str, # reference name
     live: bool = False, # True: it acts
     **values: str, # of other parameters; text with blanks gets quotes
@@ -229,22 +229,16 @@ def fetch_by_hand(
     instruments: Sequence[str] = (), # (): the roster
     granularity: str = "", # "": of the settings
     minutes: int = 240, # how far back
-    store: bool = True, # False: only look
     at: str = "", # "": until now
     settings: Settings | None = None,
     **parts: Any, # as for `order_care.on_desk`
-) -> pl.DataFrame: # instrument, fetched, first, last, live, lake
-    "Fetch closed candles and keep them in Valkey and the lake. Raises `VenueError`, `BadInput`, `LiveUnavailable`."
+) -> pl.DataFrame: # instrument, fetched, first, last, live, lake; live is null where Valkey was away
+    "Fetch closed candles and keep them in Valkey and the lake. Raises `VenueError`, `BadInput`."
     s, until = settings or Settings(), moment(at)
-    names, tf, lake = tuple(instruments) or s.hotband_pairs, granularity or s.candle_granularity, Lake(s.lake_url)
+    names, tf, lake, since = tuple(instruments) or s.hotband_pairs, granularity or s.candle_granularity, Lake(s.lake_url), until - minutes*60_000
     async def go(desk: Desk) -> pl.DataFrame:
-        rows, live = list[tuple[Any, ...]](), desk.kill.store()
-        for name in names:
-            frame = await desk.venue.fetch_ohlcv(name, tf, until - minutes*60_000, until)
-            wrote = await asyncio.to_thread(lake.write_candles, frame, lake_venue(desk.venue), tf) if store and frame.height else None
-            put = await put_candles(live, name, tf, frame, s.candle_retention_days, until) if store and frame.height else 0
-            first, last = (iso(frame["time"][i]) if frame.height else "" for i in (0, -1))
-            rows.append((name, frame.height, first, last, put, wrote.added + wrote.changed if wrote else 0))
+        got = [await fetch_into(desk.venue, desk.kill.store(), lake, s, n, tf, since, until, now_ms=until) for n in names]
+        rows = [(f.instrument, f.candles, f.first, f.last, f.live, f.lake.added + f.lake.changed) for f in got]
         columns = {"instrument": pl.String, "fetched": pl.Int64, "first": pl.String, "last": pl.String, "live": pl.Int64, "lake": pl.Int64}
         return pl.DataFrame(rows, schema=columns, orient="row")
     return on_desk(account, go, settings=settings, clock=lambda: moment(at), **parts)
