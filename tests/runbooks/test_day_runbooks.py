@@ -92,3 +92,36 @@ def test_what_cannot_be_closed_by_hand(account, run, venue, ledger, valkey_url, 
     halted = run("operations/manual_close", "", account=account, instrument="EUR_USD", by="anna", why="test", mode="live")
     assert halted.exit_code == 1 and checks(halted)["the order was filled"] is False and net(venue) == 1000
     assert "another key" in notes(halted)
+
+
+# ---- first boot
+
+def test_a_first_boot(account, run):
+    with whole_desk(account) as api:
+        dry = run("operations/first_boot", "", account=account, api=api, wait_s=5, at=ten())
+        assert dry.exit_code == 1 and checks(dry)["the shared keys are right"] is False and "deskbook run seed_keys --live" in notes(dry)
+        live = run("operations/first_boot", "", account=account, api=api, wait_s=30, at=ten(), mode="live")
+        assert live.exit_code == 0, live.evidence.reason
+        assert "Wrote ops:health" in notes(live) and "go_live" in notes(live)
+        switch(api, False)
+        trades = run("operations/first_boot", "", account=account, api=api, wait_s=1, at=ten(), mode="live")
+        assert trades.exit_code == 1 and checks(trades)["the desk is halted"] is False and checks(trades)["/health says halted"] is False
+
+
+def test_a_first_boot_of_nothing(account, run, monkeypatch):
+    alone = run("operations/first_boot", "", account=account, api="http://127.0.0.1:9", wait_s=1, at=ten(), mode="live")
+    found = checks(alone)
+    assert alone.exit_code == 1 and found["the venue answers"] and found["the shared keys are right"] and found["the desk is halted"]
+    assert found["every worker runs"] is False and "daemon streamer" in notes(alone)
+
+    monkeypatch.setenv("DESKBOOK_SANDBOX_URL", "http://127.0.0.1:9")
+    away = run("operations/first_boot", "", account=account, api="http://127.0.0.1:9", wait_s=1, at=ten())
+    assert away.exit_code == 1 and checks(away)["the venue answers"] is False and "does the broker say" in notes(away)
+
+    bare = run("operations/first_boot", "", account="oanda-practice", api="http://127.0.0.1:9", wait_s=1, at=ten())
+    assert bare.exit_code == 1 and checks(bare)["credentials are there"] is False and "OANDA_API_KEY" in notes(bare)
+    assert "the venue answers" not in checks(bare), "nobody asks a venue without a key"
+
+    monkeypatch.setenv("VALKEY_URL", "redis://127.0.0.1:9")
+    down = run("operations/first_boot", "", account=account, api="http://127.0.0.1:9", wait_s=1, at=ten(), mode="live")
+    assert down.exit_code == 1 and checks(down)["Valkey answers"] is False and "VALKEY_URL" in notes(down)
