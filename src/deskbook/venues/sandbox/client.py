@@ -4,13 +4,16 @@
 
 # %% ../../../../nbs/venues/sandbox/75_client.ipynb #f1bcb5d6
 from __future__ import annotations
-from typing import Any
+from typing import Any, Self
 import httpx
 from ...core.errors import BadInput, NotFound, SourceError
 
-class SandboxControl:
-    # long: one line for each thing that can be asked
-    "The control port. Raises `BadInput` or `NotFound` for what it refuses, `SourceError` when nobody answers."
+# %% auto #0
+__all__ = ['ControlPort', 'FaultControl', 'SandboxControl']
+
+# %% ../../../../nbs/venues/sandbox/75_client.ipynb #2de16f65
+class ControlPort:
+    "One request at a time to the control port. Raises `BadInput` or `NotFound` for what it refuses, `SourceError` when nobody answers."
     def __init__(self,
         url: str, # e.g. "http://127.0.0.1:8101"
         timeout_s: float = 10.0,
@@ -18,7 +21,7 @@ class SandboxControl:
         self.url = url
         self._http = httpx.Client(base_url=url, timeout=timeout_s, trust_env=False)
 
-    def __enter__(self) -> SandboxControl: return self
+    def __enter__(self) -> Self: return self
     def __exit__(self, *_: object) -> None: self.close()
     def close(self) -> None: self._http.close()
 
@@ -31,7 +34,9 @@ class SandboxControl:
         except ValueError: said = {"error": f"The sandbox at {self.url} answered {r.status_code}.", "todo": ""}
         raise (NotFound if r.status_code == 404 else BadInput)(said["error"], said["todo"])
 
-    def health(self) -> dict[str, Any]: return self.ask("GET", "/health")
+# %% ../../../../nbs/venues/sandbox/75_client.ipynb #c2910765
+class FaultControl(ControlPort):
+    "Faults: set them, list them, end them."
     def add_fault(self, kind: str, route: str = "", when: dict[str, Any] | None = None, where: dict[str, str] | None = None,
             name: str = "", **params: Any) -> str: # its name
         "Set one fault; its parameters by name."
@@ -40,6 +45,11 @@ class SandboxControl:
     def add_faults(self, specs: list[dict[str, Any]]) -> list[str]: return self.ask("POST", "/faults", specs)["names"]
     def faults(self) -> list[dict[str, Any]]: return self.ask("GET", "/faults")["faults"]
     def clear_faults(self, name: str = "") -> None: self.ask("DELETE", f"/faults/{name}" if name else "/faults")
+
+# %% ../../../../nbs/venues/sandbox/75_client.ipynb #9a82db31
+class SandboxControl(FaultControl):
+    "The control port. Raises `BadInput` or `NotFound` for what it refuses, `SourceError` when nobody answers."
+    def health(self) -> dict[str, Any]: return self.ask("GET", "/health")
     def journal(self, since: int = 0, route: str = "") -> list[dict[str, Any]]:
         return self.ask("GET", "/journal", since=since, route=route)["entries"]
     def orders(self, client_id: str = "", account: str = "") -> dict[str, Any]: # orders, duplicates, net_units
@@ -59,6 +69,3 @@ class SandboxControl:
         return self.ask("POST", "/market", {"action": action, **({"instrument": instrument} if instrument else {}), **more})
     def cut_streams(self) -> int: return self.ask("POST", "/streams")["cut"]
     def reset(self) -> None: self.ask("POST", "/reset")
-
-# %% auto #0
-__all__ = ['SandboxControl']
