@@ -6,7 +6,7 @@
 __all__ = ['LEVELS', 'logger', 'record_fields', 'log_file', 'configure_logs']
 
 # %% ../../../nbs/core/07_logs.ipynb #ec76eb9b
-import contextlib, json, logging, math, os, sys, traceback
+import contextlib, json, logging, math, os, sys, time, traceback
 from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
@@ -44,12 +44,19 @@ def _shown(value: Any) -> str:
     try: return repr(value)
     except Exception as e: return f"<{type(value).__name__} whose repr raises {type(e).__name__}>"
 
+def _text(value: str) -> str: return str.__str__(value) # also of a subclass that has ideas of its own
+
 def _json(value: Any, deep: int = 8) -> Any: # JSON types, always
-    "A value as JSON types; what has none is shown."
-    if value is None or isinstance(value, (bool, str)): return value
-    if isinstance(value, int): return int(value)
+    "A value as JSON types; what has none is shown, and what fails when it is read says so."
+    try: return _plain(value, deep)
+    except Exception as e: return f"<{type(value).__name__} that raises {type(e).__name__}>"
+
+def _plain(value: Any, deep: int) -> Any:
+    if value is None or isinstance(value, bool): return value
+    if isinstance(value, str): return _text(value)
+    if isinstance(value, int): return int(value) if value.bit_length() < 10_000 else f"<int of {value.bit_length()} bits>"
     if isinstance(value, float): return float(value) if math.isfinite(value) else _shown(value)
-    if deep and isinstance(value, Mapping): return {k if isinstance(k, str) else _shown(k): _json(v, deep - 1) for k, v in value.items()}
+    if deep and isinstance(value, Mapping): return {_text(k) if isinstance(k, str) else _shown(k): _json(v, deep - 1) for k, v in value.items()}
     if deep and isinstance(value, (list, tuple, set, frozenset)): return [_json(v, deep - 1) for v in value]
     return value.isoformat() if isinstance(value, datetime) else _shown(value)
 
@@ -74,9 +81,9 @@ def record_fields(
     at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     said = {"timestamp": at, "level": record.levelname, "logger": record.name, "message": _message(record), "worker": worker}
     more = {k: v for k, v in vars(record).items() if k not in _PLAIN} | getattr(record, _FIELDS, {})
-    for name, value in more.items():
+    for name, value in ((str(n), v) for n, v in more.items()):
         hidden = value is not None and not isinstance(value, (bool, int, float)) and secret_looking(name)
-        said[f"{name}_" if name in _OURS else str(name)] = REDACTED if hidden else _json(value)
+        said[f"{name}_" if name in _OURS else name] = REDACTED if hidden else _json(value)
     if trace := _trace(record): said["exc_info"] = trace
     return redactor.tree(said)
 
@@ -98,6 +105,21 @@ def _text_line(said: Mapping[str, Any]) -> str:
     more = " ".join(f"{k}={v}" for k, v in said.items() if k not in _OURS)
     line = f"{said.get('timestamp', '')} {said['level']:<7} {said['worker']} {said['logger']}: {said['message']}{'  '*bool(more)}{more}"
     return (f"{line}\n{said['exc_info']}" if "exc_info" in said else line).encode("ascii", "backslashreplace").decode()
+
+# %% ../../../nbs/core/07_logs.ipynb #d441db26
+class _Quiet(logging.Handler):
+    "Says that it cannot write, and not what."
+    silent_until = 0.0
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        why, now = sys.exc_info()[1], time.monotonic()
+        if now < self.silent_until: return
+        self.silent_until = now + 60
+        where, said = getattr(self, "baseFilename", "the stream"), why if isinstance(why, OSError) else type(why).__name__
+        with contextlib.suppress(Exception): print(f"deskbook: the log {where} cannot be written: {said}", file=sys.stderr)
+
+class _Stream(_Quiet, logging.StreamHandler): pass # type: ignore[type-arg]
+class _File(_Quiet, RotatingFileHandler): pass
 
 # %% ../../../nbs/core/07_logs.ipynb #0b3bf03b
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -124,7 +146,7 @@ def configure_logs(
     level = settings.log_level.strip().upper()
     if level not in LEVELS:
         raise BadInput(f"LOG_LEVEL={settings.log_level!r} is no level.{did_you_mean(level, LEVELS)}", f"Use one of {', '.join(LEVELS)}.")
-    handlers: list[logging.Handler] = [logging.StreamHandler(stream or sys.stdout)]
+    handlers: list[logging.Handler] = [_Stream(stream or sys.stdout)]
     refused = ""
     if settings.log_to_file:
         try: handlers.append(_file_handler(settings, log_file(settings, worker)))
@@ -143,4 +165,4 @@ def configure_logs(
 
 def _file_handler(settings: Settings, path: Path) -> logging.Handler:
     path.parent.mkdir(parents=True, exist_ok=True)
-    return RotatingFileHandler(path, maxBytes=settings.log_max_bytes, backupCount=settings.log_backups, encoding="utf-8")
+    return _File(path, maxBytes=settings.log_max_bytes, backupCount=settings.log_backups, encoding="utf-8")
