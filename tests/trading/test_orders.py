@@ -64,7 +64,7 @@ def test_fingerprints_compare_numbers_and_not_digits(a, b):
 
 
 def test_every_field_of_an_intent_is_body_or_knowingly_left_out():
-    assert {f.name for f in fields(Intent)} == set(o._BODY) | {"cause", "idempotency_key", "decision_id", "expires_s", "trace_id"}
+    assert {f.name for f in fields(Intent)} == set(o._BODY) | {"cause", "idempotency_key", "decision_id", "expires_s", "decided_s", "trace_id"}
 
 
 @given(st.text(min_size=1, max_size=40), st.text(min_size=1, max_size=40), st.integers(19, 128), st.sampled_from(["[A-Za-z0-9_-]+", "[a-z0-9]+"]))

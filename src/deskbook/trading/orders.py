@@ -167,6 +167,68 @@ def state_after_venue(
     if told in TERMINAL: return told
     return state_after_fills(state if state in ("cancel_pending", "partially_filled") else told, units, filled)
 
+# %% ../../../nbs/trading/00_orders.ipynb #94c7dd8e
+# long: the vocabulary is one list
+_METRICS = {"coherence": "the coherence", "stability": "the stability", "entropy": "the entropy", "coherence_tau_slope": "the slope of the coherence",
+    "domain_wall_slope": "the slope of the wall density", "spectral_lowf_share": "the share of low frequencies", "reynolds": "the Reynolds ratio",
+    "temporal_half_life": "the half-life", "spatial_corr_length": "the correlation length", "pinned_alignment": "the pinned alignment"}
+_OF_GATES = {
+    "missing_payload": "there is no gate: none was made, or it has expired",
+    "gate_time_invalid": "the gate does not say which moment it knows the market up to",
+    "gate_stale": "the gate is too old (GATE_MAX_AGE_SECONDS)",
+    "gate_future_ts": "the gate is of the future: the clocks of two machines differ",
+    "gate_schema_unknown": "the gate is of a version that this desk does not know",
+    "instrument_mismatch": "the gate is of another instrument",
+    "admit_false": "the gate does not admit an entry; its own reasons say why",
+    "hazard_fallback_requested": "the hazard is so far above its threshold that a person shall look first",
+    "hazard_invalid": "the gate has no usable hazard",
+    "hazard_exceeds_max": "the hazard is above the profile's limit",
+    "hazard_below_min": "the hazard is below the profile's limit",
+    "repetitions_invalid": "the gate has no usable number of repetitions",
+    "repetitions_short": "the pattern has not repeated often enough",
+    "semantic_filter_missing": "the gate lacks a tag that the profile asks for",
+    "st_no_peak_reversal": "the gate shows no reversal at a peak",
+    "bundle_block": "the gate itself blocks this bundle",
+    "regime_missing": "the gate names no regime",
+    "regime_filtered": "the profile does not trade this regime",
+    "regime_confidence_missing": "the gate does not say how sure the regime is",
+    "regime_confidence_low": "the regime is not sure enough",
+    **{f"{name}_invalid": f"the gate has no usable figure for {said}" for name, said in _METRICS.items()},
+    **{f"{name}_below_min": f"{said} is below the profile's limit" for name, said in _METRICS.items()},
+    **{f"{name}_above_max": f"{said} is above the profile's limit" for name, said in _METRICS.items()}}
+
+# %% ../../../nbs/trading/00_orders.ipynb #a8ea2545
+# long: the vocabulary is one list
+_OF_STACKS = {
+    "session_closed": "outside the hours of the profile",
+    "session_exit_window": "the session ends in a few minutes (SESSION_EXIT_MINUTES)",
+    "flat_direction": "the gate wants neither side",
+    "unknown_action": "the gate or its bundle names a side that nobody knows",
+    "duplicate_signal": "this gate has had its entry",
+    "entry_pending": "an entry in this instrument is on its way",
+    "opposite_side_blocked": "what is held or on its way is on the other side",
+    "stacking_disabled": "the profile allows one entry at a time",
+    "max_stack_limit_reached": "too many entries in this instrument (RISK_MAX_POSITIONS_PER_PAIR)",
+    "max_total_positions_reached": "too many instruments with a position (RISK_MAX_TOTAL_POSITIONS)",
+    "not_in_roster": "the instrument is not one of HOTBAND_PAIRS; what is held is only closed",
+    "order_refused": "the desk refused this order a moment ago; it is tried again later",
+    "order_invalid": "the desk could not read the order",
+    "decision_failed": "the decision ended in an error; the log has it",
+    "valkey_unavailable": "Valkey cannot be reached, so there is no gate",
+    "budget": "the budget of one order is used up (PORTFOLIO_NAV_RISK_PCT)",
+    "position": "the budget of one instrument is used up (PM_MAX_PER_POS_PCT)",
+    "portfolio": "the budget of all positions is used up (PM_ALLOC_TOP_K)",
+    "stop_loss_hit": "the stop loss was reached",
+    "take_profit_hit": "the profit target was reached",
+    "breakeven_stop_hit": "the gain that was there is gone",
+    "trailing_stop_hit": "the price fell back from its best",
+    "hold_expiry": "the time to hold is over",
+    "session_exit": "the profile wants to be flat outside its hours",
+    "gate_blocked": "the gate does not admit, and the profile closes then (exit_on_block)",
+    "flip": "an admitted gate says the other side, and the profile turns then (allow_flip)",
+    "exit_pending": "an exit is on its way",
+    "exit_retry_wait": "the last exit failed; the next try comes after a pause"}
+
 # %% ../../../nbs/trading/00_orders.ipynb #eed94fc2
 # long: the vocabulary is one list
 REASONS: Mapping[str, str] = {
@@ -208,19 +270,23 @@ REASONS: Mapping[str, str] = {
     "max_daily_loss": "the loss of the day has reached its limit",
     "max_drawdown": "the loss since the highest equity has reached its limit",
     "circuit_breaker": "the circuit breaker has tripped and waits for a person (deskbook risk rearm)",
-    "cooldown_active": "the cooldown of the circuit breaker is not over",
-    "intent_expired": "the intent was not sent in time",
+    "cooldown_active": "too soon after the last entry in this instrument, or after the circuit breaker tripped",
+    "intent_expired": "the order was not sent in time",
+    "lease_lost": "another process has taken over from the one that decided",
+    "refused": "a control of the desk does not allow it",
+    "not_allowed": "a control of the desk does not allow it",
     "ledger_down": "the ledger cannot be reached, so nothing can be written down",
     "venue_unreachable": "the venue cannot be reached, or its answer cannot be read",
     "venue_refused_access": "the venue does not accept the key",
-}
+    **_OF_GATES, **_OF_STACKS}
 
 # %% ../../../nbs/trading/00_orders.ipynb #2a4f5790
 def explain(
     reasons: Iterable[str],
 ) -> str: # one line for people
     "Reasons in words, each with its name."
-    return "; ".join(f"{REASONS.get(r, 'no explanation')} [{r}]" for r in reasons)
+    def words(reason: str) -> str: return REASONS.get(reason.partition(":")[0], "no explanation")
+    return "; ".join(f"{words(r)} [{r}]" for r in reasons)
 
 # %% ../../../nbs/trading/00_orders.ipynb #0b8faf02
 class IdempotencyConflict(DeskbookError):
