@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
-from typing import Any
+from typing import Any, Self
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict
@@ -25,7 +25,7 @@ from ..core.files import strict_json
 # %% auto #0
 __all__ = ['SCHEMA', 'ROLE', 'GONE', 'LedgerDown', 'LedgerVersion', 'plain_url', 'place', 'is_down', 'down', 'clean_text',
            'storable', 'json_text', 'connection_options', 'alive', 'prepare', 'not_prepared', 'connect',
-           'schema_version', 'require_schema', 'Connections', 'Ledger']
+           'schema_version', 'require_schema', 'Connections', 'undo', 'Transactions', 'Ledger']
 
 # %% ../../../nbs/stores/30_ledger.ipynb #20f2dc4f
 class LedgerDown(SourceError):
@@ -206,6 +206,13 @@ class Connections:
         self.pool: AsyncConnectionPool[AsyncConnection[DictRow]] = AsyncConnectionPool(self.url, kwargs=connection_options(), open=False,
             configure=ours, min_size=min_size, max_size=max_size, timeout=timeout_s, reconnect_timeout=2.0)
 
+    async def aclose(self) -> None:
+        "Give every connection back."
+        await self.pool.close()
+
+    async def __aenter__(self) -> Self: return self
+    async def __aexit__(self, *_: Any) -> None: await self.aclose()
+
     async def connect(self) -> AsyncConnection[DictRow]: # autocommit; close it yourself
         "A connection outside the pool, e.g. to LISTEN."
         return await connect(self.url, self.role, self.timeout_s, self.idle_in_transaction_s)
@@ -248,8 +255,53 @@ class Connections:
             "Raise max_size, or find who holds them.")
 
 # %% ../../../nbs/stores/30_ledger.ipynb #d3018545
-class Ledger(Connections):
+async def undo(conn: AsyncConnection[Any]) -> None:
+    "Roll back; a connection that cannot is closed, which does the same."
+    try: await asyncio.wait_for(conn.rollback(), 5.0)
+    except (psycopg.Error, TimeoutError): await conn.close()
+
+# %% ../../../nbs/stores/30_ledger.ipynb #d5418d05
+class Transactions(Connections):
     # long: what a transaction promises is read in one piece
+    "Statements, alone or all or nothing."
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection[DictRow]]:
+        """All or nothing. Commits at the end of the block, rolls back when it raises; inside, `tx.transaction()` is a savepoint.
+
+        Raises `LedgerDown` when the connection breaks, with `maybe_committed` when that happens during COMMIT. Errors of a
+        statement (`psycopg.errors.UniqueViolation`, ...) come through as they are."""
+        conn = await self.begin()
+        committing = False
+        try:
+            yield conn
+            if conn.info.transaction_status == TransactionStatus.INERROR:
+                raise DataError("a statement of this transaction failed and was passed over; COMMIT would have rolled back in silence.",
+                    "Let the error through, or run the statement inside `tx.transaction()`.")
+            committing = True
+            await conn.commit()
+        except BaseException as e:
+            await undo(conn)
+            if isinstance(e, psycopg.Error) and (is_down(e) or conn.closed): raise down(e, self.url, committing) from e
+            raise
+        finally: await self.pool.putconn(conn)
+
+    async def rows(
+        self,
+        sql: str, # one statement
+        params: Sequence[Any] | Mapping[str, Any] = (), # its values, for %s or %(name)s
+    ) -> list[DictRow]: # [] for a statement without rows
+        "Run one statement by itself and return its rows as dicts. Raises like `transaction`."
+        conn = await self.borrow()
+        try:
+            got = await conn.execute(sql, params or None)
+            return await got.fetchall() if got.description else []
+        except psycopg.Error as e:
+            if is_down(e) or conn.closed: raise down(e, self.url, maybe_committed=True) from e
+            raise
+        finally: await self.pool.putconn(conn)
+
+# %% ../../../nbs/stores/30_ledger.ipynb #0a411ce6
+class Ledger(Transactions):
     "The way into one database. Make it with `Ledger.open`."
     @classmethod
     async def open(
@@ -272,51 +324,3 @@ class Ledger(Connections):
         try: await ledger.pool.open(wait=True, timeout=timeout_s)
         except PoolTimeout as e: raise down(e, url) from e
         return ledger
-
-    async def aclose(self) -> None:
-        "Give every connection back."
-        await self.pool.close()
-
-    async def __aenter__(self) -> Ledger: return self
-    async def __aexit__(self, *_: Any) -> None: await self.aclose()
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncConnection[DictRow]]:
-        """All or nothing. Commits at the end of the block, rolls back when it raises; inside, `tx.transaction()` is a savepoint.
-
-        Raises `LedgerDown` when the connection breaks, with `maybe_committed` when that happens during COMMIT. Errors of a
-        statement (`psycopg.errors.UniqueViolation`, ...) come through as they are."""
-        conn = await self.begin()
-        committing = False
-        try:
-            yield conn
-            if conn.info.transaction_status == TransactionStatus.INERROR:
-                raise DataError("a statement of this transaction failed and was passed over; COMMIT would have rolled back in silence.",
-                    "Let the error through, or run the statement inside `tx.transaction()`.")
-            committing = True
-            await conn.commit()
-        except BaseException as e:
-            await self._undo(conn)
-            if isinstance(e, psycopg.Error) and (is_down(e) or conn.closed): raise down(e, self.url, committing) from e
-            raise
-        finally: await self.pool.putconn(conn)
-
-    async def _undo(self, conn: AsyncConnection[Any]) -> None:
-        "Roll back; a connection that cannot is closed, which does the same."
-        try: await asyncio.wait_for(conn.rollback(), 5.0)
-        except (psycopg.Error, TimeoutError): await conn.close()
-
-    async def rows(
-        self,
-        sql: str, # one statement
-        params: Sequence[Any] | Mapping[str, Any] = (), # its values, for %s or %(name)s
-    ) -> list[DictRow]: # [] for a statement without rows
-        "Run one statement by itself and return its rows as dicts. Raises like `transaction`."
-        conn = await self.borrow()
-        try:
-            got = await conn.execute(sql, params or None)
-            return await got.fetchall() if got.description else []
-        except psycopg.Error as e:
-            if is_down(e) or conn.closed: raise down(e, self.url, maybe_committed=True) from e
-            raise
-        finally: await self.pool.putconn(conn)
