@@ -1,8 +1,10 @@
-"""A simulated stretch of trading: a virtual clock stepped from candle close to candle close, every worker, and everything that fails on the way.
+"""Simulated trading: a virtual clock stepped from candle close to candle close, every worker, and everything that fails on the way.
 
 The venue is the sandbox in a process of its own, PostgreSQL and Valkey belong to the test and are killed and revived. The sender runs as it does in a
 daemon. Streamer, gate worker and manager are real as well; their rounds are called when a candle has closed, where their own loops would wait for the
 wall clock. A kill drops a worker in the middle of a round with all it remembers, and puts a new one in its place.
+
+A step is a minute while the session is open and near its ends, ten minutes in the rest of the week, and an hour while the market is closed.
 """
 import asyncio
 import contextlib
@@ -14,6 +16,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import groupby
 from pathlib import Path
 
 import httpx
@@ -22,6 +25,7 @@ from deskbook.core.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso, to_ms
 from deskbook.core.errors import DeskbookError
 from deskbook.core.settings import Settings
 from deskbook.gates.worker import GateWorker
+from deskbook.market.calendar import calendar_for
 from deskbook.ops.health import hazard_fallback
 from deskbook.stores.lake import Lake
 from deskbook.stores.ledger import LedgerDown
@@ -35,26 +39,32 @@ from deskbook.trading.profile import load_profile
 from deskbook.trading.risk import RiskPolicy
 from deskbook.trading.risk_ledger import write_policy
 from deskbook.venues.errors import VenueError
+from deskbook.venues.model import Gap, Heartbeat, Reconnected, VenueFill
+from deskbook.venues.oanda_streams import StreamPolicy
 from deskbook.venues.streamer import Streamer, lake_venue
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "crash"))
-from order_truth import at_venue, in_ledger, problems
 
 PAIRS = ("EUR_USD", "USD_JPY")
 ACCOUNT = "week"
-SESSION = (6, 20)  # UTC hours
-PROFILE = "global: {session: {start: '06:00', end: '20:00', exit_at_close: true}, exit: {max_hold_minutes: 12}}\n"
+SESSION = (7, 17)  # UTC hours
+PROFILE = "global: {session: {start: '07:00', end: '17:00', exit_at_close: true}, exit: {max_hold_minutes: 1.9}}\n"
 MAX_GATE_AGE_S = 180
 QUICK = ExecutionConfig(lease_ttl_s=2.0, send_window_s=2.0, lease_margin_s=0.2, request_timeout_s=1.2, poll_s=0.05, fills_every_s=0.2, reconcile_every_s=20,
                         equity_every_s=1.0, lookup_pauses_s=(0.05, 0.1, 0.2), absence_grace_s=0.8, block_after_s=30, not_sent_pauses_s=(0.05, 0.1, 0.3), drain_s=5)
 DOWN = (*NOT_NOW, VenueError, LiveUnavailable)
+NOT_ENDED = "state NOT IN ('filled', 'cancelled', 'rejected', 'expired')"
 
 # What the venue does wrong: kind, route, share of the requests, parameters. Each holds for some minutes.
 FAULTS = [("candles_duplicated", "", 1.0, {"rate": 0.5}), ("candles_unordered", "", 1.0, {"rate": 0.5}), ("candles_revised", "", 1.0, {"age_s": 90.0, "bp": 3.0}),
-          ("candles_late_close", "", 1.0, {"delay_s": 20.0}), ("candles_missing", "", 1.0, {"rate": 0.2}), ("stale_prices", "", 1.0, {}),
-          ("http_error", "candles", 0.3, {"status": 503}), ("drop_before_accept", "orders.create", 0.3, {}), ("accept_then_drop", "orders.create", 0.3, {}),
-          ("accept_late", "orders.create", 0.2, {"delay_s": 0.3}), ("reject", "orders.create", 0.3, {}), ("stream_cut", "", 0.3, {}),
-          ("late_visibility", "orders.create", 0.3, {"delay_s": 0.4}), ("transactions_duplicated", "", 0.5, {})]
+          ("candles_late_close", "", 1.0, {"delay_s": 20.0}), ("candles_missing", "", 1.0, {"rate": 0.2}), ("http_error", "candles", 0.3, {"status": 503}),
+          ("transactions_duplicated", "", 0.5, {})]
+ORDER_FAULTS = [("drop_before_accept", "orders.create", 0.3, {}), ("accept_then_drop", "orders.create", 0.3, {}), ("accept_late", "orders.create", 0.2, {"delay_s": 0.3}),
+                ("reject", "orders.create", 0.3, {}), ("late_visibility", "orders.create", 0.3, {"delay_s": 0.4}), ("stale_prices", "", 1.0, {})]
+WORKERS = ("streamer", "gates", "manager", "process")
+
+# How often in an hour: at any time, and while the session is open. What is in TRAPS waits for a gate that would be traded and strikes before the manager sees it.
+ANY_HOUR = {"fault": 1.0, "cut": 1.0, "postgres": 0.1, "valkey": 0.1, "flush": 0.06}
+SESSION_HOUR = {"fault": 1.0, "order_fault": 1.0, "stop": 0.2, "read_only": 0.1, "sleep": 0.12, "stale_prices": 0.12, "stop_unsent": 0.1, "read_only_unsent": 0.08}
+TRAPS = ("stop", "read_only", "sleep", "stale_prices", "stop_unsent", "read_only_unsent")
 
 
 class VenueClock:
@@ -97,27 +107,33 @@ class Window:
 class Story:
     """What happened, as the test saw it."""
     happened: Counter = field(default_factory=Counter)
-    reasons: Counter = field(default_factory=Counter)  # of decisions
+    kills: dict[int, str] = field(default_factory=dict)  # hour of the venue -> a worker that was killed in it
     windows: list[Window] = field(default_factory=list)
     gates: dict[tuple[str, int], list[dict]] = field(default_factory=dict)  # every gate that was the last one when the manager looked, by pair and as-of
     creates: list[dict] = field(default_factory=list)  # requests for new orders that reached the venue
     seen: int = 0  # of the venue's journal
+    told: list[list[str]] = field(default_factory=list)  # fills that the transaction stream told, one list per follower
     slowest_s: float = 0.0  # that orders took to settle
-    stuck: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)  # found on the way
+    spent_s: Counter = field(default_factory=Counter)  # wall time, by part of a step
 
 
 class Week:
     """The world and its operator."""
 
-    def __init__(self, sandbox, postgres, valkey, home, seed=0):
-        self.sandbox, self.postgres, self.valkey, self.home, self.rng = sandbox, postgres, valkey, home, random.Random(seed)
+    def __init__(self, sandbox, postgres, valkey, home, seed=0, pairs=PAIRS, often=None):
+        self.sandbox, self.postgres, self.valkey, self.home, self.rng, self.pairs = sandbox, postgres, valkey, home, random.Random(seed), pairs
+        self.any_hour, self.session_hour = (ANY_HOUR, SESSION_HOUR) if often is None else often
         self.clock, self.story = VenueClock(sandbox.control), Story()
         self.lake, self.profile, self.read_only = Lake(home / "lake"), load_profile(PROFILE), False
-        self.down, self.held = {}, None  # servers that are dead and when they come back; when the operator clears the kill switch
+        self.down = {}  # servers that are dead and when they come back
+        self.held = self.read_only_until = 0  # when the operator clears the kill switch, and allows writing
         self.faults: dict[str, int] = {}  # name -> until, epoch ms
-        self.late = 0  # until when candles close late
-        self.settings = Settings(home=home, kill_switch_boot="keep", hotband_pairs=PAIRS, prometheus_port=0, candle_backfill_minutes=1440, gate_retention=20_000,
-                                 gate_ttl_s=3600, default_hold_s=600, log_to_file=False, max_positions_per_pair=2)
+        self.late = self.cared = self.looked_deep = 0
+        self.traps: list[str] = []  # what strikes when a gate would be traded
+        self.cursor = ""  # of the transaction stream
+        self.settings = Settings(home=home, kill_switch_boot="keep", hotband_pairs=pairs, prometheus_port=0, candle_backfill_minutes=4320, gate_retention=1500,
+                                 gate_ttl_s=3600, default_hold_s=600, log_to_file=False, max_positions_per_pair=2, max_total_positions=7, nav_risk_frac="0.004", entry_cooldown_s=45)
         self.live = open_live(valkey.url, "w:", timeout_s=5)
         self.kill = KillSwitch(home / "kill_switch.json", self.live)
 
@@ -130,8 +146,10 @@ class Week:
         self.desk = await self.stack.enter_async_context(opened)
         object.__setattr__(self.desk.guard, "environment", "practice")  # READ_ONLY counts there; the adapter itself talks to no practice account but OANDA's
         self.desk.marks.keep_s, self.desk.marks.watch = 0.0, self.clock
+        self.desk.venue.stream = StreamPolicy(silence_s=20, floor_s=0.05, most=10**6)  # hours pass in seconds here
         self.stop = asyncio.Event()
         self.sender = asyncio.create_task(self.desk.run(self.stop))
+        self.follower = asyncio.create_task(self.follow())
         for worker in ("streamer", "gates", "manager"):
             self.start(worker)
 
@@ -145,10 +163,23 @@ class Week:
         else:
             self.manager = Manager(self.desk, self.live, self.profile, self.settings, self.clock)
 
+    async def follow(self):
+        """Somebody who listens to the venue's transaction stream, from where the one before him had come to."""
+        told = []
+        self.story.told.append(told)
+        async for e in self.desk.venue.watch_fills(self.cursor):
+            if isinstance(e, Heartbeat):
+                self.cursor = e.cursor
+            elif isinstance(e, VenueFill):
+                told.append(e.fill_id)
+            elif isinstance(e, Gap | Reconnected):
+                self.story.happened[f"stream {type(e).__name__}"] += 1
+
     async def die(self):
         """The desk process is killed. Its lease would run out; that is not waited for."""
-        self.sender.cancel()
-        await asyncio.wait([self.sender])
+        for task in (self.sender, self.follower):
+            task.cancel()
+        await asyncio.wait([self.sender, self.follower])
         await self.drop("streamer")
         await self.drop("gates")
         await self.stack.aclose()
@@ -163,15 +194,18 @@ class Week:
             t.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def reboot(self):
-        """Kill the whole process and start it anew."""
+    async def reboot(self, read_only=None):
+        """Kill the whole process and start it anew, with READ_ONLY as it is or as said."""
         await self.die()
+        if read_only is not None:
+            self.read_only = read_only
+            self.shut("read-only") if read_only else self.open("read-only")
         while True:
             try:
                 async with await self.connect() as db:
                     await db.execute("UPDATE leases SET expires_at = clock_timestamp() WHERE name = %s", (f"sender:{ACCOUNT}",))
                 await self.boot()
-                return
+                return await self.ready()
             except DOWN:
                 await self.stack.aclose()
                 await self.revive()
@@ -198,42 +232,65 @@ class Week:
     # -- one candle
     async def step(self, close_ms, strike=None):
         """A candle closes, and everybody does what is to be done; `strike` is a worker that dies on the way."""
-        self.clock.to(close_ms + 1_200)
-        await self.serve("streamer", self.streamer.poll(3.0), strike)
-        if self.late > close_ms:
-            self.clock.to(close_ms + 25_000)
-            await self.serve("streamer", self.streamer.poll(3.0), None)
-        await self.serve("gates", self.gates.round(), strike)
-        await self.look()
-        rows = await self.serve("manager", self.manager.round(), strike) or []
+        with self.timed("venue"):
+            self.clock.to(close_ms + 1_200)
+        with self.timed("streamer"):
+            await self.serve("streamer", self.streamer.poll(3.0), strike)
+            if self.late > close_ms:
+                self.clock.to(close_ms + 25_000)
+                await self.serve("streamer", self.streamer.poll(3.0), None)
+        with self.timed("gates"):
+            await self.serve("gates", self.gates.round(), strike)
+        with self.timed("traps"):
+            unsent = await self.trap(close_ms)
+        with self.timed("look"):
+            await self.look()
+        with self.timed("manager"):
+            rows = await self.serve("manager", self.manager.round(), strike) or []
         self.story.happened.update(f"decided {r.verdict}" for r in rows if r.new)
-        self.story.reasons.update(reason for r in rows if r.new for reason in r.reasons)
-        if strike == "all":
-            await self.reboot()
-        if any(r.action for r in rows) or strike:
-            await self.settle()
+        with self.timed("restarts"):
+            if unsent:
+                await self.too_late(unsent)
+            elif strike == "process":
+                await self.reboot()
+                self.killed("process")
+        with self.timed("settle"):
+            if any(r.action for r in rows) or strike or unsent:
+                await self.settle()
+
+    @contextlib.contextmanager
+    def timed(self, part):
+        began = time.monotonic()
+        yield
+        self.story.spent_s[part] += time.monotonic() - began
 
     async def serve(self, worker, work, strike):
         """Do a round. A worker that is struck dies somewhere in it."""
         task = asyncio.ensure_future(work)
-        if strike == worker or (strike == "all" and worker == "manager"):
+        if strike == worker or (strike == "process" and worker == "manager"):
             await asyncio.wait([task], timeout=self.rng.choice((0.0, 0.002, 0.005, 0.01, 0.02, 0.05)))
             task.cancel()
             await asyncio.wait([task])
+            if task.cancelled():
+                self.story.happened["killed in a round"] += 1
             if strike == worker:
                 await self.drop(worker)
                 self.start(worker)
-                self.story.happened[f"{worker} killed" + (" in a round" if task.cancelled() else "")] += 1
+                self.killed(worker)
             return None
         try:
             return await task
         except DOWN as e:
             self.story.happened[f"{worker} found {type(e).__name__}"] += 1
 
+    def killed(self, worker):
+        self.story.happened[f"{worker} killed"] += 1
+        self.story.kills[self.clock() // HOUR_MS] = worker
+
     async def look(self):
         """What the manager is about to see, and whether somebody else has stopped the desk."""
         with contextlib.suppress(LiveUnavailable):
-            for name, gate in (await last_gates(self.live, PAIRS)).items():
+            for name, gate in (await last_gates(self.live, self.pairs)).items():
                 if gate:
                     known = self.story.gates.setdefault((name, gate["asof_ms"]), [])
                     if gate not in known:
@@ -251,8 +308,7 @@ class Week:
         began = time.monotonic()
         while time.monotonic() - began < most_s:
             try:
-                left = await self.desk.ledger.rows("""SELECT state, reason, instrument, sent_at FROM orders WHERE account = %s
-                    AND state NOT IN ('filled', 'cancelled', 'rejected', 'expired')
+                left = await self.desk.ledger.rows(f"""SELECT state, reason, instrument, sent_at FROM orders WHERE account = %s AND {NOT_ENDED}
                     UNION ALL SELECT 'outbox', topic, '', available_at FROM outbox WHERE account = %s AND done_at IS NULL""", (ACCOUNT, ACCOUNT))
             except DOWN:
                 if self.down:
@@ -261,9 +317,9 @@ class Week:
                 continue
             if not left:
                 break
-            await asyncio.sleep(0.004)
+            await asyncio.sleep(0.01)
         else:
-            self.story.stuck.append(f"{iso(self.clock())}: {[dict(r) for r in left]}")
+            self.story.wrong.append(f"{iso(self.clock())}: not settled: {[dict(r) for r in left]}")
         self.story.slowest_s = max(self.story.slowest_s, time.monotonic() - began)
 
     # -- what goes wrong
@@ -271,31 +327,62 @@ class Week:
         return next((w for w in self.story.windows if w.why == why and w.until_ms is None), None)
 
     def shut(self, why):
-        self.story.windows.append(Window(why, self.clock()))
+        if not self.window(why):
+            self.story.windows.append(Window(why, self.clock()))
 
     def open(self, why):
         if w := self.window(why):
             w.until_ms = self.clock()
 
+    async def trap(self, now_ms):
+        """When the manager is about to trade: something happens first. Returns what shall happen between its decision and the sending."""
+        if not self.traps or self.down or self.read_only or self.window("kill switch") or not in_session(self.clock()):
+            return None
+        gates = (await last_gates(self.live, self.pairs)).values()
+        if not any(g and g["admit"] and g["direction"] in ("BUY", "SELL") and self.clock() - g["asof_ms"] < 60_000 for g in gates):
+            return None
+        self.story.happened[what := self.traps.pop(0)] += 1
+        if what == "stop":
+            await self.stop_desk(self.rng.randrange(2, 6))
+        elif what == "read_only":
+            self.read_only_until = now_ms + self.rng.randrange(3, 8) * MINUTE_MS
+            await self.reboot(read_only=True)
+        elif what == "sleep":  # of the machine
+            self.clock.to(now_ms + (MAX_GATE_AGE_S + 30) * 1000)
+        elif what == "stale_prices":
+            self.fault(now_ms, 10, ("stale_prices", "", 1.0, {}))
+        else:
+            self.sender.cancel()  # it is dead when the manager submits
+            await asyncio.wait([self.sender])
+            return what
+        return None
+
+    async def too_late(self, what):
+        """The orders stand in the ledger, unsent, and the desk is stopped or starts again read-only."""
+        if what == "stop_unsent":
+            await self.stop_desk(2)
+        else:
+            self.read_only_until = self.clock() + 2 * MINUTE_MS
+        await self.reboot(read_only=self.read_only or what == "read_only_unsent")
+        self.killed("process")
+
     async def stop_desk(self, minutes):
         """An operator engages the kill switch, and clears it later."""
         await engage(self.kill, "anna", "drill")
-        if not self.window("kill switch"):
-            self.shut("kill switch")
+        self.shut("kill switch")
         self.held = self.clock() + minutes * MINUTE_MS
-        self.story.happened["kill switch engaged by hand"] += 1
 
     async def may_clear(self):
-        """The operator looks every few minutes, and clears what is not to be held."""
-        if self.down or (self.held or 0) > self.clock() or not (await kill_state(self.kill)).engaged:
+        """The operator clears what is not to be held."""
+        if self.down or self.held > self.clock() or not (await kill_state(self.kill)).engaged:
             return
         self.open("kill switch")
         with contextlib.suppress(DeskbookError):
             await clear(self.kill, "anna", "looked at it")
 
-    def fault(self, now_ms, minutes):
+    def fault(self, now_ms, minutes, which):
         """One more thing is wrong at the venue for a while."""
-        kind, route, rate, params = self.rng.choice(FAULTS)
+        kind, route, rate, params = which
         self.faults[self.sandbox.control.add_fault(kind, route, {"rate": rate} if rate < 1 else {}, **params)] = now_ms + minutes * MINUTE_MS
         if kind == "candles_late_close":
             self.late = now_ms + minutes * MINUTE_MS
@@ -321,72 +408,79 @@ class Week:
 
     async def collect(self):
         """Requests for new orders, from the venue's own journal."""
-        entries = self.sandbox.control.journal(self.story.seen)
+        entries = self.sandbox.control.journal(self.story.seen, "orders.create")
         if entries:
             self.story.seen = entries[-1]["seq"]
-        self.story.creates += [e for e in entries if e["route"] == "orders.create"]
+        self.story.creates += entries
 
     # -- the whole
-    async def run(self, start_ms, end_ms):
-        """From the first close to the last."""
+    async def begin(self):
         await self.boot()
         await self.wide()
         await clear(self.kill, "anna", "the week begins")
         await self.ready()
-        hour, plan = None, {}
-        for close in closes(start_ms, end_ms):
-            if close // HOUR_MS != hour:
-                hour = close // HOUR_MS
-                plan = self.plan(hour)
+        await self.streamer.poll()
+        await self.gates.round()
+        await self.gates.flush()
+
+    async def run(self, start_ms, end_ms, each_day=None):
+        """From the first close to the last; `each_day` is awaited at midnight, when all is well and at rest."""
+        for hour, group in groupby(closes(start_ms, end_ms, self.pairs[0]), lambda c: (c - 1) // HOUR_MS):
+            times = [*group]
+            plan = self.plan(times)
+            for close in times:
+                await self.minute(close, plan.get(close, ()))
+            if (hour + 1) % 24 == 0 and times[-1] < end_ms:
+                await self.rest()
+                if each_day:
+                    await each_day()
+        await self.end()
+
+    async def minute(self, close, plan):
+        """One step with all that is planned for it."""
+        with self.timed("operator"):
             self.heal(close)
             await self.revive(close)
-            minute = close // MINUTE_MS % 60
+            if self.read_only and close >= self.read_only_until:
+                await self.reboot(read_only=False)
             strike = None
-            for what in plan.get(minute, ()):
+            for what in plan:
                 strike = await self.happen(what, close) or strike
-            await self.step(close, strike)
-            if minute % 5 == 4:
-                await self.care()
-        await self.end(end_ms)
+        await self.step(close, strike)
+        if close - self.cared >= 5 * MINUTE_MS:
+            with self.timed("care"):
+                await self.care(close)
 
-    def plan(self, hour):
-        """What happens in this hour, by minute: some worker is killed in every one."""
+    def plan(self, times):
+        """What happens in this hour, by step: some worker is killed in every one."""
         r, plan = self.rng, {}
-        doing = [r.choice(("streamer", "gates", "manager", "all")), "fault", "fault", "cut"]
-        doing += [w for w, odds in (("stop", 0.2), ("postgres", 0.15), ("valkey", 0.15), ("flush", 0.08), ("read_only", 0.08)) if r.random() < odds]
+        doing = [r.choice(WORKERS)] if self.any_hour else []
+        often = [*self.any_hour.items(), *(self.session_hour.items() if in_session(times[0]) else ())]
+        doing += [what for what, odds in often if r.random() < odds]
         for what in doing:
-            plan.setdefault(r.randrange(2, 50), []).append(what)
-        if "read_only" in doing:
-            plan.setdefault(58, []).append("read_write")
+            plan.setdefault(r.choice(times), []).append(what)
         return plan
 
     async def happen(self, what, now_ms):
-        if what in ("streamer", "gates", "manager", "all"):
+        """A thing of the plan; a worker's name is returned."""
+        if what in WORKERS:
             return what
-        if what == "fault":
-            self.fault(now_ms, self.rng.randrange(2, 12))
+        if what in TRAPS:
+            self.traps.append(what)
+        elif what in ("fault", "order_fault"):
+            self.fault(now_ms, self.rng.randrange(2, 12), self.rng.choice(FAULTS if what == "fault" else ORDER_FAULTS))
         elif what == "cut":
             self.story.happened["streams cut"] += self.sandbox.control.cut_streams()
-        elif what == "stop":
-            await self.stop_desk(self.rng.randrange(2, 15))
-        elif what in ("postgres", "valkey"):
-            if not self.down:
-                self.kill_server(what, now_ms, self.rng.randrange(1, 4))
+        elif what in ("postgres", "valkey") and not self.down:
+            self.kill_server(what, now_ms, self.rng.randrange(1, 4))
         elif what == "flush" and "valkey" not in self.down:
             await self.live.redis.flushall()
             self.story.happened["Valkey flushed"] += 1
-        elif what == "read_only" and not self.read_only:
-            self.read_only = True
-            await self.reboot()
-            self.shut("read-only")
-            self.story.happened["read-only"] += 1
-        elif what == "read_write" and self.read_only:
-            self.open("read-only")
-            self.read_only = False
-            await self.reboot()
+        return None
 
-    async def care(self):
-        """What the workers' own loops do by the wall clock, once in five minutes of the market."""
+    async def care(self, now_ms):
+        """What the workers' own loops do by the wall clock, and the operator from time to time."""
+        self.cared = now_ms
         await self.may_clear()
         await self.collect()
         if "valkey" not in self.down:
@@ -394,22 +488,23 @@ class Week:
                 for p in self.gates.pairs.values():
                     await self.gates.save(p)
         await self.streamer.save()
-        if self.rng.random() < 0.5:
-            for f in self.streamer.feeds.values():
-                f.deep_s = -1e9  # ten minutes have passed: it looks further back
+        if now_ms - self.looked_deep >= 10 * MINUTE_MS:
+            self.looked_deep = now_ms
+            self.look_deep()
 
-    async def end(self, end_ms):
-        """Everything is well again, and comes to rest."""
+    def look_deep(self):
+        """Ten minutes have passed for the streamer: it looks further back."""
+        for f in self.streamer.feeds.values():
+            f.deep_s = -1e9
+
+    async def rest(self):
+        """Nothing is wrong at the venue any more, the servers live, every candle and every order has come home."""
         self.sandbox.control.clear_faults()
+        self.faults.clear()
+        self.late = 0
         await self.revive()
-        if self.read_only:
-            await self.happen("read_write", end_ms)
-        self.held = None
-        await self.may_clear()
-        self.open("kill switch")
         for _ in range(2):
-            for f in self.streamer.feeds.values():
-                f.deep_s = -1e9
+            self.look_deep()
             self.clock.to(self.clock() + 1000)
             await self.streamer.poll(5.0)
             await self.gates.round()
@@ -418,16 +513,32 @@ class Week:
         await self.ready()
         await self.settle(30)
         await self.collect()
+
+    async def end(self):
+        """The last rest."""
+        await self.rest()
+        if self.read_only:
+            await self.reboot(read_only=False)
+        self.held = 0
+        await self.may_clear()
+        self.open("kill switch")
+        await self.settle(30)
+        await self.collect()
+        for _ in range(100):  # the follower has heard of the last fill
+            if self.told() >= self.filled():
+                break
+            await asyncio.sleep(0.05)
         self.mismatches = [str(m) for m in (await self.desk.reconcile()).mismatches]
 
     async def aclose(self):
         if hasattr(self, "desk"):
             self.stop.set()
-            await asyncio.wait([self.sender], timeout=15)
+            self.follower.cancel()
+            await asyncio.wait([self.sender, self.follower], timeout=15)
             await self.stack.aclose()
         await self.live.aclose()
 
-    # -- what is asked afterwards
+    # -- what the venue says
     def transactions(self):
         """All of the account's, page by page."""
         found, headers = [], {"Authorization": f"Bearer {self.sandbox.token}"}
@@ -436,20 +547,21 @@ class Week:
                 found += page
         return found
 
-    def disagreements(self):
-        """Between venue and ledger."""
-        return problems(at_venue(self.transactions()), in_ledger(self.postgres.url, ACCOUNT)) + self.mismatches
+    def filled(self):
+        return {t["id"] for t in self.transactions() if t["type"] == "ORDER_FILL"}
+
+    def told(self):
+        return {fill for told in self.story.told for fill in told}
 
 
-def closes(start_ms, end_ms):
-    """The minutes at whose end a candle closes, weekends left out as the calendar has them."""
-    from deskbook.market.calendar import calendar_for
-
-    calendar = calendar_for(PAIRS[0])
+def closes(start_ms, end_ms, pair):
+    """When the clock stops: at every close near the session, each ten minutes while the market is open, each hour while it is not."""
     times = range(start_ms, end_ms, MINUTE_MS)
-    for opened, is_open in zip(times, calendar.is_open(list(times)), strict=True):
-        if is_open:
-            yield opened + MINUTE_MS
+    for opened, is_open in zip(times, calendar_for(pair).is_open(list(times)), strict=True):
+        close = opened + MINUTE_MS
+        every = 60 if not is_open else 1 if in_session(close - 10 * MINUTE_MS) or in_session(close + 10 * MINUTE_MS) else 10
+        if close % (every * MINUTE_MS) == 0:
+            yield close
 
 
 def in_session(ms):
