@@ -1,5 +1,7 @@
 """The runbooks of incidents at the live desk, each clean and with the fault it is for: a Valkey that is killed, a venue without prices, gates that
 ask for a person, a manager that says no."""
+import asyncio
+import json
 import os
 import signal
 import time
@@ -10,6 +12,8 @@ import test_live_runbooks as live_rig
 
 from deskbook.core.clock import to_ms
 from deskbook.ops.live_care import look_live
+from deskbook.stores.live import open_live
+from deskbook.stores.live_state import put_gate
 from deskbook.trading.desk import SANDBOX_ACCOUNT, SANDBOX_TOKEN
 
 account, venue = live_rig.account, live_rig.venue
@@ -124,3 +128,51 @@ def test_prices_that_the_api_does_not_hand_on(account, run):
     with fed(account, ("streamer",)):
         result = run("incidents/pricing_empty", "", account=account, at=ten(), api="http://127.0.0.1:9")
     assert failed(result) == ["the API hands them on"] and "daemon api" in notes(result)
+
+
+# ---- hazard
+
+def put_gates(valkey_url, key_prefix, asked):
+    """Ten gates of EUR_USD, the last `asked` of them far above the threshold; one of USD_JPY, calm."""
+    async def go():
+        live = open_live(valkey_url, key_prefix)
+        for instrument, minutes, wild in [*(("EUR_USD", m, m < asked) for m in reversed(range(10))), ("USD_JPY", 0, False)]:
+            ms = at_ten() - 5_000 - minutes*60_000
+            gate = {"instrument": instrument, "ts_ms": ms - 60_000, "asof_ms": ms, "admit": not wild, "hazard": 0.9 if wild else 0.1, "hazard_threshold": 0.5,
+                    "reasons": ["hazard_exceeds_adaptive_threshold", "hazard_fallback_requested"] if wild else []}
+            await put_gate(live, instrument, gate["ts_ms"], json.dumps(gate), 900, 100)
+        await live.aclose()
+    asyncio.run(go())
+
+
+def test_no_hazard_breach(account, run, valkey_url, key_prefix):
+    put_gates(valkey_url, key_prefix, asked=2)
+    result = run("incidents/hazard_breach", "", account=account, at=ten(), why="to see", mode="live")
+    assert result.exit_code == 0, result.evidence.reason
+    assert result.evidence.numbers["gates that asked for a person"] == 2 and "no pair goes on asking" in notes(result)
+
+
+def test_a_hazard_breach_halts_the_desk(account, run, valkey_url, key_prefix):
+    put_gates(valkey_url, key_prefix, asked=3)
+    with deployed(account, ("api", "sender")) as api:
+        switch(api, False)
+        dry = run("incidents/hazard_breach", "", account=account, at=ten(), api=api)
+        assert failed(dry) == ["no pair goes on asking", "the kill switch is engaged"] and "--live" in notes(dry) and health(api)["kill_switch"] is False
+        assert run("incidents/hazard_breach", "", account=account, at=ten(), api=api, mode="live").exit_code == 2, "a desk is halted for a reason"
+        live = run("incidents/hazard_breach", "", account=account, at=ten(), api=api, why="the market is wild", mode="live")
+        assert failed(live) == ["no pair goes on asking"] and health(api)["kill_switch"] is True and "leave the kill switch engaged" in notes(live)
+        refused = run("incidents/kill_switch_refuses_to_clear", "", account=account, at=ten(), why="never mind", mode="live")
+        assert refused.exit_code == 1 and "hazard_breach" in notes(refused) and health(api)["kill_switch"] is True
+        story = run("incidents/kill_switch_refuses_to_clear", "", account=account, at=ten())
+        assert "the market is wild (hazard of EUR_USD)" in notes(story)
+
+
+def test_a_hazard_breach_is_halted_without_the_api(account, run, valkey_url, key_prefix, monkeypatch):
+    put_gates(valkey_url, key_prefix, asked=10)
+    with deployed(account, ("api", "sender")) as api:
+        switch(api, False)
+    live = run("incidents/hazard_breach", "", account=account, at=ten(), api="http://127.0.0.1:9", why="the market is wild", mode="live")
+    assert checks(live)["the kill switch is engaged"]
+    monkeypatch.setenv("VALKEY_URL", "redis://127.0.0.1:9")
+    blind = run("incidents/hazard_breach", "", account=account, at=ten(), api="http://127.0.0.1:9")
+    assert failed(blind)[0] == "Valkey answers" and "valkey_down" in notes(blind)

@@ -7,16 +7,25 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 import polars as pl
-from ..core.clock import iso
+from ..core.clock import iso, to_datetime
 from ..core.errors import Refused
 from ..core.settings import Settings
-from .live_care import SUSTAINED, LiveLook, Stores, moment, on_stores, read_desk
+from ..gates.settings import GateSettings
+from .live_care import SUSTAINED, LiveLook, Stores, command, in_row, moment, on_stores, read_desk
 from .live_tools import Check
+from ..stores.live import LiveUnavailable
+from ..stores.live_state import gate_history
 from ..trading.controls import ClearRefused, KillState, clear, kill_state, missing_credentials
+from ..trading.guards import fallback_requested, gate_time_ms, number
 
 # %% auto #0
-__all__ = ['place_checks', 'gate_checks', 'obstacles', 'see_obstacles', 'kill_story', 'clear_and_hold']
+__all__ = ['HAZARD_COLUMNS', 'ASKS_ABOVE', 'PAIR_COLUMNS', 'place_checks', 'gate_checks', 'obstacles', 'see_obstacles',
+           'kill_story', 'clear_and_hold', 'hazard_rows', 'read_hazards', 'plot_hazards', 'hazard_cause',
+           'hazard_table', 'HazardLook', 'look_hazards', 'hazard_next']
 
 # %% ../../../nbs/ops/67_halt_care.ipynb #b1c52c72
 def place_checks(
@@ -100,3 +109,116 @@ def clear_and_hold(
         while not (state := await kill_state(s.kill)).engaged and time.monotonic() < end: await asyncio.sleep(0.2)
         return Check(name, not state.engaged, state.explain(), "" if not state.engaged else "Somebody engages it again: the table above says who.")
     return on_stores(go, settings)
+
+# %% ../../../nbs/ops/67_halt_care.ipynb #a929dff0
+HAZARD_COLUMNS: dict[str, Any] = {"instrument": pl.String, "time": pl.Datetime("ms", "UTC"), "hazard": pl.Float64, "threshold": pl.Float64, "ratio": pl.Float64,
+    "asked": pl.Boolean}
+
+def hazard_rows(
+    gates: Sequence[Mapping[str, Any]], # of one pair, oldest first
+) -> list[tuple[Any, ...]]:
+    "What each gate says of its hazard; a gate that cannot be read has no ratio."
+    def row(g: Mapping[str, Any]) -> tuple[Any, ...]:
+        hazard, threshold = number(g.get("hazard")), number(g.get("hazard_threshold"))
+        ratio = hazard/threshold if hazard is not None and threshold else None
+        return g.get("instrument"), to_datetime(gate_time_ms(g) or 0), hazard, threshold, ratio, fallback_requested(g)
+    return [row(g) for g in gates]
+
+async def read_hazards(s: Stores, now_ms: int, minutes: int) -> pl.DataFrame:
+    "Gates of the roster since then. Raises `LiveUnavailable`."
+    rows = [r for name in s.settings.hotband_pairs for r in hazard_rows(await gate_history(s.live, name, since_ms=now_ms - minutes*60_000))]
+    return pl.DataFrame(rows, schema=HAZARD_COLUMNS, orient="row")
+
+# %% ../../../nbs/ops/67_halt_care.ipynb #cfdf8645
+ASKS_ABOVE = GateSettings().fallback_multiplier # times the threshold
+
+def plot_hazards(
+    gates: pl.DataFrame, # as from `read_hazards`
+) -> Any: # a matplotlib figure
+    "How far each pair was above its threshold."
+    import matplotlib.pyplot as plt
+    fig, ax = plt.subplots(figsize=(7, 2.8), dpi=80, layout="constrained")
+    for (name,), one in gates.drop_nulls("ratio").group_by("instrument", maintain_order=True):
+        ax.plot(one["time"].to_list(), one["ratio"].to_list(), marker=".", ms=4, lw=1.2, label=name)
+    for level, text in ((1.0, "refused above"), (ASKS_ABOVE, "asks for a person above")):
+        ax.axhline(level, color="black", lw=0.8, ls="--")
+        ax.annotate(text, (0.01, level), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
+    ax.set(xlabel="close of the candle, UTC", ylabel="hazard / threshold", ylim=(0, None))
+    if gates.height: ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return fig
+
+# %% ../../../nbs/ops/67_halt_care.ipynb #fc75c399
+def hazard_cause(
+    gates: int, # that were made
+    above: int, # of them above the threshold
+    asked: int, # of them asked for a person
+    in_a_row: int, # of these the newest, without a calm one between
+) -> str:
+    "What the gates of one pair mean."
+    if not gates: return "no gates: nothing is known"
+    if in_a_row >= SUSTAINED: return f"asks for a person {in_a_row} gates in a row"
+    if in_a_row: return f"asks for a person, {in_a_row} of {SUSTAINED} gates in a row"
+    if asked: return f"asked for a person {asked} times, and is calm again"
+    return f"above its threshold {above} times: refused, as it should be" if above else "calm"
+
+# %% ../../../nbs/ops/67_halt_care.ipynb #2148255c
+PAIR_COLUMNS: dict[str, Any] = {"instrument": pl.String, "gates": pl.Int64, "above": pl.Int64, "asked": pl.Int64, "in_a_row": pl.Int64, "worst": pl.Float64,
+    "last": pl.String, "units": pl.String, "cause": pl.String}
+
+def hazard_table(
+    gates: pl.DataFrame, # as from `read_hazards`
+    pairs: Sequence[str], # of the roster
+    held: Mapping[str, str], # units by instrument
+) -> pl.DataFrame: # worst is hazard over threshold, last the close of the newest candle
+    "Each pair, and what its gates mean."
+    def row(name: str) -> tuple[Any, ...]:
+        one = gates.filter(pl.col("instrument") == name)
+        asked = one["asked"].to_list()
+        figures = one.height, one.filter(pl.col("ratio") > 1).height, sum(asked), in_row(asked)
+        last = iso(one["time"][-1]) if one.height else ""
+        return name, *figures, one["ratio"].max(), last, held.get(name, "0"), hazard_cause(*figures)
+    return pl.DataFrame([row(n) for n in pairs], schema=PAIR_COLUMNS, orient="row")
+
+# %% ../../../nbs/ops/67_halt_care.ipynb #9830eb2a
+_HELD = "SELECT instrument, units FROM positions WHERE account = %s AND units <> 0"
+
+@dataclass(frozen=True)
+class HazardLook:
+    "The hazard of the last while, gate by gate and pair by pair."
+    gates: pl.DataFrame # as from `read_hazards`
+    pairs: pl.DataFrame # as from `hazard_table`
+    error: str = "" # why the gates cannot be read
+
+    @property
+    def wild(self) -> list[str]: # pairs that go on asking for a person
+        return self.pairs.filter(pl.col("in_a_row") >= SUSTAINED)["instrument"].to_list()
+
+def look_hazards(
+    account: str, # whose positions
+    minutes: int = 60, # how far back
+    at: str = "",
+    settings: Settings | None = None,
+) -> HazardLook:
+    "Hazard and threshold of each gate, and what is held. A store that is away is told, not raised."
+    async def go(s: Stores) -> HazardLook:
+        held = {r["instrument"]: f"{r['units']:f}" for r in await s.ledger.rows(_HELD, (account,))} if s.ledger else {}
+        gates, error = pl.DataFrame(schema=HAZARD_COLUMNS), ""
+        try: gates = await read_hazards(s, moment(at), minutes)
+        except LiveUnavailable as e: error = str(e)
+        return HazardLook(gates, hazard_table(gates, s.settings.hotband_pairs, held), error)
+    return on_stores(go, settings)
+
+# %% ../../../nbs/ops/67_halt_care.ipynb #9546bfa5
+def hazard_next(
+    now: LiveLook,
+    look: HazardLook,
+) -> str: # one sentence
+    "What a person should do."
+    wild, clear = ", ".join(look.wild), command("incidents/kill_switch_refuses_to_clear", now.account)
+    if look.error: return f"The gates cannot be read: {command('incidents/valkey_down', now.account)}. A desk that cannot read its kill switch sends nothing."
+    if not wild: return "Nothing: no pair goes on asking." + (f" The kill switch is engaged; when its cause is understood: {clear}" if now.kill_engaged else "")
+    if not now.kill_engaged: return f"{wild}: halt the desk: {command('incidents/hazard_breach', now.account, True, why='hazard')} or `deskbook kill-switch engage`."
+    if set(look.wild) & set(now.stale) and now.market_open: return f"{wild}: the last word is old. {command('incidents/gates_missing_or_stale', now.account)}"
+    held = look.pairs.filter(pl.col("instrument").is_in(look.wild), pl.col("units") != "0")
+    stay = "".join(f" {u} {i} is held: `deskbook orders close {i} --account {now.account} --override-kill` closes it." for i, u in held.select("instrument", "units").iter_rows())
+    return f"{wild}: leave the kill switch engaged, and look again when the hazard is below its threshold.{stay}"

@@ -18,8 +18,8 @@ from ..market.candles import timeframe_ms
 
 # %% auto #0
 __all__ = ['FEED_COLUMNS', 'SUSTAINED', 'ApiAnswer', 'api_address', 'ask_api', 'next_of', 'next_rung', 'command', 'Stores',
-           'on_stores', 'fallbacks_of', 'feed_table', 'LiveLook', 'moment', 'read_desk', 'look_live', 'see_agreement',
-           'fetch_by_hand']
+           'on_stores', 'in_row', 'fallbacks_of', 'feed_table', 'LiveLook', 'moment', 'read_desk', 'look_live',
+           'see_agreement', 'fetch_by_hand']
 
 # %% ../../../nbs/ops/63_live_care.ipynb #a6286b9c
 from ..gates.payload import split_reasons
@@ -138,14 +138,22 @@ def on_stores[T](
 FEED_COLUMNS = {"instrument": pl.String, "candles": pl.Int64, "candle_age_s": pl.Float64, "gate": pl.String, "gate_age_s": pl.Float64, "admit": pl.Boolean,
     "hazard": pl.Float64, "threshold": pl.Float64, "fallbacks": pl.Int64, "reasons": pl.String}
 
+# %% ../../../nbs/ops/63_live_care.ipynb #22f12a0d
 SUSTAINED = FALLBACK_AFTER # so many fallbacks in a row, and the gate worker acts
+
+def in_row(
+    asked: Sequence[bool], # of each gate, oldest first: whether it asked for a person
+) -> int:
+    "How many of the newest gates in a row asked."
+    return next((i for i, a in enumerate(reversed(asked)) if not a), len(asked))
 
 def fallbacks_of(
     gates: Sequence[Mapping[str, Any]], # as from `gate_history`, oldest first
 ) -> int:
-    "How many of the newest gates in a row asked for a person."
-    return next((i for i, g in enumerate(reversed(gates)) if not fallback_requested(g)), len(gates))
+    "The same of the gates themselves."
+    return in_row([fallback_requested(g) for g in gates])
 
+# %% ../../../nbs/ops/63_live_care.ipynb #bd6360ff
 async def feed_table(
     s: Stores,
     now_ms: int,
