@@ -73,6 +73,7 @@ def main(
     except (KeyboardInterrupt, typer.Abort): code = 130
     except (OSError, SystemExit) as e: return _refused_by_system(e)
     except Exception as e:
+        if said := _wrong_setting(e): return _say(said, 2)
         if not hasattr(e, "format_message"): raise
         return _say(e.format_message(), getattr(e, "exit_code", 2))
     return _say("interrupted; what was stored stays. Run the same command again to go on.", 130) if code == 130 else code
@@ -85,6 +86,13 @@ def _refused_by_system(e: OSError | SystemExit) -> int: # typer answers a broken
         return 0
     if isinstance(e, OSError) and e.filename: return _say(f"{e.filename}: {e.strerror}.", 1)
     raise e
+
+def _wrong_setting(e: Exception) -> str: # "": it is something else
+    "Which variables of the environment cannot be read, and why. The value of one that holds a secret is not shown."
+    if type(e).__name__ != "ValidationError" or getattr(e, "title", "") != "Settings": return ""
+    from deskbook.core.redaction import secret_looking
+    found = [("".join(map(str, x["loc"])), x) for x in e.errors(include_url=False)] # type: ignore[attr-defined]
+    return "; ".join(f"{n}{'' if secret_looking(n) else '=' + str(x['input'])[:60]}: {x['msg']}" for n, x in found) + ". Correct the environment."
 
 def _say(text: str, code: int) -> int:
     if text: print(f"deskbook: {text}", file=sys.stderr)

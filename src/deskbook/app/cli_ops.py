@@ -5,6 +5,7 @@
 # %% ../../../nbs/app/66_cli_ops.ipynb #7deee3df
 from __future__ import annotations
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
     from deskbook.stores.live import Live
 
 # %% auto #0
-__all__ = ['ops', 'desk', 'settings_for', 'live_store', 'freshness_alert', 'tell', 'gate_freshness_command', 'aux_keys_command',
-           'seed_command', 'prune_command', 'certificate_command', 'certificate_alert', 'workers_check',
-           'ledger_checks', 'all_checks', 'validate_command']
+__all__ = ['ops', 'desk', 'settings_for', 'live_store', 'freshness_alert', 'tell', 'ended', 'gate_freshness_command',
+           'aux_keys_command', 'seed_command', 'prune_command', 'certificate_command', 'certificate_alert',
+           'workers_check', 'ledger_checks', 'all_checks', 'validate_command']
 
 # %% ../../../nbs/app/66_cli_ops.ipynb #589124aa
 ops = typer.Typer(add_completion=False, no_args_is_help=True, help="Tools of the live desk: gate freshness, shared keys, seeding, pruning, certificate.")
@@ -66,13 +67,21 @@ def freshness_alert(fresh: Freshness) -> Alert:
     from deskbook.ops.notify import Alert
     return Alert("gate_freshness", "medium" if fresh.exit_code == 3 else "high", fresh.message(), resolved=fresh.exit_code == 0)
 
-def tell(settings: Settings, alert: Alert, memory: str) -> None:
+def tell(settings: Settings, alert: Alert, memory: str) -> bool: # whether it reached somebody, or need not
     "Tell it now; what was told is remembered below the home folder. A failure is said and changes no exit code."
     from deskbook.ops.notify import Notifier
-    try: notifier = Notifier(settings, memory=settings.home/f"told-{memory}.json")
-    except BadInput as e: return warn(str(e))
-    notifier.send(alert)
-    if not notifier.close(): warn("the alert was not delivered everywhere.")
+    try:
+        notifier = Notifier(settings, memory=settings.home/f"told-{memory}.json")
+        notifier.send(alert)
+        if notifier.close(): return True
+        warn("the alert was not delivered everywhere.")
+    except BadInput as e: warn(str(e))
+    return False
+
+def ended(code: int, told: bool) -> typer.Exit:
+    "The end of a check. The last line on stderr says to a script that it came so far, and that nobody else needs to alert."
+    if told: print("checked", file=sys.stderr)
+    return typer.Exit(code)
 
 # %% ../../../nbs/app/66_cli_ops.ipynb #4155f507
 async def _freshness(settings: Settings, url: str, threshold_s: float) -> Freshness:
@@ -97,8 +106,7 @@ def gate_freshness_command(
     fresh = run(_freshness(settings, redis, threshold))
     closed = when_open and not fresh.error and _closed(threshold)
     _show_freshness(fresh, closed, as_json)
-    if alert and not closed: tell(settings, freshness_alert(fresh), "gates")
-    raise typer.Exit(0 if closed else fresh.exit_code)
+    raise ended(0 if closed else fresh.exit_code, alert and (closed or tell(settings, freshness_alert(fresh), "gates")))
 
 # %% ../../../nbs/app/66_cli_ops.ipynb #8cf04856
 def _closed(threshold_s: float) -> bool:
@@ -200,8 +208,7 @@ def certificate_command(
     text = error if left is None else f"The TLS certificate {path} ends {iso(end)}, in {left:.1f} days."
     if as_json: print_json({"ok": code == 0, "error": error, "ends": iso(end) if end else None, "days": left})
     else: print(text)
-    if alert: tell(settings, certificate_alert(text, code, left), "certificate")
-    raise typer.Exit(code)
+    raise ended(code, alert and tell(settings, certificate_alert(text, code, left), "certificate"))
 
 # %% ../../../nbs/app/66_cli_ops.ipynb #f63b9e2d
 def certificate_alert(text: str, code: int, left: float | None) -> Alert:

@@ -118,7 +118,7 @@ class _Quiet(logging.Handler):
         where, said = getattr(self, "baseFilename", "the stream"), why if isinstance(why, OSError) else type(why).__name__
         with contextlib.suppress(Exception): print(f"deskbook: the log {where} cannot be written: {said}", file=sys.stderr)
 
-class _Stream(_Quiet, logging.StreamHandler): pass # type: ignore[type-arg]
+class _Stream(_Quiet, logging.StreamHandler): pass
 class _File(_Quiet, RotatingFileHandler): pass
 
 # %% ../../../nbs/core/07_logs.ipynb #0b3bf03b
