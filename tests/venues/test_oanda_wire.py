@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deskbook.core.clock import iso, to_ms
+from deskbook.market.candles import candle_frame, clean_candles
 from deskbook.venues import errors as e
 from deskbook.venues import oanda_wire as w
 from deskbook.venues.model import Instrument, OrderRequest
@@ -143,7 +144,7 @@ def all_of_the_log(log):
 READERS = {
     "ack": (ANSWER, lambda x: w.read_ack(x, BUY, "USD", "1")), "cancelled": (CANCELLED, lambda x: w.read_ack(x, BUY, "USD", "1")),
     "price": (PRICE, w.read_quote), "summary": (SUMMARY, lambda x: w.read_balance(x, 0)), "positions": (POSITIONS, w.read_positions),
-    "instrument": (INSTRUMENT, w.read_instrument), "order": (ORDER, w.read_order), "trade": (TRADE, w.read_trade), "candles": (CANDLES, lambda x: w.candle_frame(w.read_candles(x, "EUR_USD", "M1").rows)),
+    "instrument": (INSTRUMENT, w.read_instrument), "order": (ORDER, w.read_order), "trade": (TRADE, w.read_trade), "candles": (CANDLES, lambda x: candle_frame("EUR_USD", w.read_candles(x, "EUR_USD", "M1").rows)),
     "log": ({"t": LOG}, lambda x: all_of_the_log(x.get("t")))}
 
 
@@ -335,10 +336,11 @@ def test_a_closed_market_has_closeout_prices_only():
     assert w.read_quote(deep).mid == D("1.13035")
 
 
-def test_bad_prices_of_a_candle_stay_out_of_the_frame():
+def test_a_candle_without_quotes_has_none_and_a_candle_that_makes_no_sense_is_told_as_it_is():
     bars = [{"time": f"2016-06-22T18:0{n}:00Z", "complete": True, "volume": 1, "mid": dict(o="1.13", h=h, l="1.12", c="1.135")} for n, h in ((1, "1.14"), (2, "1.10"))]
-    frame = w.candle_frame(w.read_candles({"candles": bars}, "EUR_USD", "M1").rows)
-    assert frame.height == 1 and frame["bid_close"].null_count() == 1
+    rows = w.read_candles({"candles": bars}, "EUR_USD", "M1").rows
+    clean = clean_candles(candle_frame("EUR_USD", rows))
+    assert clean.candles.height == 1 and clean.candles["bid_close"].null_count() == 1 and clean.reasons == {"high_below_body": 1}
 
 
 def test_requests_that_are_wrong_are_not_sent():

@@ -13,6 +13,7 @@ import pytest
 
 from deskbook.core.clock import to_ms
 from deskbook.core.errors import DataError, NotFound
+from deskbook.core.metrics import REGIME_REJECTED
 from deskbook.core.settings import Settings
 from deskbook.gates.engine import build_gates
 from deskbook.gates.live import gate_history
@@ -23,6 +24,7 @@ from deskbook.stores.embedded import start_valkey
 from deskbook.stores.lake import Lake
 from deskbook.stores.live import open_live
 from deskbook.stores.live_state import candles_key, read_candles
+from deskbook.venues.candle_fetch import fetch_into
 from deskbook.venues.errors import NetworkError
 from deskbook.venues.oanda import Oanda
 from deskbook.venues.retry import RetryPolicy, Timing
@@ -150,6 +152,36 @@ def test_a_venue_that_is_away_for_a_while_leaves_no_gap(world):
         await s.save()
         assert not s.status()["EUR_USD"].stale and not s.status()["EUR_USD"].error
         await w.check(since)
+    world.run(body)
+
+
+class Bent:
+    """A venue that tells one candle with its high below its low."""
+
+    def __init__(self, venue):
+        self.venue, self.capabilities = venue, venue.capabilities
+
+    async def fetch_ohlcv(self, *a, **k):
+        frame = await self.venue.fetch_ohlcv(*a, **k)
+        last = pl.int_range(pl.len()) == pl.len() - 1
+        return frame.with_columns(high=pl.when(last).then(pl.col("low") * 0.9).otherwise(pl.col("high")))
+
+
+def test_a_candle_that_makes_no_sense_goes_into_quarantine_and_nowhere_else(world):
+    async def body(w):
+        bent, seen = Bent(w.venue), REGIME_REJECTED.labels("EUR_USD", "high_below_body")._value.get()
+        last = (await w.truth("EUR_USD", w.now - 600_000))["time"][-1]
+        s = w.streamer(bent)
+        for _ in range(3):
+            await s.poll()
+        await s.save()
+        told = w.lake.quarantine("sandbox", "EUR_USD")
+        assert told["time"].to_list() == [last] and told["reason"].to_list() == ["high_below_body"]
+        assert REGIME_REJECTED.labels("EUR_USD", "high_below_body")._value.get() == seen + 1
+        assert (await fetch_into(bent, w.live, w.lake, w.settings, "USD_JPY", "M1", limit=5, now_ms=w.now)).lake.quarantined == 1
+        for name in PAIRS:
+            assert last not in (await read_candles(w.live, name))["time"].to_list()
+            assert last not in w.lake.candles(name, None, None, "sandbox")["time"].to_list()
     world.run(body)
 
 
@@ -388,11 +420,11 @@ def test_running_through_a_killed_valkey(sandbox, tmp_path, valkey_url):
             stop, s = asyncio.Event(), w.streamer()
             task = asyncio.create_task(s.run(stop))
 
-            async def there():
+            async def there(since_ms=2**62):
                 for _ in range(400):
                     try:
                         frames = [await read_candles(w.live, p) for p in PAIRS]
-                        if all(f.height and to_ms(f["time"][-1]) + 120_000 > w.now for f in frames):
+                        if all(f.height and to_ms(f["time"][-1]) + 120_000 > w.now and to_ms(f["time"][0]) <= since_ms for f in frames):
                             return frames
                     except Exception:
                         pass
@@ -405,7 +437,7 @@ def test_running_through_a_killed_valkey(sandbox, tmp_path, valkey_url):
             assert s.down and not task.done()
             w.advance(60)
             await asyncio.to_thread(server.revive)
-            await there()
+            await there(since)
             stop.set()
             await asyncio.wait_for(task, 10)
             await w.check(since)

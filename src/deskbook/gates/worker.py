@@ -24,10 +24,10 @@ from .live import last_gate, put_gate
 from .payload import GatePayload, frame_payloads, payload_json
 from .settings import HAZARD_FALLBACK, GateSettings, settings_from
 from ..market.calendar import TradingCalendar, calendar_for
-from ..market.candles import clean_candles, empty_candles
+from ..market.candles import candle_frame, clean_candles, empty_candles
 from ..stores.lake import Lake
 from ..stores.live import Live, LiveUnavailable
-from ..stores.live_state import CANDLE_CHANNEL, NewCandles, candle_frame, candles_after, engine_key, put_gate_history
+from ..stores.live_state import CANDLE_CHANNEL, NewCandles, candles_after, engine_key, put_gate_history
 
 _log = logger(__name__)
 

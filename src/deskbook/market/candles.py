@@ -5,8 +5,9 @@
 # %% ../../../nbs/market/00_candles.ipynb #e2aaff95
 from __future__ import annotations
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 import polars as pl
 from ..core.errors import BadInput, DataError
 
@@ -17,7 +18,7 @@ CANDLE_TIME = pl.Datetime("ms", "UTC")
 # %% auto #0
 __all__ = ['PRICE_COLUMNS', 'QUOTE_COLUMNS', 'CANDLE_TIME', 'CANDLE_SCHEMA', 'TIMEFRAME_MS', 'CURRENCIES', 'REQUIRED_COLUMNS',
            'REASONS', 'QUARANTINE_SCHEMA', 'timeframe_ms', 'normalise_instrument', 'is_currency_pair', 'conform',
-           'CleanCandles', 'clean_candles', 'empty_candles']
+           'CleanCandles', 'clean_candles', 'empty_candles', 'candle_frame']
 
 # %% ../../../nbs/market/00_candles.ipynb #b6461d60
 CANDLE_SCHEMA: dict[str, pl.DataType] = {
@@ -178,3 +179,17 @@ def _in_order(df: pl.DataFrame) -> bool:
 def empty_candles() -> pl.DataFrame: # no rows
     "A candle frame without rows."
     return pl.DataFrame(schema=CANDLE_SCHEMA)
+
+# %% ../../../nbs/market/00_candles.ipynb #a7851360
+def candle_frame(
+    instrument: str,
+    rows: Iterable[Mapping[str, Any]], # time in epoch ms, prices, volume, quotes, complete; what is missing is unknown
+) -> pl.DataFrame: # candle frame, in the order given
+    "Rows of one instrument as a candle frame."
+    schema = {n: pl.Int64() if n == "time" else t for n, t in CANDLE_SCHEMA.items() if n not in ("instrument", "crossed")}
+    df = pl.DataFrame(list(rows), schema=schema, orient="row")
+    b, a = ([pl.col(f"{s}_{p}") for p in ("open", "close")] for s in ("bid", "ask"))
+    crossed = pl.any_horizontal((x > y).fill_null(False) for x, y in zip(b, a))
+    time = pl.col("time").cast(pl.Datetime("ms")).dt.replace_time_zone("UTC")
+    made = {"instrument": pl.lit(instrument, pl.String), "time": time, "crossed": crossed}
+    return df.select(made.get(n, pl.col(n)).alias(n) for n in CANDLE_SCHEMA)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CANDLE_CHANNEL', 'GATE_CHANNEL', 'NAV_SNAPSHOT', 'RISK_SUMMARY', 'POSITION_COUNT', 'OPS_HEALTH', 'DESK_LOOP',
            'PUT_CANDLES', 'candles_key', 'revision_key', 'gate_key', 'gate_index_key', 'engine_key', 'stack_key',
-           'pricing_key', 'candle_text', 'candle_row', 'candle_frame', 'candle_rows', 'put_candles', 'prune_candles',
-           'read_candles', 'NewCandles', 'candles_after', 'newest_candles', 'candle_births', 'put_gate',
-           'put_gate_history', 'last_gates', 'last_gate', 'gate_history', 'put_json', 'get_json']
+           'pricing_key', 'candle_text', 'candle_row', 'candle_rows', 'put_candles', 'prune_candles', 'read_candles',
+           'NewCandles', 'candles_after', 'newest_candles', 'candle_births', 'put_gate', 'put_gate_history',
+           'last_gates', 'last_gate', 'gate_history', 'put_json', 'get_json']
 
 # %% ../../../nbs/stores/22_live_state.ipynb #ba66dc2b
 import json
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import polars as pl
 from ..core.clock import DAY_MS, iso
 from ..core.files import strict_json
-from ..market.candles import CANDLE_SCHEMA, PRICE_COLUMNS, QUOTE_COLUMNS
+from ..market.candles import PRICE_COLUMNS, QUOTE_COLUMNS, candle_frame
 from .live import Live, said_as_live
 
 # %% ../../../nbs/stores/22_live_state.ipynb #91e67260
@@ -59,18 +59,6 @@ def candle_row(
     return row | {"complete": True}
 
 # %% ../../../nbs/stores/22_live_state.ipynb #a5010955
-def candle_frame(
-    instrument: str,
-    rows: Iterable[Mapping[str, Any]], # from `candle_row`
-) -> pl.DataFrame: # candle frame
-    "Rows as a candle frame, in the order given."
-    schema = {n: pl.Int64() if n == "time" else t for n, t in CANDLE_SCHEMA.items() if n not in ("instrument", "crossed")}
-    df = pl.DataFrame(list(rows), schema=schema, orient="row")
-    b, a = ([pl.col(f"{s}_{p}") for p in ("open", "close")] for s in ("bid", "ask"))
-    crossed = pl.any_horizontal((x > y).fill_null(False) for x, y in zip(b, a))
-    time = pl.col("time").cast(pl.Datetime("ms")).dt.replace_time_zone("UTC")
-    return df.with_columns(time, instrument=pl.lit(instrument, pl.String), crossed=crossed).select(*CANDLE_SCHEMA)
-
 def candle_rows(
     frame: pl.DataFrame, # candle frame, one instrument
 ) -> list[dict[str, Any]]: # rows as `candle_text` takes them

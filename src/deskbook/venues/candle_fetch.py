@@ -10,6 +10,7 @@ import asyncio
 from dataclasses import dataclass
 from ..core.clock import iso, system_clock
 from ..core.settings import Settings
+from ..market.candles import clean_candles
 from ..stores.lake import Lake, LakeWrite
 from ..stores.live import Live, LiveUnavailable
 from ..stores.live_state import put_candles
@@ -44,6 +45,6 @@ async def fetch_into(
     name, put, why, now = lake_venue(venue), None, "", system_clock() if now_ms is None else now_ms
     if not frame.height: return Fetched(instrument, name, 0, "", "", LakeWrite(), 0)
     wrote = await asyncio.to_thread(lake.write_candles, frame, name, timeframe)
-    try: put = await put_candles(live, instrument, timeframe, frame, settings.candle_retention_days, now)
+    try: put = await put_candles(live, instrument, timeframe, clean_candles(frame).candles, settings.candle_retention_days, now)
     except LiveUnavailable as e: why = str(e)
     return Fetched(instrument, name, frame.height, iso(frame["time"][0]), iso(frame["time"][-1]), wrote, put, why)

@@ -14,7 +14,7 @@ import httpx
 import polars as pl
 from ..core.clock import iso, to_ms
 from ..core.errors import BadInput
-from ..market.candles import timeframe_ms
+from ..market.candles import candle_frame, timeframe_ms
 from . import oanda_wire as wire
 from .errors import AuthError, NetworkError, OrderNotFound, ProtocolError, Rejected, VenueError
 from .limiter import Limit, LimitKey, Limiter
@@ -74,7 +74,7 @@ def explain(ask: Ask, answer: Answer) -> VenueError | None:
     "OANDA's own words for a refusal."
     return wire.read_error(ask.method, ask.path, answer.status, answer.body, answer.raw, answer.request_id)
 
-# %% ../../../nbs/venues/22_oanda.ipynb #516cac6b
+# %% ../../../nbs/venues/22_oanda.ipynb #fec7e499
 def check_login(
     account: str, # e.g. "101-004-1234567-001"
     token: str, # never shown
@@ -241,7 +241,8 @@ class OandaCandles(OandaReads):
         until = now if until_ms is None else min(until_ms, now)
         if since_ms is None: found = await self._latest(instrument, timeframe, until, limit or 500, now)
         else: found = await self._window(instrument, timeframe, since_ms, until, limit, step, now)
-        frame = wire.candle_frame([r for r in found if (since_ms is None or r["time"] >= since_ms) and r["time"] < until])
+        kept = {r["time"]: r for r in found if (since_ms is None or r["time"] >= since_ms) and r["time"] < until} # later ones win
+        frame = candle_frame(instrument, [kept[t] for t in sorted(kept)])
         if limit is None: return frame
         return frame.tail(limit) if since_ms is None else frame.head(limit)
 

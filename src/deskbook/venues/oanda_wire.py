@@ -11,9 +11,8 @@ from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from itertools import pairwise
 from typing import Any, Literal
-import polars as pl
 from ..core.clock import iso
-from ..market.candles import PRICE_COLUMNS, clean_candles
+from ..market.candles import PRICE_COLUMNS
 from .errors import DuplicateClientId, InsufficientFunds, InvalidOrder, MarketClosed, OrderNotFound, ProtocolError
 from .errors import AuthError, PermissionDenied, ReduceOnlyRejected, Rejected, VenueError
 from .model import Ack, Balance, FillPage, Financing, Instrument, OrderRequest, Quote, Transfer
@@ -29,7 +28,7 @@ __all__ = ['VENUE', 'ZERO', 'MARKET_TIMES', 'LIMIT_TIMES', 'REASONS', 'TYPES', '
            'error_code', 'read_error', 'client_id_of', 'read_fill', 'average_price', 'ended_state', 'read_order',
            'check_answer', 'read_ack', 'cancelled_at_once', 'read_balance', 'read_positions', 'OpenTrade', 'read_trade',
            'read_quote', 'read_quotes', 'in_order', 'cash_of', 'financing_of', 'holes', 'ended_order', 'read_fill_page',
-           'orders_in', 'rejected_in', 'CandlePage', 'read_candles', 'candle_frame']
+           'orders_in', 'rejected_in', 'CandlePage', 'read_candles']
 
 # %% ../../../nbs/venues/20_oanda_wire.ipynb #7b90369d
 def wrong(field: str, value: Any, wanted: str) -> ProtocolError:
@@ -525,7 +524,7 @@ def read_candles(
         if body.get(field, wanted) != wanted: raise wrong(field, body[field], wanted)
     found, times = [], []
     for c in rows(body, "candles"):
-        row: dict[str, Any] = {"instrument": instrument, "time": time_ms(c), "volume": float(number(c, "volume", ZERO))}
+        row: dict[str, Any] = {"time": time_ms(c), "complete": True, "volume": float(number(c, "volume", ZERO))}
         times.append(row["time"])
         if not isinstance(c.get("complete"), bool): raise wrong("complete", c.get("complete"), "true or false")
         if not c["complete"]: continue
@@ -535,12 +534,3 @@ def read_candles(
             row.update({column: float(positive(prices, k)) for column, k in zip(columns, "ohlc", strict=True)})
         found.append(row)
     return CandlePage(tuple(found), min(times, default=None), max(times, default=None))
-
-# %% ../../../nbs/venues/20_oanda_wire.ipynb #30ca860b
-def candle_frame(
-    found: Sequence[dict[str, Any]], # rows of `read_candles`, later ones win
-) -> pl.DataFrame: # the candle frame
-    "Rows as the candle frame: ascending, once each; a row whose prices contradict each other is left out."
-    columns = ["instrument", "time", *PRICE_COLUMNS, "volume", *CANDLE_COLUMNS["bid"], *CANDLE_COLUMNS["ask"]]
-    kinds: dict[str, Any] = {c: pl.Float64 for c in columns} | {"instrument": pl.String, "time": pl.Int64}
-    return clean_candles(pl.DataFrame({c: [r.get(c) for r in found] for c in columns}, schema=kinds)).candles
