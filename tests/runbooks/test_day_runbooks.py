@@ -1,14 +1,21 @@
 """The runbooks of everyday operation, each clean and with the fault it is for, against a real ledger, a real Valkey, a real venue and a desk that runs."""
 import contextlib
+import json
 import time
+from datetime import timedelta
 
+import polars as pl
 import psycopg
+import pytest
 import test_live_runbooks as live_rig
 import test_order_runbooks as order_rig
 
-from deskbook.core.clock import to_ms
+from deskbook.core.clock import iso, to_datetime, to_ms
+from deskbook.core.files import read_json, sha256, write_json
 from deskbook.ops.live_care import look_live
 from deskbook.ops.order_care import reconcile_account
+from deskbook.studies.roster import record_roster
+from deskbook.studies.weekly import CANONICAL
 
 account, venue = live_rig.account, live_rig.venue
 checks, deployed, notes, switch, ten = live_rig.checks, live_rig.deployed, live_rig.notes, live_rig.switch, live_rig.ten
@@ -125,3 +132,70 @@ def test_a_first_boot_of_nothing(account, run, monkeypatch):
     monkeypatch.setenv("VALKEY_URL", "redis://127.0.0.1:9")
     down = run("operations/first_boot", "", account=account, api="http://127.0.0.1:9", wait_s=1, at=ten(), mode="live")
     assert down.exit_code == 1 and checks(down)["Valkey answers"] is False and "VALKEY_URL" in notes(down)
+
+
+# ---- the roster
+
+def studied(end, cells):
+    """Evidence of the week before `end`."""
+    return {"generated_at": iso(end), "window": {"start": iso(end - timedelta(days=7)), "end": iso(end)}, "instruments": cells}
+
+
+def cell(mean, share):
+    def side(m):
+        return {"avg_return_bp": m, "se_bp": 0.6, "n_eff": 110.0}
+    return {"count": 440, "avg_return_pct": mean / 100, "positive_pct": share, "auroc_admit": 0.56, "p_value_holm": 0.01, "auroc_direction": 0.58,
+            "auroc_ci95": {"direction": [0.55, 0.61]}, "short": side(-mean - 2)} | side(mean)
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    """Two weeks of a pair that gains and one that loses; the folder of the evidence."""
+    folder, cells = tmp_path / "reports" / "evidence", {"EUR_USD": {"60": cell(1.5, 0.57)}, "USD_JPY": {"60": cell(-4.0, 0.40)}}
+    for end in ("2025-11-03", "2025-11-10"):
+        record_roster(folder / "roster.jsonl", studied(to_datetime(end), cells))
+    write_json(folder / CANONICAL, studied(to_datetime("2025-11-10"), cells))
+    return folder
+
+
+NOW = "2025-11-11T09:00:00Z"
+
+
+def test_both_roster_rules_and_a_decision(account, run, shelf, ledger):
+    dry = run("operations/roster_decision", "", account=account, at=NOW)
+    assert dry.exit_code == 0, dry.evidence.reason
+    table = pl.read_csv(dry.folder / "roster.csv")
+    assert table.select("instrument", "desk's rule", "sound rule").rows() == [("EUR_USD", "KEEP", "UNPROVEN"), ("USD_JPY", "REMOVE", "UNPROVEN")]
+    assert "2 of 4 weeks" in table["reasons of the sound rule"][0] and "2 consecutive weeks" in table["its reasons"][1]
+    assert "--set instrument=EUR_USD --set decision=tighten" in notes(dry) and not (shelf / "roster_decisions.jsonl").exists()
+
+    live = run("operations/roster_decision", "", account=account, instrument="USD_JPY", decision="remove", by="anna", why="it loses", at=NOW, mode="live")
+    assert live.exit_code == 0, live.evidence.reason
+    assert "against the sound rule" in notes(live) and "HOTBAND_PAIRS=EUR_USD" in notes(live)
+    line = json.loads((shelf / "roster_decisions.jsonl").read_text())
+    assert (line["by"], line["why"], line["decision"], line["week"], line["against"]) == ("anna", "it loses", "remove", "2025-W45", ["sound"])
+    assert line["evidence_sha256"] == sha256(shelf / CANONICAL) and audited(ledger, "roster.decide") == [("anna", "USD_JPY", "it loses")]
+    again = run("operations/roster_decision", "", account=account, instrument="EUR_USD", decision="tighten", by="anna", why="unproven", at=NOW, mode="live")
+    assert again.exit_code == 0 and len((shelf / "roster_decisions.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("fault", ["nobody", "stale", "missing", "broken", "simulated", "unstudied"])
+def test_a_roster_is_not_decided_on_bad_evidence(fault, account, run, shelf, ledger):
+    given = dict(account=account, instrument="USD_JPY", decision="remove", by="anna", why="it loses", at=NOW, mode="live")
+    if fault == "nobody":
+        given["by"] = ""
+    if fault == "stale":
+        given["at"] = "2025-11-25T09:00:00Z"
+    if fault == "missing":
+        (shelf / CANONICAL).unlink()
+    if fault == "broken":
+        (shelf / CANONICAL).write_text('{"window": ')
+    if fault == "simulated":
+        write_json(shelf / CANONICAL, read_json(shelf / CANONICAL) | {"venue": "simulated"})
+    if fault == "unstudied":
+        given["instrument"] = "AUD_USD"
+    result = run("operations/roster_decision", "", **given)
+    assert result.exit_code == (2 if fault == "nobody" else 1), result.evidence.reason
+    assert not (shelf / "roster_decisions.jsonl").exists() and audited(ledger, "roster.decide") == []
+    if fault not in ("nobody", "unstudied"):
+        assert checks(result)["the evidence can be used"] is False and "weekly_signal_study --live" in notes(result)
