@@ -63,10 +63,10 @@ def candle_rows(
     frame: pl.DataFrame, # candle frame, one instrument
 ) -> list[dict[str, Any]]: # rows as `candle_text` takes them
     "Closed candles of a frame, ascending."
-    known = frame.filter(pl.col("complete").fill_null(True)) if "complete" in frame.columns else frame
-    some = [c for c in (*PRICE_COLUMNS, "volume", *QUOTE_COLUMNS) if c in frame.columns]
-    known = known.unique("time", keep="last", maintain_order=True).sort("time")
-    return known.select(pl.col("time").dt.epoch("ms"), *some).to_dicts()
+    some = [c for c in (*PRICE_COLUMNS, "volume", *QUOTE_COLUMNS, "complete") if c in frame.columns]
+    rows = frame.select(pl.col("time").dt.epoch("ms"), *some).to_dicts()
+    last = {r["time"]: r for r in rows if r.pop("complete", True) is not False}
+    return [last[t] for t in sorted(last)]
 
 # %% ../../../nbs/stores/22_live_state.ipynb #459e40f2
 PUT_CANDLES = """

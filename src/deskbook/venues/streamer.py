@@ -161,12 +161,14 @@ class Streamer:
 
     def _keep(self, f: Feed, frame: pl.DataFrame) -> None:
         "Take what is new or revised."
-        if not news(f.recent, candle_rows(frame)): return
-        clean = clean_candles(frame)
-        self._refuse(f, clean.quarantine.filter(pl.col("reason") != "incomplete"))
-        fresh = news(f.recent, candle_rows(clean.candles))
+        fresh = news(f.recent, candle_rows(frame))
         if not fresh: return
-        new = clean.candles.filter(pl.col("time").dt.epoch("ms").is_in(list(fresh)))
+        new, bad = (clean := clean_candles(frame)).candles, clean.quarantine
+        if bad.height:
+            self._refuse(f, bad.filter(pl.col("reason") != "incomplete"))
+            fresh = news(f.recent, candle_rows(new))
+            if not fresh: return
+        if len(fresh) < new.height: new = new.filter(pl.col("time").dt.epoch("ms").is_in(list(fresh)))
         f.owed.append(new)
         f.unsaved.append(new)
         f.newest_ms = max(f.newest_ms or 0, max(fresh))
