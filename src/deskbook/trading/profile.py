@@ -305,6 +305,10 @@ def load_profile(
             raise NotFound(f"the strategy profile {source} cannot be read: {e.strerror}.", "STRATEGY_PROFILE names the file.") from None
         except UnicodeDecodeError: raise BadInput(f"the strategy profile {source} is no text.") from None
     else: text = source
-    try: return read_profile(yaml.load(text, _Loader))
+    try:
+        if (said := yaml.load(text, _Loader)) is None:
+            raise BadInput("the strategy profile holds nothing.", "Write {} for a profile of defaults; without a file there are defaults, too.")
+        return read_profile(said)
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as e:
         raise BadInput(f"the strategy profile is not YAML: {' '.join(str(e).split())}") from None
+
