@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'FUTURE_MS', 'lookup', 'number', 'metric_of', 'threshold_reasons', 'gate_time_ms', 'age_reasons',
-           'hazard_reasons', 'fallback_requested', 'regime_of', 'regime_reasons', 'other_reasons', 'gate_reasons']
+           'known_schema', 'hazard_reasons', 'fallback_requested', 'regime_of', 'regime_reasons', 'other_reasons',
+           'gate_reasons', 'says_no']
 
 # %% ../../../nbs/trading/61_guards.ipynb #ec77e8bf
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
+from ..gates.payload import SCHEMA_VERSION
 from ..gates.settings import HAZARD_FALLBACK
 from .profile import Guards, InstrumentProfile
 
@@ -75,6 +77,14 @@ def age_reasons(
     elif now_ms - at > max_age_s*1000: yield "gate_stale"
     elif now_ms - at < -FUTURE_MS: yield "gate_future_ts"
 
+# %% ../../../nbs/trading/61_guards.ipynb #c793df8c
+def known_schema(
+    gate: Mapping[str, Any],
+) -> bool: # True too for a gate that names no version, as older ones do
+    "Whether the words of a gate mean what this desk takes them to mean."
+    version = gate.get("schema_version")
+    return version is None or (version == SCHEMA_VERSION and not isinstance(version, bool))
+
 # %% ../../../nbs/trading/61_guards.ipynb #7948fb3f
 def hazard_reasons(gate: Mapping[str, Any], rules: InstrumentProfile) -> Iterator[str]:
     "The hazard against its limits."
@@ -130,8 +140,19 @@ def gate_reasons(
     if not isinstance(gate, Mapping) or not gate: return ("missing_payload",)
     found = [*age_reasons(gate, now_ms, max_age_s)]
     if rules.instrument and gate.get("instrument") != rules.instrument: found.append("instrument_mismatch")
+    if not known_schema(gate): found.append("gate_schema_unknown")
     if gate.get("admit") not in (True, 1): found.append("admit_false")
     if fallback_requested(gate): found.append(HAZARD_FALLBACK)
     for reasons in (hazard_reasons, other_reasons, regime_reasons): found += reasons(gate, rules)
     found += threshold_reasons(gate, rules.guards)
     return tuple(dict.fromkeys(found))
+
+# %% ../../../nbs/trading/61_guards.ipynb #b7e013b6
+_SAYS_NOTHING = frozenset({"missing_payload", "gate_time_invalid", "gate_stale", "gate_future_ts", "gate_schema_unknown", "instrument_mismatch"})
+
+def says_no(
+    reasons: Iterable[str], # from `gate_reasons`
+) -> bool:
+    "Whether a gate of now, of this instrument, does not admit."
+    found = set(reasons)
+    return bool(found) and not found & _SAYS_NOTHING

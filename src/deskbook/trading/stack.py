@@ -98,6 +98,8 @@ def fold_stack(
     return stack
 
 # %% ../../../nbs/trading/63_stack.ipynb #3ed3e8e7
+_YEAR_S = 366*86_400.0
+
 def hold_s(
     rules: InstrumentProfile,
     said_minutes: float | None, # of the bundle's rule, or of its hit; None: neither says
@@ -105,6 +107,7 @@ def hold_s(
 ) -> float: # seconds
     "How long a new ticket is held."
     most, said = rules.exit.max_hold_minutes, default_s if said_minutes is None else said_minutes*60
+    said = min(said, _YEAR_S) # a hit may say any number
     return said if most is None else min(said, most*60)
 
 # %% ../../../nbs/trading/63_stack.ipynb #086f5709
