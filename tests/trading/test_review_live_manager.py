@@ -8,9 +8,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from execution_rig import Bench, working_day
-from manager_rig import managed
+from manager_rig import ALWAYS, managed
 
 from deskbook.app.workers import Supervised, Supervision
+from deskbook.stores.live import open_live
+from deskbook.trading import manager as module
 from deskbook.trading.leases import holding, release_lease, take_lease
 from deskbook.venues.sandbox.process import sandbox_process
 
@@ -30,6 +32,7 @@ def bench(sandbox, ledger, valkey_url, tmp_path):
     yield Bench(sandbox, ledger, valkey_url, tmp_path, next(numbers))
     sandbox.control.clear_faults()
     sandbox.control.market("release", "EUR_USD")
+    sandbox.control.market("price", "EUR_USD", bid="1.08410", ask="1.08424")
 
 
 def run(story):
@@ -110,3 +113,87 @@ def test_a_supervised_worker_works_under_its_lease(bench):
             await Supervised("manager", work, rig.desk.ledger, rig.desk.account, "me:1:aa", how=Supervision(resolve_s=9)).run(stop)
             assert seen[0].name == f"worker:manager:{rig.desk.account}" and holding.get() is None
     run(story())
+
+
+# ---- clocks
+
+def test_a_clock_that_is_set_right_holds_up_no_exit(bench):
+    async def story():
+        async with managed(bench) as rig:
+            await rig.entered()
+            rig.clock.ahead_ms = 1_801_000 + 3_600_000
+            bench.sandbox.control.market("halt", "EUR_USD")
+            assert (await rig.round()).verdict == "exit"
+            await rig.settled()
+            rig.clock.ahead_ms = 1_801_000
+            assert (await rig.round()).verdict == "exit", "the last try was an hour in the future"
+            await rig.settled()
+            assert (await rig.round()).reasons[-1] in ("exit_retry_wait", "instrument_not_tradeable"), "and from then on the pauses count again"
+            bench.sandbox.control.market("release", "EUR_USD")
+            await asyncio.sleep(1.1)
+            rig.clock.ahead_ms += 5_000
+            assert (await rig.round()).verdict == "exit"
+            await rig.settled()
+            assert await rig.units() == 0 and len(await rig.orders("kind = 'exit'")) == 3
+    run(story())
+
+
+def test_a_refused_order_waits_for_no_moment_that_was_taken_back(bench):
+    lately = module.Refusals()
+    lately.add("key", 3_600_000)
+    assert lately.wait("key", 3_600_001) and not lately.wait("key", 60_000)
+
+
+# ---- one pair's trouble is not the others'
+
+def test_a_decision_that_fails_stops_no_other_pair(bench, monkeypatch):
+    async def story():
+        async with managed(bench) as rig:
+            await rig.entered()
+            real = module.decide
+            def decide(i):
+                if i.instrument == "USD_JPY": raise OverflowError("a number that nobody thought of")
+                return real(i)
+            monkeypatch.setattr(module, "decide", decide)
+            rig.clock.ahead_ms = 1_801_000
+            rows = {r.instrument: r for r in await rig.manager.round()}
+            assert (rows["USD_JPY"].verdict, rows["USD_JPY"].reasons) == ("refuse", ("decision_failed",))
+            assert rows["EUR_USD"].verdict == "exit"
+            await rig.settled()
+            assert await rig.units() == 0 and len(await rig.rows("'decision_failed' = ANY(reasons)")) == 1
+    run(story())
+
+
+# ---- what the store remembers
+
+def test_the_best_price_is_asked_for_again_when_valkey_was_away_at_the_start(bench):
+    async def story():
+        async with managed(bench, ALWAYS.replace("session", "trailing_stop_pct: 0.004, session")) as rig:
+            await rig.entered()
+            bench.sandbox.control.market("price", "EUR_USD", bid="1.09410", ask="1.09424")
+            await asyncio.sleep(1.1)
+            await rig.round()
+            assert (await rig.shown("trade:stack:EUR_USD"))["tickets"][0]["best"] == "1.09410"
+            bench.sandbox.control.market("price", "EUR_USD", bid="1.08900", ask="1.08914")
+            await asyncio.sleep(1.1)
+            away = open_live("redis://127.0.0.1:1/0", "x:", 0.2)
+            rig.manager = rig.another()
+            rig.manager.live = away
+            assert "valkey_unavailable" in (await rig.round()).reasons
+            rig.manager.live = rig.live
+            assert (await rig.round()).reasons == ("trailing_stop_hit",)
+            await away.aclose()
+    run(story())
+
+
+# ---- profiles
+
+def test_a_profile_without_hours_is_said_aloud(bench, monkeypatch):
+    async def story():
+        async with managed(bench, "instruments: {USD_JPY: {session: '07:00,17:00'}}\n", run=False) as rig:
+            said = []
+            monkeypatch.setattr(module._log, "warning", lambda text, **more: said.append((text, more)), raising=False)
+            rig.another()
+            return said
+    (text, more), = run(story())
+    assert "FX week" in text and more == {"instruments": ["EUR_USD"]}

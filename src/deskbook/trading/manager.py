@@ -29,7 +29,7 @@ from deskbook.stores.live_state import (DESK_LOOP, GATE_CHANNEL, NAV_SNAPSHOT, P
 # %% ../../../nbs/trading/65_manager.ipynb #7211293b
 from .book import NOT_NOW, OrderRow, insert_rows, not_now, rows_json
 from .controls import kill_state
-from .decide import (DecisionInputs, DecisionPlan, ExitFacts, decide, decision_id, entry_key, inputs_document)
+from .decide import (DecisionInputs, DecisionPlan, ExitFacts, decide, decision_id, entry_key, failed_plan, inputs_document)
 from .desk import Desk
 from .guards import gate_time_ms
 from .intake import View, read_view
@@ -112,7 +112,7 @@ WHERE account = %s AND {_LIVE} AND kind = 'entry' GROUP BY instrument"""
 _ENTERED = """SELECT o.instrument, max(d.decided_at) AS at FROM decisions d JOIN orders o ON o.decision_id = d.id
 WHERE d.account = %s AND d.decided_at > %s AND o.kind = 'entry' AND o.run_id = %s GROUP BY o.instrument"""
 _EQUITY = "SELECT nav, balance, at FROM equity_snapshots WHERE account = %s ORDER BY at DESC LIMIT 1"
-_EXITS = f"""SELECT o.parent_order_id::text AS ticket, count(*) AS attempts, max(d.decided_at) AS at,
+_EXITS = f"""SELECT o.parent_order_id::text AS ticket, count(*) AS attempts, (array_agg(d.decided_at ORDER BY o.created_at DESC, o.id DESC))[1] AS at,
   coalesce(sum(o.units - o.filled_units) FILTER (WHERE o.{_LIVE}), 0) AS units
 FROM orders o LEFT JOIN decisions d ON d.id = o.decision_id
 WHERE o.account = %s AND o.parent_order_id = ANY(%s::uuid[]) AND o.kind = 'exit' AND o.run_id = %s GROUP BY o.parent_order_id"""
@@ -288,7 +288,7 @@ class Refusals:
 
     def wait(self, name: str, now_ms: int) -> bool:
         "Whether it is too early to try again."
-        return name in self.count and now_ms - self.last_ms[name] < 1000*min(2.0**self.count[name], 300.0)
+        return name in self.count and 0 <= now_ms - self.last_ms[name] < 1000*min(2.0**self.count[name], 300.0)
 
 # %% ../../../nbs/trading/65_manager.ipynb #2eb1b073
 Decided = Sequence[tuple[DecisionInputs, DecisionPlan]]
@@ -313,6 +313,7 @@ class Manager:
         self.stacks = dict[str, tuple[Any, Stack]]() # as `read_picture` keeps them
         self.written = dict[str, tuple[int | None, set[UUID]]]() # by instrument: its gate and the decisions about it that are in the ledger
         self.refusals, self.turn, self.wake = Refusals(), asyncio.Lock(), asyncio.Event()
+        if always := [n for n, r in self.rules.items() if r.session is None]: _log.warning("no hours in the profile: the FX week counts", instruments=always)
 
     async def round(self) -> list[DecisionRow]: # one per pair, and one per order that was refused
         "Read, decide, write, send, show. Raises `LedgerDown`."
@@ -364,10 +365,17 @@ class Manager:
         for name in (*self.rules, *strangers):
             inputs = self.inputs(picture, name, gates.get(name), keys.get(name, ""), blocks, now_ms)
             inputs = replace(inputs, portfolio=portfolio, facts=replace(inputs.facts, pairs=pairs))
-            found.append((inputs, plan := decide(inputs)))
+            found.append((inputs, plan := self.plan(inputs)))
             for order in plan.intents: portfolio = reserve(portfolio, name, order.units, order.reduce_only)
             if plan.verdict == "enter": pairs |= {name}
         return found
+
+    def plan(self, inputs: DecisionInputs) -> DecisionPlan:
+        "One decision. What is wrong with one pair keeps no other from its exits."
+        try: return decide(inputs)
+        except Exception: # whatever it is
+            _log.exception("no decision", instrument=inputs.instrument)
+            return failed_plan(inputs)
 
     def inputs(self, picture: Picture, name: str, gate: Any, key: str, blocks: tuple[str, ...], now_ms: int) -> DecisionInputs:
         "All that one pair's decision depends on."
@@ -375,10 +383,11 @@ class Manager:
         most = min(view.policy.max_currency_exposure_frac, self.settings.max_currency_frac)
         policy = replace(view.policy, max_currency_exposure_frac=most)
         mark, stack = self.stacks.get(name, (None, Stack(name)))
+        known = all(t.best is not None for t in stack.tickets) # else it is asked for again
         quote, total = view.portfolio.quotes.get(name), stack.total
         fresh = quote and usable(quote, view.portfolio.now_ms, policy.mark_max_age_s)
         stack = marked(stack, price := closing_price(quote, total) if quote and fresh and total else None)
-        if mark is not None: self.stacks[name] = mark, stack
+        if mark is not None and known: self.stacks[name] = mark, stack
         exits = {t.order_id: self.refusals.with_(t.order_id, picture.exits.get(t.order_id, ExitFacts())) for t in stack.tickets}
         facts = StackFacts(frozenset(), key in picture.used, picture.coming.get(name, Decimal(0)), picture.entered_ms.get(name))
         always = (*blocks, *(["not_reconciled"] if view.account["reconciled_at"] is None else []))
