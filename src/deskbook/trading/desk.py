@@ -411,11 +411,12 @@ async def run(
     config, booted = desk.deps.config, False
     while not stop.is_set():
         try:
-            desk.lease = await take_lease(desk.ledger, f"sender:{desk.account}", desk.owner, config.lease_ttl_s)
-            if desk.lease and not booted:
+            lease = await take_lease(desk.ledger, f"sender:{desk.account}", desk.owner, config.lease_ttl_s)
+            if lease and not booted:
                 await boot_kill(desk.kill, desk.settings.kill_switch_boot)
                 booted = True
-            if desk.lease: await epoch(desk, desk.lease, stop)
+            desk.lease = lease # from here on it is held up by "boot", until it has reconciled
+            if lease: await epoch(desk, lease, stop)
         except* LeaseLost: pass
         except* NOT_NOW as e: await not_now(e, desk.deps)
         except* Exception as e: raise e.exceptions[0] from None
