@@ -1,16 +1,12 @@
 """The venue that the API tests share: its prices stand still."""
 import pytest
 from api_rig import ApiBench
-from execution_rig import PRICES, working_day
-
-from deskbook.venues.sandbox.process import sandbox_process
+from execution_rig import steady_sandbox
 
 
 @pytest.fixture(scope="session")
 def api_sandbox():
-    with sandbox_process(clock="virtual", start=working_day()) as s:
-        for name, (bid, ask) in PRICES.items():
-            s.control.market("price", name, bid=bid, ask=ask)
+    with steady_sandbox() as s:
         yield s
 
 

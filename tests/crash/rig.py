@@ -9,7 +9,6 @@ import secrets
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -21,13 +20,6 @@ PRICES = {"EUR_USD": ("1.08410", "1.08424"), "USD_JPY": ("151.402", "151.418")}
 POLICY = """INSERT INTO account_risk_policies (mode, name, max_total_exposure_frac, max_instrument_exposure_frac, max_currency_exposure_frac,
   max_open_positions, max_leverage, min_margin_headroom_frac, max_daily_loss_frac, max_drawdown_frac, mark_max_age_s)
 VALUES ('paper', 'wide', 1000, 1000, 1000, 100, 1000, 0, 1, 1, 100000000)"""
-
-
-def working_day() -> datetime:
-    """Ten in the morning of a Tuesday that is over, so that the market is open whenever the tests run."""
-    now = datetime.now(UTC)
-    day = now - timedelta(days=(now.weekday() - 1) % 7 or 7)
-    return day.replace(hour=10, minute=0, second=0, microsecond=0)
 
 
 @dataclass
@@ -130,6 +122,7 @@ async def clear_kill_switch(home: Path, valkey_url: str, key_prefix: str) -> Non
 @contextlib.contextmanager
 def rig(ledger_url: str, valkey_url: str, folder: Path, **sandbox) -> Iterator[Rig]:
     """Start a sandbox whose market is open and whose prices stand where they are put."""
+    from deskbook.ops.order_drills import working_moment
     from deskbook.venues.sandbox.process import sandbox_process
 
     home, prefix = folder / "desk-home", f"t-{secrets.token_hex(6)}:"
@@ -137,7 +130,7 @@ def rig(ledger_url: str, valkey_url: str, folder: Path, **sandbox) -> Iterator[R
     asyncio.run(clear_kill_switch(home, valkey_url, prefix))
     with psycopg.connect(ledger_url, autocommit=True) as db:
         db.execute(POLICY)
-    with sandbox_process(accounts=[], clock="virtual", speed=1.0, start=working_day().isoformat(), instruments=list(PRICES), **sandbox) as process:
+    with sandbox_process(accounts=[], clock="virtual", speed=1.0, start=working_moment(), instruments=list(PRICES), **sandbox) as process:
         for name, (bid, ask) in PRICES.items():
             process.control.market("price", name, bid=bid, ask=ask)
         r = Rig(ledger_url, valkey_url, prefix, home, process)

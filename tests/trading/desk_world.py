@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -16,7 +16,9 @@ from typing import Any
 import httpx
 from sandbox_wire import Crash, EngineWire
 
+from deskbook.core.clock import to_ms
 from deskbook.core.errors import DeskbookError
+from deskbook.ops.order_drills import working_moment
 from deskbook.stores.ledger import Ledger
 from deskbook.trading.book import Deps, ExecutionConfig
 from deskbook.trading.desk import Desk
@@ -45,13 +47,6 @@ AGE = (
        WHERE account = %(a)s AND state NOT IN ('filled', 'cancelled', 'rejected', 'expired')""",
     "UPDATE outbox SET available_at = available_at - %(d)s, claimed_at = claimed_at - %(d)s WHERE account = %(a)s AND done_at IS NULL",
 )
-
-
-def working_day() -> datetime:
-    """Ten in the morning of a Tuesday that is over: markets are open, and no partition is missing."""
-    now = datetime.now(UTC)
-    day = now - timedelta(days=(now.weekday() - 1) % 7 or 7)
-    return day.replace(hour=10, minute=0, second=0, microsecond=0)
 
 
 class DyingLedger:
@@ -284,7 +279,7 @@ _numbers = iter(range(1, 10**9))
 async def new_world(ledger: Ledger, market: Market) -> World:
     """A fresh account at a fresh venue."""
     number = next(_numbers)
-    clock = SandboxClock(int(working_day().timestamp() * 1000))
+    clock = SandboxClock(to_ms(working_moment()))
     engine = SandboxEngine(market, clock)
     account, venue_account = f"sm{number}-{random.SystemRandom().randrange(10**9)}", f"101-001-{number:07d}-001"
     engine.create_account(venue_account, "100000")

@@ -1,15 +1,16 @@
 """Desks over a real PostgreSQL, a real Valkey and the sandbox as another process; quick pauses, one account per test."""
 import asyncio
 import contextlib
+import itertools
 import secrets
 import sys
-from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
 import httpx
 
 from deskbook.core.settings import Settings
+from deskbook.ops.order_drills import working_moment as working_day
 from deskbook.stores.live import open_live
 from deskbook.trading.book import ExecutionConfig
 from deskbook.trading.controls import clear
@@ -17,6 +18,7 @@ from deskbook.trading.desk import AccountSpec, open_desk, running
 from deskbook.trading.orders import Intent
 from deskbook.trading.risk import RiskPolicy
 from deskbook.trading.risk_ledger import write_policy
+from deskbook.venues.sandbox.process import sandbox_process
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "crash"))
 from order_truth import at_venue, in_ledger, problems
@@ -24,19 +26,30 @@ from order_truth import at_venue, in_ledger, problems
 QUICK = ExecutionConfig(lease_ttl_s=2.0, send_window_s=2.0, lease_margin_s=0.2, request_timeout_s=1.2, poll_s=0.1, fills_every_s=0.2, reconcile_every_s=60,
                         lookup_pauses_s=(0.05, 0.1, 0.2), absence_grace_s=0.8, block_after_s=1.5, not_sent_pauses_s=(0.05, 0.1, 0.3), drain_s=5)
 PRICES = {"EUR_USD": ("1.08410", "1.08424"), "USD_JPY": ("151.402", "151.418")}
+numbers = itertools.count(1)
 
 
-def working_day() -> str:
-    """Ten in the morning of a Tuesday that is over: the market is open whenever the tests run."""
-    now = datetime.now(UTC)
-    day = now - timedelta(days=(now.weekday() - 1) % 7 or 7)
-    return day.replace(hour=10, minute=0, second=0, microsecond=0).isoformat()
+@contextlib.contextmanager
+def steady_sandbox():
+    """A venue whose market is open whenever the tests run, and whose prices stand where they are put."""
+    with sandbox_process(clock="virtual", start=working_day()) as s:
+        for name, (bid, ask) in PRICES.items():
+            s.control.market("price", name, bid=bid, ask=ask)
+        yield s
+
+
+@contextlib.contextmanager
+def bench_before_the_day_ends(ledger_url, valkey_url, home):
+    """A bench at a venue of its own, where in two hours the day in New York is over and interest is paid."""
+    with sandbox_process(clock="virtual", start=working_day().replace("T10:", "T21:")) as s:
+        yield Bench(s, ledger_url, valkey_url, home)
 
 
 class Bench:
     """One account at the venue, and as many desks on it as a test wants."""
 
-    def __init__(self, sandbox, ledger_url, valkey_url, home, number):
+    def __init__(self, sandbox, ledger_url, valkey_url, home, number=None):
+        number = number or next(numbers)
         self.sandbox, self.ledger_url, self.valkey_url, self.home = sandbox, ledger_url, valkey_url, home
         self.venue_account, self.account, self.prefix = f"101-001-{number:07d}-001", f"t{number}", f"t-{secrets.token_hex(4)}:"
         sandbox.control.make_account(self.venue_account)
@@ -101,6 +114,10 @@ class Bench:
 
     def at_venue_for(self, order):
         return self.venue().of(order.client_order_id)
+
+
+def run(story):
+    return asyncio.run(asyncio.wait_for(story, 60))
 
 
 async def eventually(what, timeout_s=10.0):

@@ -1,6 +1,5 @@
 """An order's way from intent to position, and every way on which it can go wrong."""
 import asyncio
-import itertools
 import sys
 from dataclasses import replace
 from decimal import Decimal
@@ -10,36 +9,13 @@ from uuid import uuid4
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from execution_rig import QUICK, Bench, alerts, audits, eventually, row, working_day
+from execution_rig import QUICK, alerts, audits, eventually, row, run
 
 from deskbook.core.errors import BadInput, NotFound
 from deskbook.trading.controls import engage
 from deskbook.trading.desk import running
 from deskbook.trading.orders import TERMINAL, IdempotencyConflict, OrderRefused
 from deskbook.venues.errors import VenueError
-from deskbook.venues.sandbox.process import sandbox_process
-
-numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="module")
-def sandbox():
-    with sandbox_process(clock="virtual", start=working_day()) as s:
-        for name, (bid, ask) in {"EUR_USD": ("1.08410", "1.08424"), "USD_JPY": ("151.402", "151.418")}.items():
-            s.control.market("price", name, bid=bid, ask=ask)
-        yield s
-
-
-@pytest.fixture
-def bench(sandbox, ledger, valkey_url, tmp_path):
-    b = Bench(sandbox, ledger, valkey_url, tmp_path, next(numbers))
-    yield b
-    sandbox.control.clear_faults()
-
-
-def run(story):
-    return asyncio.run(asyncio.wait_for(story, 60))
-
 
 # ---- the straight way
 

@@ -1,6 +1,5 @@
 """Ledger and venue, compared: what is adopted, what stops entries, what a failed read may not do."""
 import asyncio
-import itertools
 import sys
 from dataclasses import replace
 from decimal import Decimal
@@ -10,7 +9,7 @@ import psycopg
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from execution_rig import QUICK, Bench, alerts, audits, eventually, row, working_day
+from execution_rig import QUICK, alerts, audits, bench_before_the_day_ends, eventually, row, run
 
 from deskbook.core.errors import Refused
 from deskbook.trading.book import OrderRow, new_id
@@ -19,28 +18,7 @@ from deskbook.trading.orders import TERMINAL, OrderRefused
 from deskbook.trading.reconcile import LedgerPicture, NotQuiet, VenuePicture, diff_account, one_pass
 from deskbook.venues.errors import VenueError
 from deskbook.venues.model import Balance, FillPage, VenueOrder, VenuePosition
-from deskbook.venues.sandbox.process import sandbox_process
 
-numbers = itertools.count(1001)
-
-
-@pytest.fixture(scope="module")
-def sandbox():
-    with sandbox_process(clock="virtual", start=working_day()) as s:
-        for name, (bid, ask) in {"EUR_USD": ("1.08410", "1.08424"), "USD_JPY": ("151.402", "151.418")}.items():
-            s.control.market("price", name, bid=bid, ask=ask)
-        yield s
-
-
-@pytest.fixture
-def bench(sandbox, ledger, valkey_url, tmp_path):
-    b = Bench(sandbox, ledger, valkey_url, tmp_path, next(numbers))
-    yield b
-    sandbox.control.clear_faults()
-
-
-def run(story):
-    return asyncio.run(asyncio.wait_for(story, 60))
 
 
 async def tamper(bench, sql, *params):
@@ -343,14 +321,12 @@ def test_a_pass_while_the_account_moves_concludes_nothing(bench):
 
 def test_financing_is_in_the_expected_cash(ledger, valkey_url, tmp_path):
     """Held over the end of a day in New York, a position costs or earns interest, which no fill tells."""
-    with sandbox_process(clock="virtual", start=working_day().replace("T10:", "T21:")) as venue:
-        bench = Bench(venue, ledger, valkey_url, tmp_path, next(numbers))
-
+    with bench_before_the_day_ends(ledger, valkey_url, tmp_path) as bench:
         async def story():
             async with bench.desk() as desk:
                 await desk.wait((await desk.submit(bench.intent(100_000)))[0].id)
                 before = (await row(desk))["cash_balance"]
-                venue.control.advance(2*3600)
+                bench.sandbox.control.advance(2*3600)
                 assert (await desk.reconcile()).clean
                 assert (await row(desk))["cash_balance"] != before
                 assert "DAILY_FINANCING" in [t["type"] for t in bench.http.get("/transactions/sinceid", params={"id": "1"}).json()["transactions"]]

@@ -1,6 +1,5 @@
 """The ledger tells the truth about money: transfers, interest, holes in the log, errors that nobody foresaw."""
 import asyncio
-import itertools
 import sys
 from dataclasses import replace
 from decimal import Decimal
@@ -10,7 +9,7 @@ import psycopg
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from execution_rig import QUICK, Bench, alerts, eventually, row, working_day
+from execution_rig import QUICK, alerts, bench_before_the_day_ends, eventually, row, run
 
 from deskbook.core.errors import BadInput, DataError
 from deskbook.stores.ledger import LedgerDown
@@ -23,28 +22,8 @@ from deskbook.trading.orders import Intent, OrderRefused
 from deskbook.trading.recorder import record
 from deskbook.trading.risk import Portfolio, RiskPolicy, evaluate
 from deskbook.venues.model import Instrument, Quote, Unreadable, VenueOrder
-from deskbook.venues.sandbox.process import sandbox_process
 
-numbers = itertools.count(7001)
 D = Decimal
-
-
-@pytest.fixture(scope="module")
-def sandbox():
-    with sandbox_process(clock="virtual", start=working_day()) as s:
-        s.control.market("price", "EUR_USD", bid="1.08410", ask="1.08424")
-        yield s
-
-
-@pytest.fixture
-def bench(sandbox, ledger, valkey_url, tmp_path):
-    b = Bench(sandbox, ledger, valkey_url, tmp_path, next(numbers))
-    yield b
-    sandbox.control.clear_faults()
-
-
-def run(story):
-    return asyncio.run(asyncio.wait_for(story, 60))
 
 
 async def risk(desk):
@@ -132,14 +111,12 @@ def test_a_transfer_in_a_transaction_that_fails_is_not_counted(bench, monkeypatc
 # ---- interest
 
 def test_interest_is_written_to_the_position_that_paid_it(ledger, valkey_url, tmp_path):
-    with sandbox_process(clock="virtual", start=working_day().replace("T10:", "T21:")) as venue:
-        bench = Bench(venue, ledger, valkey_url, tmp_path, next(numbers))
-
+    with bench_before_the_day_ends(ledger, valkey_url, tmp_path) as bench:
         async def story():
             async with bench.desk() as desk:
                 await desk.wait((await desk.submit(bench.intent(100_000)))[0].id)
                 await desk.wait((await desk.submit(bench.intent(-50_000, instrument="USD_JPY")))[0].id)
-                venue.control.advance(2*3600)
+                bench.sandbox.control.advance(2*3600)
                 assert (await desk.reconcile()).clean
                 told = bench.http.get("/transactions/sinceid", params={"id": "1"}).json()["transactions"]
                 paid = {p["instrument"]: D(p["financing"]) for t in told if t["type"] == "DAILY_FINANCING" for p in t["positionFinancings"]}

@@ -1,6 +1,5 @@
 """What a review of the senders found, one test for each: orders of another time, machines that sleep, calls that hang, answers that never come."""
 import asyncio
-import itertools
 import sys
 import time
 from dataclasses import replace
@@ -16,7 +15,7 @@ import pytest
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1] / "venues")]
 from desk_world import ACCOUNT
-from execution_rig import PRICES, QUICK, Bench, alerts, audits, eventually, row, working_day
+from execution_rig import QUICK, alerts, audits, eventually, row, run
 from sandboxed import buy, rest
 from sandboxed import run as at_sandbox
 
@@ -32,7 +31,6 @@ from deskbook.trading.sender import Due, claim, plan_batch, send, timed
 from deskbook.venues.errors import NetworkError
 from deskbook.venues.model import Absent, Found, Write
 from deskbook.venues.oanda import Oanda
-from deskbook.venues.sandbox.process import sandbox_process
 
 NOW = datetime(2025, 11, 4, 10, tzinfo=UTC)
 
@@ -57,27 +55,6 @@ def on_ledger(url, story):
 
 async def put_order(db, name="one", state="created"):
     return (await db.rows(ORDER, {"name": name, "state": state}))[0]["id"]
-
-
-@pytest.fixture(scope="module")
-def sandbox():
-    with sandbox_process(clock="virtual", start=working_day()) as s:
-        for name, (bid, ask) in PRICES.items():
-            s.control.market("price", name, bid=bid, ask=ask)
-        yield s
-
-
-numbers = itertools.count(7_001)
-
-
-@pytest.fixture
-def bench(sandbox, ledger, valkey_url, tmp_path):
-    yield Bench(sandbox, ledger, valkey_url, tmp_path, next(numbers))
-    sandbox.control.clear_faults()
-
-
-def run(story):
-    return asyncio.run(asyncio.wait_for(story, 60))
 
 
 # ---- orders of another time
