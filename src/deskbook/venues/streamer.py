@@ -8,7 +8,7 @@ __all__ = ['OVERLAP', 'DEEP', 'DEEP_EVERY_S', 'SAVE_EVERY_S', 'LONGEST_GAP_MS', 
 
 # %% ../../../nbs/venues/40_streamer.ipynb #31ec3714
 import asyncio, contextlib, time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 import polars as pl
@@ -69,7 +69,7 @@ class Feed:
     put_ms: int | None = None # newest candle that Valkey took
     born: str | None = None # of the set that took it
     task: asyncio.Task | None = None # a question under way
-    error: str = "" # why the last question failed
+    error: str = "" # why the last poll failed
 
 # %% ../../../nbs/venues/40_streamer.ipynb #22f43e06
 @dataclass(frozen=True)
@@ -118,15 +118,21 @@ class Streamer:
 
     async def _one(self, f: Feed) -> None:
         "One pair: ask, keep, put."
-        try:
-            if f.since_ms is None: await self._begin(f)
-            self._keep(f, await self.venue.fetch_ohlcv(f.instrument, self.granularity, since_ms=self._since(f)))
-            f.error = ""
-        except DeskbookError as e: self._note(f, str(e))
-        except Exception as e: # one pair's trouble is not the others'
-            self._note(f, f"{type(e).__name__}: {e}")
-            _log.exception("candles not read", instrument=f.instrument)
-        await self._put(f)
+        self._note(f, "; ".join([why for step in (self._ask, self._put) if (why := await self._tried(f, step))]))
+
+    async def _tried(self, f: Feed, step: Callable[[Feed], Awaitable[None]]) -> str: # why it failed, or ""
+        "One pair's trouble is not the others'."
+        try: await step(f)
+        except DeskbookError as e: return str(e)
+        except Exception as e:
+            _log.exception("candles not taken", instrument=f.instrument)
+            return f"{type(e).__name__}: {e}"
+        return ""
+
+    async def _ask(self, f: Feed) -> None:
+        "Ask for what is new, and keep it."
+        if f.since_ms is None: await self._begin(f)
+        self._keep(f, await self.venue.fetch_ohlcv(f.instrument, self.granularity, since_ms=self._since(f)))
 
     def _since(self, f: Feed) -> int:
         "Where the next question begins."
@@ -136,7 +142,7 @@ class Streamer:
         return min(f.since_ms, f.newest_ms - DEEP*self.step)
 
     def _note(self, f: Feed, why: str) -> None:
-        if f.error != why: _log.warning("candles not read", instrument=f.instrument, why=why)
+        if why and f.error != why: _log.warning("candles not taken", instrument=f.instrument, why=why)
         f.error = why
 
     async def _begin(self, f: Feed) -> None:
