@@ -6,9 +6,9 @@
 __all__ = ['Finding', 'PROTECTIVE', 'FILL_COLUMNS', 'POSITION_COLUMNS', 'Told', 'Declined', 'Unheard', 'NotSent', 'Report',
            'told_state', 'next_state', 'Matched', 'told_ids', 'match', 'adopt', 'fill_of', 'position_of', 'carry_on',
            'read_for_record', 'fill_row', 'position_row', 'write_fills', 'fills_of', 'unblock', 'write_orders',
-           'changes_for', 'said_by', 'Recorded', 'record', 'record_once', 'known_fills', 'page_reports', 'cash_moved',
-           'move_cursor', 'count_page', 'report_missing', 'named', 'report_risen', 'report_odd', 'report_foreign',
-           'Recorder']
+           'changes_for', 'said_by', 'sort_out', 'fill_rows', 'taken_back', 'Recorded', 'record', 'record_once',
+           'known_fills', 'page_reports', 'cash_moved', 'move_cursor', 'count_page', 'report_missing', 'named',
+           'report_risen', 'report_odd', 'report_foreign', 'call_people', 'report_unwritable', 'Writing', 'Recorder']
 
 # %% ../../../nbs/trading/31_recorder.ipynb #e2c64eee
 import asyncio
@@ -378,7 +378,36 @@ def said_by(
     fills = [f.fill_id for r in reports if isinstance(r.finding, Told) for f in r.finding.fills]
     return {**{k: v for r in reports for k, v in r.said.items()}, **({"fills": fills} if fills else {})}
 
-# %% ../../../nbs/trading/31_recorder.ipynb #1a8c7e86
+# %% ../../../nbs/trading/31_recorder.ipynb #82856bff
+def sort_out(
+    heard: Sequence[Report],
+    orders: Sequence[OrderRow], # all that may be meant
+    account: str, # reference name
+    venue: str,
+) -> tuple[list[OrderRow], dict[UUID, list[Report]]]: # orders to adopt; the reports of each order, adopted ones included
+    "Which report belongs to which order."
+    found, clients = match(heard, orders), {o.client_order_id: o for o in orders}
+    twins = {there: clients.get(told_ids(rs[0])[1].removesuffix(PROTECTIVE)) for there, rs in found.foreign.items()}
+    adopted = [adopt(rs, account, venue, twins[there], clients) for there, rs in found.foreign.items() if there]
+    return adopted, {**found.known, **{o.id: found.foreign[o.venue_order_id or ""] for o in adopted}}
+
+# %% ../../../nbs/trading/31_recorder.ipynb #1083336f
+def fill_rows(
+    orders: Iterable[OrderRow],
+    belong: Mapping[UUID, Sequence[Report]], # as from `sort_out`
+) -> list[dict[str, Any]]: # one for each time that it was told
+    "The fills that were heard of, as rows."
+    return [fill_row(f, o) for o in orders for r in belong.get(o.id, ()) if isinstance(r.finding, Told) for f in r.finding.fills]
+
+def taken_back(
+    changes: Sequence[Change],
+    belong: Mapping[UUID, Sequence[Report]], # as from `sort_out`
+) -> dict[UUID, float]: # seconds
+    "Orders of which nothing left, and after how long each may be tried again."
+    back = {key: r.finding.wait_s for key, rs in belong.items() for r in rs if isinstance(r.finding, NotSent)}
+    return {c.after.id: back[c.after.id] for c in changes if c.after.id in back and c.after.sent_at is None}
+
+# %% ../../../nbs/trading/31_recorder.ipynb #5c552872
 @dataclass(frozen=True)
 class Recorded:
     "What a transaction changed."
@@ -386,6 +415,7 @@ class Recorded:
     fills: int = 0 # how many were new
     adopted: tuple[OrderRow, ...] = () # orders of others
 
+# %% ../../../nbs/trading/31_recorder.ipynb #2c05450b
 async def record(
     deps: Deps,
     lease: Lease | None, # None: only where nobody sends, e.g. in a test
@@ -398,6 +428,7 @@ async def record(
     except psycopg.errors.UniqueViolation: # somebody else adopted the same order at this moment: it is there now
         return await record_once(deps, lease, reports, page, since)
 
+# %% ../../../nbs/trading/31_recorder.ipynb #1a8c7e86
 async def record_once(
     deps: Deps,
     lease: Lease | None,
@@ -411,24 +442,16 @@ async def record_once(
         heard = [*reports, *page_reports(page, await known_fills(tx, deps, page))]
         account, orders = await read_for_record(tx, deps, lease, heard, page is not None)
         if page is not None and account["fill_cursor"] != since: raise Overtaken("the log was read by somebody else.", "Read it again.")
-        found, clients = match(heard, orders), {o.client_order_id: o for o in orders}
-        twins = {there: clients.get(told_ids(rs[0])[1].removesuffix(PROTECTIVE)) for there, rs in found.foreign.items()}
-        adopted = [adopt(rs, deps.account, deps.venue.name, twins[there], clients) for there, rs in found.foreign.items() if there]
+        adopted, belong = sort_out(heard, orders, deps.account, deps.venue.name)
         if adopted: await tx.execute(_NEW_ORDERS, (rows_json([{k: getattr(o, k) for k in ORDER_COLUMNS} for o in adopted]),))
         everyone = [*orders, *adopted]
-        belong = {**found.known, **{o.id: found.foreign[o.venue_order_id or ""] for o in adopted}}
-        rows = [fill_row(f, o) for o in everyone for r in belong.get(o.id, ()) if isinstance(r.finding, Told) for f in r.finding.fills]
+        rows = fill_rows(everyone, belong)
         new = await write_fills(tx, deps, account["currency"], list({r["fill_id"]: r for r in rows}.values()))
         totals = await fills_of(tx, everyone, rows, new)
         changes, odd = changes_for(everyone, belong, totals, account["now"], deps.config.lookup_pauses_s[0])
-        back = {key: r.finding.wait_s for key, rs in belong.items() for r in rs if isinstance(r.finding, NotSent)}
-        unsent = {c.after.id: back[c.after.id] for c in changes if c.after.id in back and c.after.sent_at is None}
-        await write_orders(tx, deps.account, adopted, changes, unsent)
+        await write_orders(tx, deps.account, adopted, changes, taken_back(changes, belong))
         if page is not None: await count_page(tx, deps.account, page, account["currency"])
-        if odd: await report_odd(tx, deps.account, odd[0])
-        dead = [c for c in changes if c.before.state in ("rejected", "expired")]
-        if risen := [c.before for c in dead if c.after.filled_units > c.before.filled_units]: await report_risen(tx, deps.account, risen)
-        if foreign := [o for o in adopted if o.kind == "external"]: await report_foreign(tx, deps.account, foreign)
+        await call_people(tx, deps.account, adopted, changes, odd)
     after = tuple(c.after for c in changes)
     deps.signals.waiters.tell(after)
     deps.signals.newest = max(deps.signals.newest, *(int(i) for r in heard for i in named(r) if i.isdecimal()), 0)
@@ -551,15 +574,75 @@ async def report_foreign(
         "why": o.reason} for o in adopted[:20]]
     await freeze_entries(tx, account, "external", f"{text}; they were adopted and are not touched", {"orders": found})
 
+# %% ../../../nbs/trading/31_recorder.ipynb #bbc63769
+async def call_people(
+    tx: Any, # inside a transaction
+    account: str,
+    adopted: Sequence[OrderRow],
+    changes: Sequence[Change],
+    odd: Sequence[OrderRow], # as from `changes_for`
+) -> None:
+    "Tell of what no rule can put right."
+    if odd: await report_odd(tx, account, odd[0])
+    dead = [c for c in changes if c.before.state in ("rejected", "expired")]
+    if risen := [c.before for c in dead if c.after.filled_units > c.before.filled_units]: await report_risen(tx, account, risen)
+    if foreign := [o for o in adopted if o.kind == "external"]: await report_foreign(tx, account, foreign)
+
 # %% ../../../nbs/trading/31_recorder.ipynb #62f44b06
-# long: one class: the queue of reports, and the one transaction that writes them
-class Recorder:
-    "Writes reports in batches. One per sender."
+async def report_unwritable(
+    deps: Deps,
+    text: str, # what the ledger said
+) -> None:
+    "Call a person: the venue said something that cannot be stored."
+    async with deps.ledger.transaction() as tx:
+        await raise_alert(tx, f"unwritable:{deps.account}", "orders", "high", "unwritable_reports",
+            f"{deps.account}: what the venue said cannot be stored: {text}")
+
+# %% ../../../nbs/trading/31_recorder.ipynb #3df2f272
+# long: a batch, then its reports alone, then the one that is refused
+class Writing:
+    "Writes batches of reports, and finds the one that cannot be written."
     def __init__(self,
         deps: Deps,
         lease: Lease,
     ):
         self.deps, self.lease = deps, lease
+
+    async def write(self,
+        batch: list[Report],
+    ) -> bool: # False: not now
+        "Write one batch."
+        try: done = await record(self.deps, self.lease, batch)
+        except (LedgerDown, Overtaken, *TURN_LOST): return False
+        except (psycopg.Error, *SENSELESS) as e: return await (self.one_by_one(batch) if len(batch) > 1 else self.give_up(batch[0], e))
+        for signal, states in ((self.deps.signals.unknown, ("unknown",)), (self.deps.signals.outbox, ("submitting",))):
+            if any(o.state in states for o in done.orders): signal.set()
+        return True
+
+    async def one_by_one(self, batch: list[Report]) -> bool:
+        "Find the report that cannot be written."
+        while batch:
+            if not await self.write(batch[:1]): return False
+            del batch[0]
+        return True
+
+    async def give_up(self, report: Report, e: Exception) -> bool:
+        "The ledger does not take what the venue said. The order becomes unknown, and a person is called."
+        text = str(e).splitlines()[0]
+        try: await report_unwritable(self.deps, text)
+        except NOT_NOW: return False
+        if isinstance(report.finding, Unheard) or report.order_id is None: return True
+        return await self.write([Report(Unheard("unwritable_report"), report.order_id, {"error": text})])
+
+# %% ../../../nbs/trading/31_recorder.ipynb #87543430
+# long: the queue, from the first report to the last
+class Recorder(Writing):
+    "Writes reports in batches. One per sender."
+    def __init__(self,
+        deps: Deps,
+        lease: Lease,
+    ):
+        super().__init__(deps, lease)
         self.waiting: list[Report] = []
         self.wake, self.idle = asyncio.Event(), asyncio.Event()
         self.idle.set()
@@ -585,34 +668,3 @@ class Recorder:
             batch, self.waiting = self.waiting[:self.deps.config.batch_max], self.waiting[self.deps.config.batch_max:]
             if not await self.write(batch): self.waiting[:0] = batch; await asyncio.sleep(0.2)
         self.idle.set()
-
-    async def write(self,
-        batch: list[Report],
-    ) -> bool: # False: not now
-        "Write one batch."
-        try: done = await record(self.deps, self.lease, batch)
-        except (LedgerDown, Overtaken, *TURN_LOST): return False
-        except (psycopg.Error, *SENSELESS) as e: return await (self.one_by_one(batch) if len(batch) > 1 else self.give_up(batch[0], e))
-        for signal, states in ((self.deps.signals.unknown, ("unknown",)), (self.deps.signals.outbox, ("submitting",))):
-            if any(o.state in states for o in done.orders): signal.set()
-        return True
-
-    async def one_by_one(self, batch: list[Report]) -> bool:
-        "Find the report that cannot be written."
-        while batch:
-            if not await self.write(batch[:1]): return False
-            del batch[0]
-        return True
-
-    async def give_up(self, report: Report, e: Exception) -> bool:
-        "The ledger does not take what the venue said. The order becomes unknown, and a person is called."
-        text = str(e).splitlines()[0]
-        try: await self.call_a_person(text)
-        except NOT_NOW: return False
-        if isinstance(report.finding, Unheard) or report.order_id is None: return True
-        return await self.write([Report(Unheard("unwritable_report"), report.order_id, {"error": text})])
-
-    async def call_a_person(self, text: str) -> None:
-        async with self.deps.ledger.transaction() as tx:
-            await raise_alert(tx, f"unwritable:{self.deps.account}", "orders", "high", "unwritable_reports",
-                f"{self.deps.account}: what the venue said cannot be stored: {text}")
