@@ -18,7 +18,7 @@ from deskbook.trading.controls import SendGuard
 from deskbook.trading.sessions import Session
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from trading_week import PAIRS, closes, to_ms
+from trading_week import FAULTS, ORDER_FAULTS, PAIRS, closes, to_ms
 from week_judges import trade
 
 MONDAY, THURSDAY = "2025-11-10T00:00:00Z", "2025-11-13T06:40:00Z"
@@ -58,9 +58,7 @@ def test_half_an_hour_without_a_fault(servers, tmp_path):
     _, seen, wrong = trade(servers, tmp_path / "home", THURSDAY, 0.5, 1, often=({}, {}), script=morning)
     print(json.dumps(seen, indent=1))
     assert not any(wrong.values()), wrong
-    tried = seen["candidates refused by"]
-    assert all(tried[name] >= 1 for name in ("session", "kill_switch", "read_only", "stale_gate")), tried
-    assert seen["orders"].get("entry filled", 0) >= 1
+    assert not too_little(seen, {"orders": {"entry filled": 1}, "candidates refused by": {"session": 3, "kill_switch": 2, "read_only": 1, "stale_gate": 1}})
 
 
 def careless(monkeypatch):
@@ -87,11 +85,12 @@ def careless(monkeypatch):
 
 
 async def careless_morning(week):
-    """The same, and at the end an order that no ledger knows."""
+    """The same; at the end an order that no ledger knows, and a fill that the stream told too early."""
     await morning(week)
     week.sender.cancel()
     httpx.post(f"{week.sandbox.url}/v3/accounts/{week.sandbox.account}/orders", headers={"Authorization": f"Bearer {week.sandbox.token}"}, trust_env=False,
                json={"order": {"type": "MARKET", "instrument": "EUR_USD", "units": "7", "timeInForce": "FOK"}}).raise_for_status()
+    week.story.told[0].insert(0, week.story.told[-1][-1])
 
 
 def test_the_judges_see_a_careless_desk(servers, tmp_path, monkeypatch):
@@ -100,15 +99,33 @@ def test_the_judges_see_a_careless_desk(servers, tmp_path, monkeypatch):
     told = " ".join(wrong["orders"])
     for crime in ("sent while: kill switch", "sent while: read-only", "outside the session", "not admitted: ['hazard']", " s old"):
         assert crime in told, (crime, wrong["orders"], seen)
-    assert wrong["gates"] == ["EUR_USD: gates differ in ['hazard']"]
+    assert wrong["gates"] == ["EUR_USD: gates in Valkey differ in ['hazard']", "EUR_USD: gates as the manager saw them differ in ['admit', 'reasons']"]
     assert any("POSITION" in w for w in wrong["ledger"]), wrong["ledger"]
+    assert any("a follower heard" in w for w in wrong["stream"]), wrong["stream"]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_trading_week_with_faults(servers, tmp_path):
-    import os
+    """From Monday to Monday. What must never happen did not; and all that could have made it happen did."""
     began = time.monotonic()
-    week, seen, wrong = trade(servers, tmp_path / "home", MONDAY, float(os.environ.get("HOURS", 24)), seed=1)
+    _, seen, wrong = trade(servers, tmp_path / "home", MONDAY, 168, seed=1, say=True)
     print(json.dumps({"took_s": round(time.monotonic() - began, 1), **seen}, indent=1))
     assert not any(wrong.values()), wrong
+    assert not too_little(seen, LEAST)
+
+
+LEAST = {"orders sent": 60, "hours with a kill": 168, "gates compared": {"in Valkey": 15_000, "as the manager saw them": 5_000},
+         "orders": {"entry filled": 25, "exit filled": 25}, "orders not sent": {"kill_switch": 1, "read_only": 1},
+         "candidates refused by": {"kill_switch": 5, "read_only": 3, "session": 5, "stale_gate": 1, "stale_price": 1},
+         "windows": {"kill switch": 8, "read-only": 3, "kill switch unreadable": 3},
+         "happened": {"streams cut": 100, "stream Reconnected": 60, "postgres killed": 5, "valkey killed": 5, "Valkey flushed": 4, "killed in a round": 80,
+                      **dict.fromkeys(("streamer killed", "gates killed", "manager killed", "process killed"), 20),
+                      **dict.fromkeys(("sleep", "stale_prices", "stop", "stop_unsent", "read_only", "read_only_unsent"), 1),
+                      **{f"fault {kind}": 1 for kind, *_ in (*FAULTS, *ORDER_FAULTS)}}}
+
+
+def too_little(seen, least, at=""):
+    """What happened less often than it must for the run to show anything."""
+    return [f"{at}{name}: {seen.get(name, 0)} of {want}" for name, want in least.items() if not isinstance(want, dict) and seen.get(name, 0) < want] + [
+        short for name, want in least.items() if isinstance(want, dict) for short in too_little(seen.get(name, {}), want, f"{name}: ")]

@@ -11,13 +11,11 @@ import contextlib
 import os
 import random
 import signal
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import groupby
-from pathlib import Path
 
 import httpx
 from deskbook.app.workers import Parts
@@ -30,7 +28,18 @@ from deskbook.ops.health import hazard_fallback
 from deskbook.stores.lake import Lake
 from deskbook.stores.ledger import LedgerDown
 from deskbook.stores.live import LiveUnavailable, open_live
-from deskbook.stores.live_state import last_gates
+from deskbook.stores.live_state import (
+    DESK_LOOP,
+    NAV_SNAPSHOT,
+    POSITION_COUNT,
+    RISK_SUMMARY,
+    candles_key,
+    engine_key,
+    gate_index_key,
+    gate_key,
+    last_gates,
+    revision_key,
+)
 from deskbook.trading.book import NOT_NOW, ExecutionConfig
 from deskbook.trading.controls import KillSwitch, clear, engage, kill_state
 from deskbook.trading.desk import AccountSpec, open_desk
@@ -45,8 +54,8 @@ from deskbook.venues.streamer import Streamer, lake_venue
 
 PAIRS = ("EUR_USD", "USD_JPY")
 ACCOUNT = "week"
-SESSION = (7, 17)  # UTC hours
-PROFILE = "global: {session: {start: '07:00', end: '17:00', exit_at_close: true}, exit: {max_hold_minutes: 1.9}}\n"
+SESSION = (7, 14)  # UTC hours
+PROFILE = "global: {session: {start: '07:00', end: '14:00', exit_at_close: true}, exit: {max_hold_minutes: 1.9}}\n"
 MAX_GATE_AGE_S = 180
 QUICK = ExecutionConfig(lease_ttl_s=2.0, send_window_s=2.0, lease_margin_s=0.2, request_timeout_s=1.2, poll_s=0.05, fills_every_s=0.2, reconcile_every_s=20,
                         equity_every_s=1.0, lookup_pauses_s=(0.05, 0.1, 0.2), absence_grace_s=0.8, block_after_s=30, not_sent_pauses_s=(0.05, 0.1, 0.3), drain_s=5)
@@ -107,11 +116,12 @@ class Window:
 class Story:
     """What happened, as the test saw it."""
     happened: Counter = field(default_factory=Counter)
-    kills: dict[int, str] = field(default_factory=dict)  # hour of the venue -> a worker that was killed in it
+    kills: dict[int, str] = field(default_factory=dict)  # hour since 1970 -> a worker that was killed in it
     windows: list[Window] = field(default_factory=list)
     gates: dict[tuple[str, int], list[dict]] = field(default_factory=dict)  # every gate that was the last one when the manager looked, by pair and as-of
     creates: list[dict] = field(default_factory=list)  # requests for new orders that reached the venue
     seen: int = 0  # of the venue's journal
+    untrue: list[tuple[int, int]] = field(default_factory=list)  # when the venue told candles that it later told otherwise, until the streamer had looked again
     told: list[list[str]] = field(default_factory=list)  # fills that the transaction stream told, one list per follower
     slowest_s: float = 0.0  # that orders took to settle
     wrong: list[str] = field(default_factory=list)  # found on the way
@@ -129,7 +139,7 @@ class Week:
         self.down = {}  # servers that are dead and when they come back
         self.held = self.read_only_until = 0  # when the operator clears the kill switch, and allows writing
         self.faults: dict[str, int] = {}  # name -> until, epoch ms
-        self.late = self.cared = self.looked_deep = 0
+        self.late = self.cared = self.saved = self.hour = 0
         self.traps: list[str] = []  # what strikes when a gate would be traded
         self.cursor = ""  # of the transaction stream
         self.settings = Settings(home=home, kill_switch_boot="keep", hotband_pairs=pairs, prometheus_port=0, candle_backfill_minutes=4320, gate_retention=1500,
@@ -285,7 +295,7 @@ class Week:
 
     def killed(self, worker):
         self.story.happened[f"{worker} killed"] += 1
-        self.story.kills[self.clock() // HOUR_MS] = worker
+        self.story.kills[self.hour] = worker
 
     async def look(self):
         """What the manager is about to see, and whether somebody else has stopped the desk."""
@@ -386,6 +396,8 @@ class Week:
         self.faults[self.sandbox.control.add_fault(kind, route, {"rate": rate} if rate < 1 else {}, **params)] = now_ms + minutes * MINUTE_MS
         if kind == "candles_late_close":
             self.late = now_ms + minutes * MINUTE_MS
+        if kind in ("candles_missing", "candles_revised"):
+            self.story.untrue.append((now_ms - 2 * MINUTE_MS, now_ms + (minutes + 30) * MINUTE_MS))
         self.story.happened[f"fault {kind}"] += 1
 
     def heal(self, now_ms):
@@ -426,7 +438,7 @@ class Week:
     async def run(self, start_ms, end_ms, each_day=None):
         """From the first close to the last; `each_day` is awaited at midnight, when all is well and at rest."""
         for hour, group in groupby(closes(start_ms, end_ms, self.pairs[0]), lambda c: (c - 1) // HOUR_MS):
-            times = [*group]
+            times, self.hour = [*group], hour
             plan = self.plan(times)
             for close in times:
                 await self.minute(close, plan.get(close, ()))
@@ -483,14 +495,13 @@ class Week:
         self.cared = now_ms
         await self.may_clear()
         await self.collect()
-        if "valkey" not in self.down:
+        await self.streamer.save()
+        if now_ms - self.saved >= 10 * MINUTE_MS:
+            self.saved = now_ms
+            self.look_deep()
             with contextlib.suppress(*DOWN):
                 for p in self.gates.pairs.values():
                     await self.gates.save(p)
-        await self.streamer.save()
-        if now_ms - self.looked_deep >= 10 * MINUTE_MS:
-            self.looked_deep = now_ms
-            self.look_deep()
 
     def look_deep(self):
         """Ten minutes have passed for the streamer: it looks further back."""
@@ -509,10 +520,21 @@ class Week:
             await self.streamer.poll(5.0)
             await self.gates.round()
         await self.gates.flush()
+        for p in self.gates.pairs.values():
+            await self.gates.save(p)
         await self.streamer.save()
         await self.ready()
         await self.settle(30)
+        await self.manager.round()
+        await self.settle(30)
         await self.collect()
+        self.story.wrong += [f"{iso(self.clock())}: nobody has written {key}" for key in await self.missing()]
+
+    async def missing(self):
+        """Keys that Valkey must hold, whatever it has lost before."""
+        of_pairs = [key(p) for p in self.pairs for key in (candles_key, revision_key, gate_key, gate_index_key, engine_key)]
+        keys = [*of_pairs, NAV_SNAPSHOT, RISK_SUMMARY, POSITION_COUNT, DESK_LOOP, self.kill.key]
+        return [k for k in keys if not await self.live.redis.exists(self.live.key(k))]
 
     async def end(self):
         """The last rest."""
@@ -571,4 +593,4 @@ def in_session(ms):
     return week and SESSION[0] * HOUR_MS <= at < SESSION[1] * HOUR_MS
 
 
-__all__ = ["ACCOUNT", "MAX_GATE_AGE_S", "PAIRS", "Week", "in_session", "to_ms"]
+__all__ = ["ACCOUNT", "FAULTS", "MAX_GATE_AGE_S", "ORDER_FAULTS", "PAIRS", "Week", "closes", "in_session", "to_ms"]

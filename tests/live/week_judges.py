@@ -6,9 +6,10 @@ from pathlib import Path
 
 import polars as pl
 import psycopg
+from deskbook.core.clock import iso
 from deskbook.gates.engine import build_gates
 from deskbook.gates.live import gate_history
-from deskbook.gates.payload import gates_frame
+from deskbook.gates.payload import GatePayload, gates_frame
 from deskbook.gates.worker import live_gate_settings
 from deskbook.venues.sandbox.process import sandbox_process
 from psycopg.rows import dict_row
@@ -78,7 +79,7 @@ class Gates:
     """Live gates against gates made at once of the candles that the venue tells now, and the lake against those candles. Asked when all is at rest."""
 
     def __init__(self, week):
-        self.week, self.candles, self.compared = week, {}, Counter()
+        self.week, self.candles, self.compared, self.upto_ms = week, {}, Counter(), Counter()
 
     async def truth(self, name, first_ms, last_ms):
         """What the venue says, asked for piece by piece; what was read before is kept."""
@@ -94,7 +95,7 @@ class Gates:
         return self.candles[name]
 
     async def wrong(self):
-        """For each pair: the lake, the times of the gates, every column of every gate that Valkey holds."""
+        """For each pair: the lake, and every column of every gate, of those that Valkey holds and of those that the manager saw."""
         found = []
         for name in self.week.pairs:
             lake = self.week.lake.candles(name, None, None, "sandbox")
@@ -102,14 +103,26 @@ class Gates:
             truth = await self.truth(name, first, last)
             if not lake.select(CANDLE).equals(truth.select(CANDLE)):
                 found.append(f"{name}: the lake has {lake.height} candles, the venue {truth.height}, or they differ")
-            want = build_gates(truth, live_gate_settings(self.week.settings)).tail(self.week.settings.gate_retention)
-            got = gates_frame(await gate_history(self.week.live, name))
-            self.compared[name] += got.height
-            if times := set(got["time"].to_list()) ^ set(want["time"].to_list()):
-                found.append(f"{name}: {len(times)} gates are only on one side, first {min(times)}, last {max(times)}; {got.height} live, {want.height} rebuilt")
-            elif not got.equals(want):
-                found.append(f"{name}: gates differ in {[c for c in want.columns if not got[c].equals(want[c])]}")
+            want = build_gates(truth, live_gate_settings(self.week.settings))
+            found += self.differ(name, "in Valkey", await gate_history(self.week.live, name), want.tail(self.week.settings.gate_retention), whole=True)
+            found += self.differ(name, "as the manager saw them", self.seen(name), want)
         return found
+
+    def differ(self, name, where, gates, want, whole=False):
+        """What is not the same in every column; `whole`: and no gate is missing."""
+        got = gates_frame(gates)
+        self.compared[where] += got.height
+        want = want if whole else want.filter(pl.col("time").is_in(got["time"].implode()))
+        if got["time"].to_list() != want["time"].to_list():
+            return [f"{name}: gates {where} are not those of a rebuild: {got.height} live, {want.height} rebuilt, not in both: {sorted({*got['time']} ^ {*want['time']})[:5]}"]
+        return [] if got.equals(want) else [f"{name}: gates {where} differ in {[c for c in want.columns if not got[c].equals(want[c])]}"]
+
+    def seen(self, name):
+        """The gates that the manager saw since this was last asked, but for times at which the venue told untrue candles."""
+        story, after = self.week.story, self.upto_ms[name]
+        at = sorted(ms for pair, ms in story.gates if pair == name and ms > after and not any(a <= ms <= b for a, b in story.untrue))
+        self.upto_ms[name] = max(at, default=after)
+        return [GatePayload.model_validate(g) for ms in at for g in story.gates[name, ms]]
 
 
 def candidates(url):
@@ -128,7 +141,7 @@ def verdicts(url):
         return dict(db.execute("SELECT verdict, count(*) FROM decisions GROUP BY 1").fetchall()), dict(reasons), dict(states)
 
 
-def trade(servers, home, start, hours, seed, pairs=PAIRS, market=12, often=None, script=None):
+def trade(servers, home, start, hours, seed, pairs=PAIRS, market=12, often=None, script=None, say=False):
     """Run it. Returns the week, its figures, and everything that was wrong, by judge."""
     home.mkdir(parents=True, exist_ok=True)
     postgres, valkey = servers
@@ -140,6 +153,8 @@ def trade(servers, home, start, hours, seed, pairs=PAIRS, market=12, often=None,
 
         async def each_day():
             wrong["gates"] += await gates.wrong()
+            if say:
+                print(f"  {iso(week.clock())}: {len(week.story.creates)} orders sent, {sum(map(len, wrong.values()))} violations", flush=True)
 
         try:
             await week.begin()
@@ -158,7 +173,7 @@ def trade(servers, home, start, hours, seed, pairs=PAIRS, market=12, often=None,
 def figures(week, gates, url):
     """What was done, for people and for the question whether anything was tried at all."""
     s, (refused, unsent), (decided, reasons, states) = week.story, candidates(url), verdicts(url)
-    return {"orders sent": len(s.creates), "orders": states, "decided": decided, "fills": len(week.filled()), "gates compared": sum(gates.compared.values()),
+    return {"orders sent": len(s.creates), "orders": states, "decided": decided, "fills": len(week.filled()), "gates compared": dict(gates.compared),
             "hours with a kill": len(s.kills), "windows": dict(Counter(w.why for w in s.windows)), "candidates refused by": refused, "orders not sent": unsent,
             "reasons": reasons, "happened": dict(sorted(s.happened.items())), "slowest to settle, s": round(s.slowest_s, 2),
             "wall, s": {k: round(v, 1) for k, v in s.spent_s.most_common()}}
