@@ -4,11 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from test_decide import E1, NOW, RULES, a_gate, holding, inputs, ticket
 
 from deskbook.core.errors import BadInput
+from deskbook.core.settings import Settings
 from deskbook.trading.decide import ExitFacts, decide
 from deskbook.trading.guards import gate_reasons
 from deskbook.trading.profile import BundleRule, ExitRule, load_profile
@@ -68,3 +70,21 @@ def test_an_exit_is_tried_once_an_hour_while_the_venue_does_not_trade():
         return decide(replace(i, portfolio=replace(i.portfolio, quotes=quotes)))
     assert after(59, False).reasons == ("hold_expiry", "instrument_not_tradeable")
     assert [after(*how).verdict for how in ((0, False), (60, False), (59, True))] == ["exit"]*3
+
+
+# ---- settings
+
+FLOATS = [name for name, f in Settings.model_fields.items() if f.annotation is float]
+
+
+@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_no_limit_is_set_to_what_is_no_number(name, value):
+    """With GATE_MAX_AGE_SECONDS=nan no gate was ever too old."""
+    assert len(FLOATS) > 10
+    with pytest.raises(ValidationError):
+        Settings(**{name: value})
+
+
+def test_an_age_limit_that_is_no_number_lets_nothing_pass():
+    assert gate_reasons(a_gate(), RULES, NOW, float("nan")) == ("gate_stale",)

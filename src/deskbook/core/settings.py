@@ -31,7 +31,8 @@ SafeBoot = Annotated[Literal["engage", "keep"], BeforeValidator(_boot)]
 def _env(*names: str, default: Any = None, what: str) -> Any: return Field(default, validation_alias=AliasChoices(*names), description=what)
 
 class _Part(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="DESKBOOK_", frozen=True, populate_by_name=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(env_prefix="DESKBOOK_", frozen=True, populate_by_name=True, env_ignore_empty=True,
+        allow_inf_nan=False) # a limit that is no number limits nothing
 
 class PlaceSettings(_Part):
     "Where things stand."

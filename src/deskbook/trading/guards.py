@@ -74,7 +74,7 @@ def age_reasons(
 ) -> Iterator[str]:
     "Why a gate's time is wrong."
     if (at := gate_time_ms(gate)) is None: yield "gate_time_invalid"
-    elif now_ms - at > max_age_s*1000: yield "gate_stale"
+    elif not now_ms - at <= max_age_s*1000: yield "gate_stale" # also where the limit is no number
     elif now_ms - at < -FUTURE_MS: yield "gate_future_ts"
 
 # %% ../../../nbs/trading/61_guards.ipynb #c793df8c
