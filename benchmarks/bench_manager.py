@@ -28,13 +28,14 @@ TARGET_P99_MS, TARGET_OWN_MS = 100.0, 10.0
 PROFILE = "global: {session: {start: 00:00, end: 00:00, week: always}}\n"
 
 
-def manager_of(desk, home, pairs, run):
+def manager_of(desk, home, pairs, run, clock=None):
+    from deskbook.core.clock import system_clock
     from deskbook.core.settings import Settings
     from deskbook.trading.manager import Manager
     from deskbook.trading.profile import load_profile
     settings = Settings(home=home, hotband_pairs=pairs, entry_cooldown_s=0, default_hold_s=0.001, max_total_positions=7,
                         nav_risk_frac=Decimal("0.001"), top_k=10)
-    return Manager(desk, desk.kill.live, load_profile(PROFILE), settings, run=run)
+    return Manager(desk, desk.kill.live, load_profile(PROFILE), settings, clock or system_clock, run)
 
 
 async def store(live, pairs):

@@ -109,8 +109,9 @@ def quantile(xs, q):
 
 
 @asynccontextmanager
-async def desk_of(home, pg, vk, sandbox, **config):
-    """A desk that runs, as the daemon runs it."""
+async def desk_of(home, pg, vk, sandbox, clock=None, **config):
+    """A desk that runs, as the daemon runs it, by `clock` or by the system's."""
+    from deskbook.core.clock import system_clock
     from deskbook.core.loop import leave_memory_alone
     from deskbook.core.settings import Settings
     from deskbook.stores.live import open_live
@@ -120,7 +121,10 @@ async def desk_of(home, pg, vk, sandbox, **config):
     live = open_live(vk.url)
     spec = AccountSpec("sandbox", "sandbox", sandbox.account, sandbox.token, sandbox.url)
     settings = Settings(home=home, kill_switch_boot="keep")
-    async with open_desk("sandbox", settings, ledger_url=pg.url, live=live, spec=spec, config=ExecutionConfig(**config)) as desk:
+    async with open_desk("sandbox", settings, ledger_url=pg.url, live=live, spec=spec, config=ExecutionConfig(**config),
+                         clock=clock or system_clock) as desk:
+        if clock:
+            desk.marks.watch = clock
         await clear(desk.kill, "bench", "benchmark")
         await wide_limits(desk)
         async with running(desk):
