@@ -4,23 +4,31 @@
 
 # %% ../../../nbs/ops/68_hand_care.ipynb #a8ade2a1
 from __future__ import annotations
+import math
 import time
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 import polars as pl
-from ..core.errors import DeskbookError
+from ..core.clock import DAY_MS, iso, to_ms
+from ..core.errors import DeskbookError, Refused
 from ..core.settings import Settings
+from ..market.calendar import calendar_for
+from ..market.candles import CANDLE_TIME, timeframe_ms
 from .day_care import command, see_desk
 
 # %% auto #0
 __all__ = ['position_values', 'see_writable', 'see_closable', 'key_table', 'see_keys', 'seed_by_hand', 'see_settings',
-           'see_stores', 'see_venue', 'wait_desk']
+           'see_stores', 'see_venue', 'wait_desk', 'in_lake', 'retention_table', 'see_retention', 'plot_held',
+           'prune_by_hand', 'coverage_table', 'try_fetch', 'see_coverage']
 
 # %% ../../../nbs/ops/68_hand_care.ipynb #eceb89e8
-from .live_care import LiveLook, Stores, look_live, moment, on_stores
-from .live_tools import AUX, Check, aux_keys, profile_check, seed
+from .live_care import LiveLook, Stores, fetch_by_hand, look_live, moment, on_stores
+from .live_tools import AUX, Check, aux_keys, held_candles, profile_check, prune, seed
 from .order_care import look_at, on_desk, size_of
-from ..stores.live import LiveUnavailable
+from ..stores.lake import Lake
+from ..stores.live import LiveUnavailable, said_as_live
+from ..stores.live_state import candles_key, read_candles
 from ..trading.controls import missing_credentials
 from ..trading.desk import Desk
 
@@ -76,10 +84,12 @@ def see_keys(
 ) -> Check:
     "Whether all are there and have their shape."
     bad = keys.filter(pl.col("state") != "ok")
+    unsigned = bad["key"].to_list() == ["ops:kill_switch:meta"]
     force = {"force": "yes", "by": "NAME", "why": "REASON"} if (bad["state"] == "wrong").any() else {}
     return Check("the shared keys are right", not bad.height, "; ".join(f"{r['key']} {r['problem']}" for r in bad.iter_rows(named=True)) or "all are.",
-        command("seed_keys", **force, mode="live") if bad.height else "")
+        "" if not bad.height else "`deskbook kill-switch engage` writes it with its story." if unsigned else command("seed_keys", **force, mode="live"))
 
+# %% ../../../nbs/ops/68_hand_care.ipynb #8c09c1fa
 def seed_by_hand(
     by: str, # who, for the audit
     force: bool = False, # write also what is there, and engage the kill switch
@@ -131,3 +141,123 @@ def wait_desk(
         now = look_live(account, at, settings)
         if all(c.ok for c in see_desk(now, False, settings)) or time.monotonic() > end: return now
         time.sleep(1.0)
+
+# %% ../../../nbs/ops/68_hand_care.ipynb #5fbfe5df
+_HELD = {"series": pl.String, "candles": pl.Int64, "oldest": pl.String, "older": pl.Int64, "not in the lake": pl.Int64, "stay": pl.Int64}
+
+def in_lake(lake: Lake, name: str, timeframe: str, start: Any, end: Any) -> pl.Series: # open times, of any venue
+    "Which candles of a window the lake has."
+    venues = sorted({p["venue"] for p in lake.partitions("candles") if p["instrument"] == name and p["timeframe"] == timeframe})
+    found = [lake.candles(name, start, end, venue=v, timeframe=timeframe)["time"] for v in venues]
+    return pl.concat(found).unique() if found else pl.Series(dtype=CANDLE_TIME)
+
+async def _held(s: Stores, lake: Lake, name: str, timeframe: str, cutoff_ms: int) -> tuple[Any, ...]:
+    "One series."
+    with said_as_live(s.live.url): total = await s.live.redis.zcard(s.live.key(candles_key(name, timeframe)))
+    old = await read_candles(s.live, name, timeframe, until_ms=cutoff_ms)
+    oldest, kept = (old if old.height else await read_candles(s.live, name, timeframe, since_ms=cutoff_ms, limit=1))["time"], pl.Series(dtype=old["time"].dtype)
+    if old.height: kept = in_lake(lake, name, timeframe, old["time"][0], cutoff_ms)
+    return f"{name} {timeframe}", total, iso(oldest[0]) if len(oldest) else "", old.height, old.filter(~pl.col("time").is_in(kept.implode())).height, total - old.height
+
+def retention_table(
+    keep_days: float, # above 0
+    at: str = "", # days are counted back from then; "": now
+    settings: Settings | None = None,
+) -> pl.DataFrame: # a row per series: candles, oldest, older than the days kept, of these not in the lake, how many stay
+    "What would go. Raises `LiveUnavailable`."
+    cutoff = moment(at) - round(keep_days*DAY_MS)
+    async def go(s: Stores) -> pl.DataFrame:
+        lake = Lake(s.settings.lake_url)
+        return pl.DataFrame([await _held(s, lake, i, g, cutoff) for i, g in await held_candles(s.live)], schema=_HELD, orient="row")
+    return on_stores(go, settings)
+
+# %% ../../../nbs/ops/68_hand_care.ipynb #93c46014
+def see_retention(
+    held: pl.DataFrame, # as from `retention_table`
+    keep_days: float,
+    at: str = "",
+    settings: Settings | None = None,
+) -> tuple[Check, ...]:
+    "Whether the old candles can go: days are given, the lake has them, and engines keep a window."
+    s = settings or Settings()
+    lost, short = held.filter(pl.col("not in the lake") > 0), held.filter((pl.col("older") > 0) & (pl.col("stay") < s.regime_window))
+    names, back = ",".join(sorted({x.split()[0] for x in lost["series"]})), [(moment(at) - to_ms(x))/60_000 for x in lost["oldest"]]
+    return (
+        Check("a number of days is given", keep_days > 0, f"{keep_days:g} days." if keep_days > 0 else "0 keeps all.", "" if keep_days > 0 else "Give --set keep_days=14, or set VALKEY_CANDLE_RETENTION."),
+        Check("the lake has what would go", not lost.height, ", ".join(f"{r['series']} {r['not in the lake']}" for r in lost.iter_rows(named=True)) or "all of it.",
+            command("manual_candle_fetch", instruments=names, minutes=math.ceil(max(back)), mode="live") + " brings them into the lake." if lost.height else ""),
+        Check("enough stays for the gates", not short.height, ", ".join(f"{r['series']} {r['stay']} of {s.regime_window}" for r in short.iter_rows(named=True)) or f"at least {s.regime_window} of each.",
+            "Keep more days, or is the streamer down?" if short.height else ""))
+
+# %% ../../../nbs/ops/68_hand_care.ipynb #5c3ff976
+def plot_held(held: pl.DataFrame) -> Any: # a matplotlib figure
+    "What stays of each series, what would go, and what would be lost."
+    import matplotlib.pyplot as plt
+    fig, ax = plt.subplots(figsize=(7, 1.2 + 0.3*max(1, held.height)), dpi=80, layout="constrained")
+    start = pl.Series([0]*held.height, dtype=pl.Int64)
+    safe = held["older"] - held["not in the lake"]
+    for part, colour, what in ((held["stay"], "#3b6ea5", "stay"), (safe, "#d08a2e", "would go, in the lake"), (held["not in the lake"], "#b33a3a", "not in the lake")):
+        ax.barh(held["series"].to_list(), part.to_list(), left=start.to_list(), color=colour, label=what)
+        start = start + part
+    ax.set_xlabel("candles")
+    ax.invert_yaxis()
+    ax.legend(loc="best", frameon=False) if held.height else ax.set_title("Valkey holds no candles")
+    return fig
+
+# %% ../../../nbs/ops/68_hand_care.ipynb #f7bcb764
+def prune_by_hand(
+    keep_days: float,
+    at: str = "",
+    settings: Settings | None = None,
+) -> dict[str, int]: # "EUR_USD M1" -> removed
+    "Forget old candles in Valkey. Raises `Refused` for what the lake does not have, `LiveUnavailable`."
+    if wrong := next((c for c in see_retention(retention_table(keep_days, at, settings), keep_days, at, settings) if not c.ok), None): raise Refused(f"{wrong.name}: no. {wrong.said}", wrong.todo)
+    return on_stores(lambda s: prune(s.live, keep_days, moment(at)), settings)
+
+# %% ../../../nbs/ops/68_hand_care.ipynb #21ee8ec0
+_COVER = {"instrument": pl.String, "expected": pl.Int64, "live": pl.Int64, "lake": pl.Int64, "missing": pl.Int64, "newest": pl.String}
+
+def coverage_table(
+    instruments: Sequence[str] = (), # (): the roster
+    granularity: str = "", # "": of the settings
+    minutes: int = 240, # how far back
+    at: str = "", # "": until now
+    settings: Settings | None = None,
+) -> pl.DataFrame: # a row per pair: closed candles expected inside sessions, held in Valkey, in the lake, missing in either, open of the newest
+    "What is there and what is missing. Raises `LiveUnavailable`."
+    async def go(s: Stores) -> pl.DataFrame:
+        tf, lake, rows = granularity or s.settings.candle_granularity, Lake(s.settings.lake_url), list[tuple[Any, ...]]()
+        step, now = timeframe_ms(tf), moment(at)
+        start, end = (t//step*step for t in (now - 60_000*minutes, now))
+        for name in instruments or s.settings.hotband_pairs:
+            every = pl.Series(range(start, end, step), dtype=pl.Int64)
+            due = every.filter(pl.Series(calendar_for(name).is_open(every.to_list())))
+            live = (await read_candles(s.live, name, tf, start, end))["time"].dt.epoch("ms")
+            kept = in_lake(lake, name, tf, start, end).dt.epoch("ms")
+            lack = due.filter(~(due.is_in(live.implode()) & due.is_in(kept.implode())))
+            rows.append((name, due.len(), live.len(), kept.len(), lack.len(), iso(live[-1]) if live.len() else ""))
+        return pl.DataFrame(rows, schema=_COVER, orient="row")
+    return on_stores(go, settings)
+
+# %% ../../../nbs/ops/68_hand_care.ipynb #a6677e84
+def try_fetch(
+    account: str, # whose venue
+    instruments: Sequence[str] = (), # as for `live_care.fetch_by_hand`
+    granularity: str = "", minutes: int = 240, at: str = "",
+    **parts: Any,
+) -> tuple[pl.DataFrame, str]: # what was fetched, and why it was not ("": it was)
+    "Fetch into Valkey and the lake, and tell a venue that is away instead of raising."
+    try: return fetch_by_hand(account, instruments, granularity=granularity, minutes=minutes, at=at, **parts), ""
+    except DeskbookError as e: return pl.DataFrame(), str(e)
+
+def see_coverage(
+    now: pl.DataFrame, # as from `coverage_table`, after the fetch
+    fetched: pl.DataFrame, # as from `try_fetch`; empty: nothing was fetched
+) -> Check:
+    "Whether everything that the venue has is there. Before a fetch: whether anything is missing."
+    given = dict(fetched.select("instrument", "fetched").iter_rows()) if fetched.height else {}
+    short = [r for r in now.iter_rows(named=True) if (r["missing"] > max(0, r["expected"] - given[r["instrument"]]) if r["instrument"] in given else r["missing"])]
+    said = ", ".join(f"{r['instrument']} lacks {r['missing']} of {r['expected']}" for r in short)
+    silent = [n for n, c in given.items() if not c]
+    if silent: said = f"the venue gave none of {', '.join(silent)}. {said}".strip()
+    return Check("no candle is missing", not said, said or "all are there.", "" if not said else "Is the instrument spelled as the venue spells it, and the window inside trading hours?" if given else "Fetch them.")
