@@ -1,4 +1,5 @@
 """The runbooks of everyday operation, each clean and with the fault it is for, against a real ledger, a real Valkey, a real venue and a desk that runs."""
+import asyncio
 import contextlib
 import json
 import time
@@ -12,13 +13,17 @@ import test_order_runbooks as order_rig
 
 from deskbook.core.clock import iso, to_datetime, to_ms
 from deskbook.core.files import read_json, sha256, write_json
+from deskbook.market.simulated import simulate_candles
 from deskbook.ops.live_care import look_live
 from deskbook.ops.order_care import reconcile_account
+from deskbook.stores.lake import Lake
+from deskbook.stores.live import open_live
+from deskbook.stores.live_state import put_candles, read_candles
 from deskbook.studies.roster import record_roster
 from deskbook.studies.weekly import CANONICAL
 
 account, venue = live_rig.account, live_rig.venue
-checks, deployed, notes, switch, ten = live_rig.checks, live_rig.deployed, live_rig.notes, live_rig.switch, live_rig.ten
+checks, deployed, health, notes, switch, ten = live_rig.checks, live_rig.deployed, live_rig.health, live_rig.notes, live_rig.switch, live_rig.ten
 buy, net, stranger_buys, trade = order_rig.buy, order_rig.net, order_rig.stranger_buys, order_rig.trade
 
 ALL = ("streamer", "gates", "manager", "api", "sender")
@@ -199,3 +204,125 @@ def test_a_roster_is_not_decided_on_bad_evidence(fault, account, run, shelf, led
     assert not (shelf / "roster_decisions.jsonl").exists() and audited(ledger, "roster.decide") == []
     if fault not in ("nobody", "unstudied"):
         assert checks(result)["the evidence can be used"] is False and "weekly_signal_study --live" in notes(result)
+
+
+# ---- retention
+
+@contextlib.contextmanager
+def on_live(valkey_url, key_prefix):
+    """Do something with the live store: `do(coroutine function of it)`."""
+    def do(work):
+        async def go():
+            live = open_live(valkey_url, key_prefix)
+            try:
+                return await work(live)
+            finally:
+                await live.aclose()
+        return asyncio.run(go())
+    yield do
+
+
+WEEK = simulate_candles(["EUR_USD"], "2025-11-03", "2025-11-08", seed=7)  # Monday to Friday
+
+
+@pytest.fixture
+def candles(valkey_url, key_prefix, tmp_path, account):
+    """A week of EUR_USD in Valkey and in the lake; how many candles Valkey holds, and the lake's address."""
+    lake = Lake(tmp_path / "lake")
+    lake.write_candles(WEEK, "sandbox")
+    with on_live(valkey_url, key_prefix) as do:
+        do(lambda live: put_candles(live, "EUR_USD", "M1", WEEK))
+        yield lambda: do(lambda live: read_candles(live, "EUR_USD")).height, lake.url
+
+
+FRIDAY = "2025-11-07T00:00:00Z"
+STAY = WEEK.filter(pl.col("time") >= to_datetime("2025-11-05")).height
+
+
+def test_old_candles_are_forgotten(account, run, candles, ledger):
+    count, lake = candles
+    dry = run("operations/retention", lake, keep_days=2, at=FRIDAY, account=account)
+    assert dry.exit_code == 0, dry.evidence.reason
+    assert dry.evidence.numbers["older candles"] == WEEK.height - STAY and count() == WEEK.height and "--live" in notes(dry)
+    assert run("operations/retention", lake, keep_days=2, at=FRIDAY, account=account, by="anna", mode="live").exit_code == 2
+    live = run("operations/retention", lake, keep_days=2, at=FRIDAY, account=account, by="anna", why="memory", mode="live")
+    assert live.exit_code == 0, live.evidence.reason
+    assert live.evidence.numbers["removed"] == WEEK.height - STAY and count() == STAY
+    assert audited(ledger, "candles.prune") == [("anna", "valkey", "memory")] and "VALKEY_CANDLE_RETENTION=2" in notes(live)
+
+
+def test_what_must_not_be_forgotten(account, run, candles, ledger, tmp_path):
+    count, lake = candles
+    elsewhere = Lake(tmp_path / "other")
+    elsewhere.write_candles(WEEK.filter(pl.col("time") >= to_datetime("2025-11-04")), "sandbox")  # Monday was never saved
+    lost = run("operations/retention", elsewhere.url, keep_days=2, at=FRIDAY, account=account, by="anna", why="memory", mode="live")
+    assert lost.exit_code == 1 and checks(lost)["the lake has what would go"] is False and "--set minutes=5760 --live" in notes(lost), "back to Monday"
+    bare = run("operations/retention", lake, keep_days=2, at="2025-11-20", account=account, by="anna", why="memory", mode="live")
+    assert bare.exit_code == 1 and checks(bare)["enough stays for the gates"] is False
+    all_of_it = run("operations/retention", lake, at=FRIDAY, account=account, by="anna", why="memory", mode="live")
+    assert all_of_it.exit_code == 1 and checks(all_of_it)["a number of days is given"] is False
+    assert count() == WEEK.height and audited(ledger, "candles.prune") == []
+
+
+# ---- shared keys
+
+def test_keys_are_seeded_where_there_are_none(account, run, ledger, valkey_url, key_prefix):
+    with on_live(valkey_url, key_prefix) as do:
+        do(lambda live: live.redis.set(live.key("ops:position_count"), "3"))
+        dry = run("operations/seed_keys", "", account=account)
+        assert dry.exit_code == 1 and "ops:kill_switch" in notes(dry) and do(lambda live: live.get("desk:loop")) is None
+        assert run("operations/seed_keys", "", account=account, mode="live").exit_code == 2, "somebody seeds"
+        live = run("operations/seed_keys", "", account=account, by="anna", mode="live")
+        assert live.exit_code == 0, live.evidence.reason
+        assert do(lambda live: live.get("ops:position_count")) == "3" and do(lambda live: live.get("ops:kill_switch")) == "1"
+
+        with deployed(account, ("api",)) as api:
+            switch(api, False)
+            again = run("operations/seed_keys", "", account=account, by="anna", mode="live")
+            assert again.exit_code == 0 and again.evidence.numbers["written"] == 0 and health(api)["kill_switch"] is False
+            assert run("operations/seed_keys", "", account=account, force="yes", by="anna", mode="live").exit_code == 2, "force has a reason"
+            forced = run("operations/seed_keys", "", account=account, force="yes", by="anna", why="start over", mode="live")
+            assert forced.exit_code == 0, forced.evidence.reason
+            assert do(lambda live: live.get("ops:position_count")) == "0" and health(api)["kill_switch"] is True
+    assert audited(ledger, "keys.seed") == [("anna", "valkey", "start over")]
+
+
+def test_a_key_that_somebody_broke_is_not_repaired_without_force(account, run, valkey_url, key_prefix):
+    with on_live(valkey_url, key_prefix) as do:
+        do(lambda live: live.redis.set(live.key("risk:nav_snapshot"), "many"))
+        result = run("operations/seed_keys", "", account=account, by="anna", mode="live")
+        assert result.exit_code == 1 and "force=yes" in notes(result) and do(lambda live: live.get("risk:nav_snapshot")) == "many"
+
+
+# ---- candles
+
+def test_a_gap_is_filled(account, run, tmp_path, valkey_url, key_prefix):
+    lake = Lake(tmp_path / "lake")
+
+    def fetch(**more):
+        return run("operations/manual_candle_fetch", lake.url, account=account, at=ten(0), **more)
+
+    empty = fetch()
+    assert empty.exit_code == 0 and empty.evidence.numbers["missing before"] == 480 and "--live" in notes(empty)
+    full = fetch(mode="live")
+    assert full.exit_code == 0, full.evidence.reason
+    assert full.evidence.numbers["missing after"] == 0 and lake.candles(["EUR_USD", "USD_JPY"]).height == 480
+
+    hole = [to_ms(ten(0)) - m * 60_000 for m in (90, 60)]
+    with on_live(valkey_url, key_prefix) as do:
+        do(lambda live: live.redis.zremrangebyscore(live.key("md:candles:EUR_USD:M1"), hole[0], f"({hole[1]}"))
+        filled = fetch(instruments="EUR_USD", mode="live")
+        assert filled.exit_code == 0, filled.evidence.reason
+        assert filled.evidence.numbers["missing before"] == 30 and filled.evidence.numbers["missing after"] == 0
+        assert do(lambda live: read_candles(live, "EUR_USD")).height == 240
+
+
+def test_candles_from_a_venue_that_is_away(account, run, monkeypatch):
+    monkeypatch.setenv("DESKBOOK_SANDBOX_URL", "http://127.0.0.1:9")
+    for mode in ("dry", "live"):
+        away = run("operations/manual_candle_fetch", "", account=account, at=ten(0), mode=mode)
+        assert away.exit_code == 1 and checks(away)["the venue answers"] is False
+        assert away.evidence.numbers["missing after"] == 480
+    monkeypatch.setenv("VALKEY_URL", "redis://127.0.0.1:9")
+    down = run("operations/manual_candle_fetch", "", account=account, at=ten(0), mode="live")
+    assert down.exit_code == 1 and checks(down)["Valkey answers"] is False
