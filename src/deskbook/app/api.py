@@ -21,11 +21,12 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
+from uvicorn.protocols.http.h11_impl import H11Protocol
 from .. import __version__
 from . import api_events, api_routes, api_routes_ledger, api_routes_market
 from .api_auth import OPEN, Door, RateLimit, check_bind, token_of
 from .api_events import PING_S, Hub
-from .api_idempotency import Idempotency
+from .api_idempotency import ARRIVE_S, Idempotency
 from .api_models import Problem
 
 # %% ../../../nbs/app/76_api.ipynb #df9db8c3
@@ -110,7 +111,7 @@ def post_paths(doc: dict[str, Any]) -> re.Pattern[str]: # of the OpenAPI documen
 def guarded(app: FastAPI, deps: ApiDeps) -> None:
     "Put the middleware in front, innermost first."
     s, redactor = deps.settings, redactor_of(deps.settings)
-    app.add_middleware(Idempotency, ledger=deps.ledger, account=deps.desk.account, redactor=redactor, posts=post_paths(documented(app)))
+    app.add_middleware(Idempotency, ledger=deps.ledger, account=deps.desk.account, redactor=redactor, posts=post_paths(documented(app)), arrive_s=ARRIVE_S)
     app.add_middleware(Door, token=token_of(s), limit=RateLimit(s.rate_limit, s.rate_window_s), redactor=redactor)
     if origins := allowed_origins(s):
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], max_age=600,
@@ -159,8 +160,25 @@ def listening(
 
 def server_of(app: FastAPI) -> uvicorn.Server:
     "The HTTP server."
-    return _Server(uvicorn.Config(app, log_config=None, access_log=False, proxy_headers=False, server_header=False, lifespan="on", ws="none",
+    return _Server(uvicorn.Config(app, http=_Patient, log_config=None, access_log=False, proxy_headers=False, server_header=False, lifespan="on", ws="none",
         timeout_keep_alive=30, timeout_graceful_shutdown=5, h11_max_incomplete_event_size=32*1024))
+
+# %% ../../../nbs/app/76_api.ipynb #984b7ad7
+class _Patient(H11Protocol):
+    "Leaves who does not end the head of a request in time."
+    patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None: # type: ignore[override]
+        super().connection_made(transport)
+        self.patience = self.loop.call_later(ARRIVE_S, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        before = self.cycle
+        super().data_received(data)
+        if self.cycle is not before and self.patience:
+            self.patience.cancel()
+            self.patience = None
+        elif self.cycle and self.cycle.response_complete and not self.patience: self.patience = self.loop.call_later(ARRIVE_S, self.transport.close)
 
 # %% ../../../nbs/app/76_api.ipynb #187aee17
 async def run(

@@ -124,7 +124,7 @@ Look = dict[tuple[str, str], Any]
 async def look_gates(deps: ApiDeps) -> Look:
     "Gates of the desk's pairs."
     found = await last_gates(deps.live, deps.settings.hotband_pairs)
-    rows = {name: gate_out({"instrument": name, **g}, 0) for name, g in found.items() if g}
+    rows = {name: gate_out({**g, "instrument": name}, 0) for name, g in found.items() if g}
     return {("gate", name): {k: v for k, v in row.items() if k not in ("age_seconds", "raw")} for name, row in rows.items()}
 
 async def look_kill(deps: ApiDeps) -> Look:
@@ -190,6 +190,7 @@ class Hub:
     def __init__(self, deps: ApiDeps, keep: int = 2000, most_clients: int = 100, queue: int = 512, every: list[Source] | None = None):
         self.deps, self.ring, self.most_clients, self.queue = deps, Ring(str(deps.clock()), keep), most_clients, queue
         self.sources, self.clients, self.looks, self.closed = every if every is not None else sources(), set[Client](), 0, False
+        self.busy: dict[str, asyncio.Task[None]] = {} # looks that are under way, by source
 
     def join(self,
         told: str | None = None, # `Last-Event-ID`
@@ -222,19 +223,25 @@ class Hub:
         self.put("source", source.name, {"source": source.name, "ok": True, "code": ""})
 
     async def look(self) -> None:
-        "All looks that are due."
+        "All looks that are due. One that hangs goes on alone, and holds up no other."
         now = time.monotonic()
-        due = [s for s in self.sources if s.due <= now and (self.clients or not s.only_heard)]
-        for s in due: s.due = now + s.every_s - TICK_S/2
+        for s in [s for s in self.sources if s.name not in self.busy and s.due <= now and (self.clients or not s.only_heard)]:
+            s.due = now + s.every_s - TICK_S/2
+            self.busy[s.name] = asyncio.create_task(self.one(s), name=f"look-{s.name}")
         self.looks += 1
-        for s, failed in zip(due, await asyncio.gather(*map(self.one, due), return_exceptions=True), strict=True):
-            if isinstance(failed, Exception): log.error("looking at %s failed", s.name, exc_info=failed)
+        if self.busy: await asyncio.wait(self.busy.values(), timeout=TICK_S)
+        for name in [n for n, task in self.busy.items() if task.done()]:
+            if failed := self.busy.pop(name).exception(): log.error("looking at %s failed", name, exc_info=failed)
 
     async def run(self) -> None:
         "Look until cancelled."
-        while True:
-            await self.look()
-            await asyncio.sleep(TICK_S)
+        try:
+            while True:
+                await self.look()
+                await asyncio.sleep(TICK_S)
+        finally:
+            for task in self.busy.values(): task.cancel()
+            await asyncio.gather(*self.busy.values(), return_exceptions=True)
 
     def close(self) -> None:
         "End all streams; a new one ends at once."

@@ -347,7 +347,7 @@ class Problem(BaseModel):
 
 # %% ../../../nbs/app/71_api_models.ipynb #3e3c97d0
 EVERYWHERE = ("unauthorized", "not_loopback", "rate_limited", "internal")
-EVERY_POST = ("invalid_request", "no_api_token", "in_flight", "too_large", "idempotency_conflict", "ledger_unavailable")
+EVERY_POST = ("invalid_request", "no_api_token", "request_timeout", "in_flight", "too_large", "idempotency_conflict", "ledger_unavailable")
 
 def answers(
     model: type[BaseModel] | None, # of a good answer; None: the route documents it itself

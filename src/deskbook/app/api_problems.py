@@ -31,6 +31,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     "unknown_instrument": (404, "There is no such instrument here"),
     "nothing_to_close": (404, "Nothing is held that is not being closed already"),
     "evidence_missing": (404, "The study was not published yet"),
+    "request_timeout": (408, "The request did not arrive in time; nothing was changed"),
     "method_not_allowed": (405, "This address does not offer that method"),
     "missing_credentials": (409, "The desk has no credentials for its account"),
     "engaged_meanwhile": (409, "Somebody engaged the kill switch meanwhile"),

@@ -59,11 +59,12 @@ _ALERTS = "SELECT severity, message FROM ops_alerts WHERE status = 'open' ORDER 
 # %% ../../../nbs/app/81_up.ipynb #915704c1
 async def live_part(parts: Parts, now_ms: int) -> dict[str, Any]:
     "What stands in Valkey. Raises `LiveUnavailable`."
+    from deskbook.ops.live_tools import mark_age_s
     from deskbook.stores.live_state import DESK_LOOP, NAV_SNAPSHOT, OPS_HEALTH, RISK_SUMMARY, get_json, last_gates, newest_candles
     pairs = parts.settings.hotband_pairs
     gates, candles = await last_gates(parts.live, pairs), await newest_candles(parts.live, pairs, parts.settings.candle_granularity)
     loop, nav, risk, health = [await get_json(parts.live, k) or {} for k in (DESK_LOOP, NAV_SNAPSHOT, RISK_SUMMARY, OPS_HEALTH)]
-    return {"gates": gates, "candles": candles, "loop_age_s": (now_ms - loop["ts_ms"])/1000 if loop.get("ts_ms") else None, "nav": nav.get("nav"),
+    return {"gates": gates, "candles": candles, "loop_age_s": mark_age_s(loop, now_ms), "nav": nav.get("nav"),
             "exposure_usd": risk.get("exposure_usd"), "health": health.get("overall")}
 
 async def ledger_part(parts: Parts) -> dict[str, Any]:

@@ -4,10 +4,7 @@
 
 # %% ../../../nbs/ops/61_health.ipynb #6ced6718
 from __future__ import annotations
-import asyncio
-import base64
-import logging
-import shutil
+import asyncio, base64, logging, shutil
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +14,14 @@ from ..core import metrics
 from ..core.clock import Clock, iso, to_ms
 from ..core.errors import BadInput, DeskbookError
 from ..core.settings import Settings
-from .live_tools import Freshness, gate_freshness, market_closed
+from .live_tools import Freshness, gate_freshness, mark_age_s, market_closed
 from .notify import Alert, Notifier, Severity
 from ..stores.ledger import Ledger, LedgerDown
 from ..stores.live import Live, LiveUnavailable
 from ..stores.live_state import DESK_LOOP, NAV_SNAPSHOT, OPS_HEALTH, POSITION_COUNT, RISK_SUMMARY, get_json, put_json
 from ..stores.records import raise_alert, resolve_alert
 from ..trading.controls import KillState, engage, kill_state
+from ..trading.guards import number
 from ..trading.leases import wait_for_event
 
 if TYPE_CHECKING:
@@ -216,12 +214,8 @@ async def read_live(
     "What the manager wrote."
     try: loop, nav, risk, count = [await get_json(live, k) for k in (DESK_LOOP, NAV_SNAPSHOT, RISK_SUMMARY, POSITION_COUNT)]
     except LiveUnavailable as e: return {"live_error": e.what}
-    def number(said: Any, name: str) -> float | None:
-        v = said.get(name) if isinstance(said, dict) else None
-        try: return None if v is None or isinstance(v, bool) else float(v)
-        except (TypeError, ValueError): return None
-    def age(said: Any) -> float | None: return max(0.0, (now_ms - ts)/1000) if (ts := number(said, "ts_ms")) else None
-    return {"loop_age_s": age(loop), "nav": number(nav, "nav"), "nav_age_s": age(nav), "exposure_usd": number(risk, "exposure_usd"),
+    def figure(said: Any, name: str) -> float | None: return number(said.get(name)) if isinstance(said, dict) else None
+    return {"loop_age_s": mark_age_s(loop, now_ms), "nav": figure(nav, "nav"), "nav_age_s": mark_age_s(nav, now_ms), "exposure_usd": figure(risk, "exposure_usd"),
             "positions": count if isinstance(count, int) and not isinstance(count, bool) else None}
 
 # %% ../../../nbs/ops/61_health.ipynb #9b78fb42
