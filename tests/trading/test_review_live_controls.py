@@ -18,7 +18,7 @@ from deskbook.core.files import write_json
 from deskbook.stores.live import open_live
 from deskbook.trading.book import Deps
 from deskbook.trading.controls import KillSwitch, boot_kill, clear, kill_state
-from deskbook.trading.desk import running
+from deskbook.trading.desk import AccountSpec, open_desk, running
 from deskbook.trading.marks import Marks
 from deskbook.trading.risk import RiskPolicy, evaluate
 from deskbook.venues.sandbox.process import sandbox_process
@@ -102,3 +102,15 @@ def test_the_venue_s_clock_is_compared_with_the_desk_s_own():
         return marks.watch
     watch = asyncio.run(story())
     assert watch.status == "ok" and abs(watch.offset.offset_ms) < 100
+
+
+# ---- settings that nobody read
+
+def test_the_desk_reconciles_as_often_as_the_environment_says(bench, tmp_path):
+    async def story():
+        async with bench.desk(run=False) as desk:
+            settings = desk.settings.model_copy(update={"reconcile_s": 7.0})
+            spec = AccountSpec(bench.account, "sandbox", bench.venue_account, bench.sandbox.token, bench.sandbox.url)
+            async with open_desk(bench.account, settings, ledger_url=bench.ledger_url, live=desk.kill.live, spec=spec) as other:
+                return other.deps.config.reconcile_every_s
+    assert asyncio.run(asyncio.wait_for(story(), 60)) == 7.0

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ACCOUNTS', 'SANDBOX_ACCOUNT', 'SANDBOX_TOKEN', 'SETTLED', 'AccountSpec', 'account_spec', 'paper_spec', 'enrol',
            'Held', 'RiskPicture', 'Flattened', 'Desk', 'held_of', 'request_cancel', 'run', 'epoch', 'wake_all',
-           'reconcile_from_boot', 'until_done', 'cancel_entries', 'listen', 'heard', 'tell_waiters', 'open_desk',
-           'running', 'stop_on_signals']
+           'reconcile_from_boot', 'until_done', 'cancel_entries', 'listen', 'execution_config', 'heard', 'tell_waiters',
+           'open_desk', 'running', 'stop_on_signals']
 
 # %% ../../../nbs/trading/50_desk.ipynb #f8d18b6a
 import asyncio, signal
@@ -502,6 +502,14 @@ async def listen(
                         await tell_waiters(deps)
         except (LedgerDown, psycopg.Error, OSError): await wait_for_event(stop, deps.config.poll_s)
 
+# %% ../../../nbs/trading/50_desk.ipynb #2f60b247
+def execution_config(
+    settings: Settings,
+) -> ExecutionConfig:
+    "The numbers of the order path that the environment may set."
+    every_s = settings.reconcile_s
+    return ExecutionConfig(reconcile_every_s=max(every_s, 1.0)) if every_s > 0 else ExecutionConfig()
+
 # %% ../../../nbs/trading/50_desk.ipynb #2e6ba736
 def heard(
     payload: str, # the account, and who told, where that one has told its own workers already
@@ -533,7 +541,8 @@ async def open_desk(
 ) -> AsyncIterator[Desk]:
     # long: the parts of a desk, in the order in which they need each other
     "Open an account. Raises `BadInput`, `Refused`, `LedgerDown`, `VenueError`."
-    settings, config = settings or Settings(), config or ExecutionConfig()
+    settings = settings or Settings()
+    config = config or execution_config(settings)
     async with AsyncExitStack() as stack:
         if live is None:
             valkey = await asyncio.to_thread(start_valkey, settings)
