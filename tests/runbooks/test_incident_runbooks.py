@@ -1,20 +1,29 @@
 """The runbooks of incidents at the live desk, each clean and with the fault it is for: a Valkey that is killed, a venue without prices, gates that
 ask for a person, a manager that says no."""
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import sys
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 import test_live_runbooks as live_rig
+import test_order_runbooks as order_rig
 
-from deskbook.core.clock import to_ms
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "trading"))
+from manager_rig import ALWAYS, a_gate
+
+from deskbook.core.clock import system_clock, to_ms
 from deskbook.ops.live_care import look_live
+from deskbook.stores.ledger import Ledger
 from deskbook.stores.live import open_live
-from deskbook.stores.live_state import put_gate
+from deskbook.stores.live_state import DESK_LOOP, put_gate, put_json
 from deskbook.trading.desk import SANDBOX_ACCOUNT, SANDBOX_TOKEN
+from deskbook.trading.leases import take_lease
 
 account, venue = live_rig.account, live_rig.venue
 checks, deployed, fed, health, notes, switch, ten = (getattr(live_rig, n) for n in ("checks", "deployed", "fed", "health", "notes", "switch", "ten"))
@@ -28,6 +37,12 @@ def failed(result):
 
 def at_ten():
     return to_ms(ten())
+
+
+def ticking():
+    """A clock that begins at ten."""
+    began = time.monotonic()
+    return lambda: at_ten() + round((time.monotonic() - began) * 1000)
 
 
 def sent(venue):
@@ -176,3 +191,118 @@ def test_a_hazard_breach_is_halted_without_the_api(account, run, valkey_url, key
     monkeypatch.setenv("VALKEY_URL", "redis://127.0.0.1:9")
     blind = run("incidents/hazard_breach", "", account=account, at=ten(), api="http://127.0.0.1:9")
     assert failed(blind)[0] == "Valkey answers" and "valkey_down" in notes(blind)
+
+
+# ---- orders
+
+@contextlib.contextmanager
+def deciding(account, valkey_url, key_prefix, monkeypatch, tmp_path, profile, **gate):
+    """A desk at ten o'clock whose kill switch is clear and whose manager has one admitted gate of EUR_USD and a profile; its API's address."""
+    (tmp_path / "profile.yaml").write_text(profile)
+    monkeypatch.setenv("STRATEGY_PROFILE", str(tmp_path / "profile.yaml"))
+    monkeypatch.setenv("HOTBAND_PAIRS", "EUR_USD")
+    gate = a_gate(asof_ms=at_ten() - 5_000, **gate)
+
+    async def store():
+        live = open_live(valkey_url, key_prefix)
+        await put_gate(live, "EUR_USD", gate["ts_ms"], json.dumps(gate), 900, 100)
+        await live.aclose()
+    asyncio.run(store())
+    with deployed(account, clock=ticking()) as api:
+        switch(api, False)
+        time.sleep(5)  # two rounds
+        yield api
+
+
+def ignored(run, account, **more):
+    return run("incidents/orders_ignored", "", account=account, at=ten(), **more)
+
+
+def test_no_order_is_ignored(account, run, valkey_url, key_prefix, monkeypatch, tmp_path):
+    with deciding(account, valkey_url, key_prefix, monkeypatch, tmp_path, ALWAYS):
+        result = ignored(run, account)
+    assert result.exit_code == 0, (result.evidence.reason, notes(result))
+    assert result.evidence.numbers["pairs with a fresh gate that admits"] == 1 and result.evidence.numbers["orders filled"] == 1
+    assert "what is held or on its way forbids more" in notes(result)
+
+
+@pytest.mark.parametrize(("profile", "gate", "said"), [
+    (ALWAYS + "guards: {min_coherence: 0.9}\n", {}, "the strategy profile says no"),
+    (ALWAYS, {"admit": False, "reasons": ["regime_filtered"]}, "the gate says no"),
+    ("global: {session: {start: 02:00, end: 03:00}}\n", {}, "the session is closed until"),
+])
+def test_what_a_pair_says(account, run, valkey_url, key_prefix, monkeypatch, tmp_path, profile, gate, said):
+    with deciding(account, valkey_url, key_prefix, monkeypatch, tmp_path, profile, **gate):
+        result = ignored(run, account)
+    assert result.exit_code == 0, result.evidence.reason
+    assert said in notes(result) and "Nothing stands in the way" in notes(result), notes(result)
+
+
+def test_a_profile_that_nobody_can_read(account, run, monkeypatch, tmp_path):
+    (tmp_path / "profile.yaml").write_text("guardz: {}\n")
+    monkeypatch.setenv("STRATEGY_PROFILE", str(tmp_path / "profile.yaml"))
+    result = ignored(run, account)
+    assert checks(result)["profile"] is False and "guards" in str(result.evidence.checks), "the nearest name is suggested"
+
+
+def test_orders_that_the_desk_holds_up(account, run):
+    alone = ignored(run, account)
+    assert failed(alone)[0] == "the kill switch is clear" and not any(checks(alone)[c] for c in ("a manager decides", "a sender sends"))
+    with deployed(account, clock=ticking()) as api:
+        halted = ignored(run, account)
+        assert failed(halted) == ["the kill switch is clear"] and "kill_switch_refuses_to_clear" in notes(halted)
+        switch(api, False)
+        time.sleep(3)
+        free = ignored(run, account)
+        assert free.exit_code == 0, free.evidence.reason
+        assert "its gate is missing or old" in notes(free) and "gates_missing_or_stale" in notes(free)
+    with deployed(account, ("manager", "api"), clock=ticking()) as api:
+        switch(api, False)
+        time.sleep(3)
+        unsent = ignored(run, account)
+        assert failed(unsent) == ["a sender sends"] and "daemon sender" in notes(unsent)
+
+
+def test_orders_of_a_read_only_desk(account, run, monkeypatch):
+    monkeypatch.setenv("OANDA_API_KEY", SANDBOX_TOKEN)
+    monkeypatch.setenv("OANDA_ACCOUNT_ID", SANDBOX_ACCOUNT)
+    with deployed(account, environment="practice") as api:
+        switch(api, False)
+        time.sleep(3)
+        result = run("incidents/orders_ignored", "", account=account)
+    assert failed(result) == ["the desk may write"] and "go_live" in notes(result), "the running manager says so, whatever the settings of here"
+
+
+# ---- drift
+
+def test_drift_and_a_planner_that_reads_again(account, run, venue, valkey_url, key_prefix):
+    order_rig.trade(account, valkey_url, key_prefix, order_rig.buy(account))
+    order_rig.stranger_buys(venue, "-400")
+    with deployed(account, ("manager",)):
+        end = time.monotonic() + 30
+        while look_live(account).loop_age_s is None:
+            assert time.monotonic() < end
+            time.sleep(0.3)
+        dry = run("incidents/exposure_drift", "", account=account)
+        assert failed(dry)[0] == "ledger and venue agree" and "EUR_USD: partly closed at the venue." in notes(dry)
+        assert checks(dry)["the planner holds the same positions"] and "--set close=EUR_USD" in notes(dry)
+        assert run("incidents/exposure_drift", "", account=account, close="EUR_USD", mode="live").exit_code == 2, "a position is closed for a reason"
+        live = run("incidents/exposure_drift", "", account=account, close="EUR_USD", unfreeze="yes", why="sold by hand", mode="live")
+        assert live.exit_code == 0, live.evidence.reason
+        assert order_rig.net(venue) == 0 and checks(live)["the planner holds the same positions"]
+
+
+def test_a_planner_that_hangs_is_told(account, run, ledger, valkey_url, key_prefix):
+    order_rig.trade(account, valkey_url, key_prefix, order_rig.buy(account))
+
+    async def hang():
+        """A manager that holds its lease, and made its last round before the position was there."""
+        live = open_live(valkey_url, key_prefix)
+        await put_json(live, DESK_LOOP, {"ts_ms": system_clock() - 100_000, "account": account})
+        await live.aclose()
+        async with await Ledger.open(ledger, min_size=1, max_size=1) as db:
+            assert await take_lease(db, f"worker:manager:{account}", "a-test", 600.0)
+    asyncio.run(hang())
+    result = run("incidents/exposure_drift", "", account=account, wait_s=1, mode="live")
+    assert failed(result) == ["the planner holds the same positions"] and "daemon manager" in notes(result)
+    assert "planner 0, ledger 1000" in notes(result)

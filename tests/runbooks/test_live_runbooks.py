@@ -46,6 +46,7 @@ def deployed(account, names=("manager", "api", "sender"), environment="sandbox",
         said.append(lambda: loop.call_soon_threadsafe(stop.set))
         async with open_parts(Settings(), account, clock, config=CONFIG) as parts:
             parts.desk.venue.environment = environment
+            object.__setattr__(parts.desk.guard, "environment", environment)
             all_of_it = asyncio.create_task(supervise_all([supervised(n, parts) for n in names], stop))
             while not stop.is_set() and "api" in names and "api" not in parts.said:
                 await asyncio.sleep(0.05)
