@@ -44,8 +44,9 @@ def test_every_reason_in_the_code_has_a_sentence(writer):
 
 
 def test_every_cap_on_a_size_has_a_sentence():
-    returned = next(n for n in ast.walk(ast.parse(inspect.getsource(sizing.caps))) if isinstance(n, ast.Dict) and n.keys)
-    assert {k.value for k in returned.keys} - REASONS.keys() == set()
+    made = [n for f in (sizing.caps, sizing.fixed_caps) for n in ast.walk(ast.parse(inspect.getsource(f))) if isinstance(n, ast.Dict)]
+    names = {k.value for d in made for k in d.keys if k}
+    assert len(names) == 12 and names - REASONS.keys() == set()
 
 
 def test_every_guard_has_its_sentences():

@@ -102,6 +102,7 @@ class FeedSettings(_Part):
     metrics_off: bool = _env("DISABLE_REGIME_METRICS", default=False, what="no metrics of the regime worker")
 
 # %% ../../../nbs/core/03_settings.ipynb #72762935
+# long: one setting per line
 class ManagerSettings(_Part):
     "Decisions."
     strategy_profile: str = _env("STRATEGY_PROFILE", default="", what="YAML file of the strategy profile; empty: the defaults")
@@ -114,6 +115,10 @@ class ManagerSettings(_Part):
     max_currency_frac: Decimal = _env("RISK_MAX_CURRENCY_EXPOSURE_PCT", default=Decimal("1.5"), what="net exposure in one currency, multiple of NAV")
     max_positions_per_pair: int = _env("RISK_MAX_POSITIONS_PER_PAIR", default=5, what="entries stacked in one pair")
     max_total_positions: int = _env("RISK_MAX_TOTAL_POSITIONS", default=4, what="pairs held at once")
+    max_pair_units: Decimal = _env("RISK_MAX_NET_UNITS_PER_PAIR", default=Decimal(1_000_000), what="net units of one pair; 0: no limit")
+    max_total_units: Decimal = _env("RISK_MAX_TOTAL_UNITS", default=Decimal(0), what="units of all pairs together; 0: no limit")
+    max_pair_usd: Decimal = _env("RISK_MAX_POSITION_SIZE", default=Decimal(0), what="worth of one pair, US dollars; 0: no limit")
+    max_total_usd: Decimal = _env("RISK_MAX_TOTAL_EXPOSURE", default=Decimal(0), what="worth of all pairs together, US dollars; 0: no limit")
     session_exit_minutes: float = _env("SESSION_EXIT_MINUTES", default=5.0, what="no entry in the last minutes of a session")
     default_hold_s: float = _env("PM_DEFAULT_HOLD_SECONDS", default=1800.0, what="hold where neither directive nor bundle says")
     entry_cooldown_s: float = _env("TRADE_ENTRY_COOLDOWN_SECONDS", default=60.0, what="pause between two entries in one pair")
