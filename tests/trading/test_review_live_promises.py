@@ -1,0 +1,139 @@
+"""Promises of the manager that no other test holds: against a real ledger, Valkey and sandbox, over restarts."""
+import asyncio
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from execution_rig import Bench, working_day
+from manager_rig import ALWAYS, managed
+
+from deskbook.core.clock import to_ms
+from deskbook.trading.controls import clear
+from deskbook.trading.profile import load_profile
+from deskbook.venues.sandbox.process import sandbox_process
+
+numbers = itertools.count(7_701)
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    with sandbox_process(clock="virtual", start=working_day()) as s:
+        for name, (bid, ask) in {"EUR_USD": ("1.08410", "1.08424"), "USD_JPY": ("151.402", "151.418")}.items():
+            s.control.market("price", name, bid=bid, ask=ask)
+        yield s
+
+
+@pytest.fixture
+def bench(sandbox, ledger, valkey_url, tmp_path):
+    yield Bench(sandbox, ledger, valkey_url, tmp_path, next(numbers))
+    sandbox.control.clear_faults()
+
+
+def run(story):
+    return asyncio.run(asyncio.wait_for(story, 60))
+
+
+BUDGET = {"nav_risk_frac": "0.002", "position_frac": "0.05"}  # small entries, room for many
+
+
+def test_the_cooldown_is_in_the_ledger_and_outlives_a_restart(bench):
+    async def story():
+        async with managed(bench, entry_cooldown_s=60, **BUDGET) as rig:
+            await rig.entered(asof_ms=rig.clock() - 60_000)
+            rig.manager = rig.another()
+            await rig.gate()
+            assert (await rig.round()).reasons == ("cooldown_active",)
+            rig.clock.ahead_ms = 61_000
+            await rig.gate(asof_ms=rig.clock() - 1_000)
+            assert (await rig.round()).verdict == "enter"
+    run(story())
+
+
+def test_entries_are_stacked_up_to_their_limit_and_no_further(bench):
+    async def story():
+        async with managed(bench, max_positions_per_pair=2, **BUDGET) as rig:
+            for i in (3, 2):
+                await rig.entered(asof_ms=rig.clock() - i*10_000)
+            held = await rig.units()
+            rig.manager = rig.another()
+            await rig.gate()
+            assert (await rig.round()).reasons == ("max_stack_limit_reached",)
+            assert len((await rig.shown("trade:stack:EUR_USD"))["tickets"]) == 2 and await rig.units() == held
+    run(story())
+
+
+def test_an_order_is_filled_whole_or_not_at_all_and_an_exit_that_was_not_is_sent_again(bench):
+    async def story():
+        async with managed(bench) as rig:
+            bench.fault("partial_fill", "orders.create", {"times": 1}, fill_frac=0.4)
+            assert await rig.entered() == 0, "half a position was never decided on"
+            assert (await rig.round()).reasons == ("duplicate_signal",), "and the gate has had its entry"
+            held = await rig.entered(asof_ms=rig.clock())
+            assert held > 0
+            rig.clock.ahead_ms = 1_801_000
+            bench.fault("partial_fill", "orders.create", {"times": 1}, fill_frac=0.5)
+            assert (await rig.round()).verdict == "exit"
+            await rig.settled()
+            assert await rig.units() == held
+            rig.clock.ahead_ms += 5_000
+            assert (await rig.round()).verdict == "exit", "under a new key"
+            await rig.settled()
+            assert await rig.units() == 0 and bench.problems() == []
+    run(story())
+
+
+def test_another_profile_at_a_restart_keeps_the_holds_and_brings_its_own_exits(bench):
+    async def story():
+        async with managed(bench) as rig:
+            await rig.entered()
+            (row,) = await rig.rows("verdict = 'enter'")
+            rig.profile = load_profile(ALWAYS.replace("session", "exit: {max_hold_minutes: 1}, session"))
+            rig.manager = rig.another()
+            rig.clock.ahead_ms = 120_000
+            assert (await rig.round()).verdict == "hold", "a ticket keeps the time it was given"
+            assert (await rig.shown("trade:stack:EUR_USD"))["tickets"][0]["hold_until_ms"] == row["inputs"]["plan"]["hold_until_ms"]
+            rig.profile = load_profile(ALWAYS.replace("session", "stop_loss_pct: 0.00001, session"))
+            rig.manager = rig.another()
+            assert (await rig.round()).reasons == ("stop_loss_hit",)
+    run(story())
+
+
+def test_a_hold_that_ends_on_a_weekend_is_closed_by_the_wall_clock(bench):
+    """Not by candles or gates, of which there are none then; the session does not keep it, the venue may."""
+    async def story():
+        async with managed(bench, "global: {bundles: {MB003: {}}}\n") as rig:
+            thursday = to_ms("2026-01-08T10:00:00Z")
+            rig.clock.ahead_ms = thursday - (rig.clock() - rig.clock.ahead_ms)
+            await rig.entered(asof_ms=rig.clock() - 1_000, bundle_hits=[{"id": "MB003", "action": "promote", "score": 0.9, "hold_minutes": 3*1440}])
+            rig.clock.ahead_ms += 3*86_400_000 - 60_000  # Sunday, a minute before
+            kept = await rig.round()
+            assert (kept.verdict, "session_closed" in kept.reasons) == ("hold", True)
+            rig.clock.ahead_ms += 61_000
+            assert (await rig.round()).reasons == ("hold_expiry",)
+            await rig.settled()
+            assert await rig.units() == 0
+    run(story())
+
+
+def test_what_is_gone_between_reading_and_deciding_is_decided_once(bench, monkeypatch):
+    async def story():
+        async with managed(bench) as rig:
+            await rig.gate()
+            remember = rig.manager.remember
+            async def flushed(picture):
+                await rig.flush()
+                await remember(picture)
+            monkeypatch.setattr(rig.manager, "remember", flushed)
+            row = await rig.round()
+            assert row.verdict == "enter"
+            monkeypatch.undo()
+            await rig.settled()
+            assert await rig.units() == 0 and bench.created() == [], "the kill switch went with the flush, and what is missing is engaged"
+            await clear(rig.desk.kill, "test", "test")
+            await rig.live.set({"gate:last:EUR_USD": json.dumps(row.inputs["gate"])})
+            assert (await rig.round()).verdict != "enter" and len(await rig.rows("verdict = 'enter'")) == 1
+    run(story())
