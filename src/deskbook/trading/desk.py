@@ -363,7 +363,7 @@ class Desk:
         stop: asyncio.Event, # set: finish what is under way, give the lease back, return
     ) -> None:
         "Hold the account's lease and do the work, for as long as nobody stops it. Waits while another desk holds it."
-        await run(self, stop)
+        await run(self, stop, self.settings.kill_switch_boot)
 
 # %% ../../../nbs/trading/50_desk.ipynb #54dee11f
 def held_of(
@@ -406,14 +406,15 @@ async def request_cancel(
 async def run(
     desk: Desk,
     stop: asyncio.Event,
+    boot: Literal["engage", "keep"] = "keep", # what the first lease does to the kill switch; a command that sends for a moment halts nobody
 ) -> None:
     "Be the sender of this account whenever nobody else is."
-    config, booted = desk.deps.config, False
+    config, booted = desk.deps.config, boot == "keep"
     while not stop.is_set():
         try:
             lease = await take_lease(desk.ledger, f"sender:{desk.account}", desk.owner, config.lease_ttl_s)
             if lease and not booted:
-                await boot_kill(desk.kill, desk.settings.kill_switch_boot)
+                await boot_kill(desk.kill, boot)
                 booted = True
             desk.lease = lease # from here on it is held up by "boot", until it has reconciled
             if lease: await epoch(desk, lease, stop)
