@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ACCOUNTS', 'SANDBOX_ACCOUNT', 'SANDBOX_TOKEN', 'SETTLED', 'AccountSpec', 'account_spec', 'paper_spec', 'enrol',
-           'Held', 'RiskPicture', 'Flattened', 'Desk', 'held_of', 'request_cancel', 'run', 'epoch', 'wake_all',
-           'reconcile_from_boot', 'until_done', 'cancel_entries', 'listen', 'execution_config', 'heard', 'tell_waiters',
+           'Held', 'RiskPicture', 'Flattened', 'DeskParts', 'held_of', 'DeskViews', 'towards_flat', 'DeskOrders',
+           'DeskExits', 'Desk', 'request_cancel', 'run', 'epoch', 'wake_all', 'reconcile_from_boot', 'until_done',
+           'cancel_entries', 'listen', 'execution_config', 'heard', 'tell_waiters', 'open_stores', 'listening',
            'open_desk', 'running', 'stop_on_signals']
 
 # %% ../../../nbs/trading/50_desk.ipynb #f8d18b6a
@@ -158,10 +159,9 @@ class Flattened:
 
 SETTLED = TERMINAL | {"open", "partially_filled"} # it has ended, or rests at the venue
 
-# %% ../../../nbs/trading/50_desk.ipynb #a7685372
-# long: the desk's verbs are one list
-class Desk:
-    "One account of one ledger. Make it with `open_desk`."
+# %% ../../../nbs/trading/50_desk.ipynb #60afc510
+class DeskParts:
+    "One account of one ledger, and what its verbs need."
     def __init__(self,
         deps: Deps,
         guard: Guard, # kill switch, read-only, arming
@@ -180,25 +180,21 @@ class Desk:
         async with self.loading:
             if not self.instruments: self.instruments.update(await self.venue.load_instruments())
 
-    async def submit_each(self,
-        intents: Sequence[Intent],
-        lease: Lease | None = None, # refused unless whoever decided still holds it; None: anybody may
-    ) -> list[Answer]: # an order or a typed error for each, in the order given
-        "Accept or refuse each. Raises only when nothing could be decided: `LedgerDown`, `VenueError`."
-        await self.load()
-        return await self.intake.submit(intents, lease)
+# %% ../../../nbs/trading/50_desk.ipynb #54dee11f
+def held_of(
+    row: Mapping[str, Any], # of the table `positions`
+    quote: Any, # Quote or None
+) -> Held:
+    "A position with its mark."
+    p = position_of(row)
+    mark = closing_price(quote, p.units) if quote else None
+    return Held(row["instrument"], row["units"], row["average_price"], row["realised_pnl"], row["realised_pnl_account"], row["fees"], row["financing"], mark,
+        None if mark is None else unrealised_pnl(p, mark))
 
-    async def submit(self,
-        intents: Intent | Sequence[Intent],
-    ) -> list[OrderRow]: # in the order given
-        "Accept all. Raises the first error; its `results` hold what became of the others, which are on their way."
-        answers = await self.submit_each([intents] if isinstance(intents, Intent) else intents)
-        for answer in answers:
-            if isinstance(answer, DeskbookError):
-                answer.results = answers # type: ignore[attr-defined]
-                raise answer
-        return [a for a in answers if isinstance(a, OrderRow)]
-
+# %% ../../../nbs/trading/50_desk.ipynb #a8199737
+# long: all that can be looked at, one question after another
+class DeskViews(DeskParts):
+    "What a desk shows."
     async def order(self,
         order_id: UUID | str,
     ) -> OrderRow:
@@ -207,20 +203,6 @@ class Desk:
         except ValueError: raise BadInput(f"{order_id!r} is no order id.", "See `deskbook orders list`.") from None
         if not rows: raise NotFound(f"{self.account} has no order {order_id}.", "See `deskbook orders list`.")
         return order_row(rows[0])
-
-    async def wait(self,
-        order_id: UUID | str,
-        timeout_s: float = 30.0,
-        until: Collection[str] = SETTLED, # states
-    ) -> OrderRow: # as it is then, whether or not it got there
-        "Wait until an order has ended or rests."
-        waiters, loop, order_id = self.deps.signals.waiters, asyncio.get_running_loop(), UUID(str(order_id))
-        order, end = waiters.recent.get(order_id), loop.time() + timeout_s
-        if order is None and not self.lease: order = await self.order(order_id)
-        while order is None or order.state not in until:
-            if (left := end - loop.time()) <= 0: return order or await self.order(order_id)
-            order = await waiters.wait(order_id, left) or await self.order(order_id)
-        return order
 
     async def orders(self,
         live: bool = False, # only those that have not ended
@@ -246,6 +228,64 @@ class Desk:
         quotes = await self.marks.fresh([r["instrument"] for r in rows])
         return [held_of(r, quotes.get(r["instrument"])) for r in rows]
 
+    async def risk(self) -> RiskPicture:
+        "Account risk now. Changes nothing."
+        await self.load()
+        async with self.ledger.transaction() as tx: view = await read_view(tx, self.deps, [], self.instruments, self.marks, lock=False)
+        p = view.portfolio
+        quotes = await self.marks.fresh(priced({*p.units, *p.pending}, self.instruments, p.currency))
+        return RiskPicture(view.policy, view.state, exposures(replace(p, quotes=quotes), view.policy.mark_max_age_s), p.equity, p.equity_ms,
+            view.account["freeze_reason"] or "frozen" if view.account["entries_frozen"] else "", view.blocked, await kill_state(self.kill))
+
+# %% ../../../nbs/trading/50_desk.ipynb #7312926d
+def towards_flat(
+    held: Decimal, # signed
+    units: Decimal, # without a sign
+) -> Decimal: # 0 when nothing is held
+    "The same units with the sign that reduces what is held."
+    return Decimal(0) if not held else -units if held > 0 else units
+
+# %% ../../../nbs/trading/50_desk.ipynb #80e9e4da
+# long: an order's verbs, from asking to its end
+class DeskOrders(DeskViews):
+    "Orders: in, and to their end."
+    async def submit_each(self,
+        intents: Sequence[Intent],
+        lease: Lease | None = None, # refused unless whoever decided still holds it; None: anybody may
+    ) -> list[Answer]: # an order or a typed error for each, in the order given
+        "Accept or refuse each. Raises only when nothing could be decided: `LedgerDown`, `VenueError`."
+        await self.load()
+        return await self.intake.submit(intents, lease)
+
+    async def submit(self,
+        intents: Intent | Sequence[Intent],
+    ) -> list[OrderRow]: # in the order given
+        "Accept all. Raises the first error; its `results` hold what became of the others, which are on their way."
+        answers = await self.submit_each([intents] if isinstance(intents, Intent) else intents)
+        for answer in answers:
+            if isinstance(answer, DeskbookError):
+                answer.results = answers # type: ignore[attr-defined]
+                raise answer
+        return [a for a in answers if isinstance(a, OrderRow)]
+
+    async def wait(self,
+        order_id: UUID | str,
+        timeout_s: float = 30.0,
+        until: Collection[str] = SETTLED, # states
+    ) -> OrderRow: # as it is then, whether or not it got there
+        "Wait until an order has ended or rests."
+        waiters, loop, order_id = self.deps.signals.waiters, asyncio.get_running_loop(), UUID(str(order_id))
+        order, end = waiters.recent.get(order_id), loop.time() + timeout_s
+        if order is None and not self.lease: order = await self.order(order_id)
+        while order is None or order.state not in until:
+            if (left := end - loop.time()) <= 0: return order or await self.order(order_id)
+            order = await waiters.wait(order_id, left) or await self.order(order_id)
+        return order
+
+    async def wait_each(self, orders: Sequence[OrderRow], timeout_s: float) -> tuple[OrderRow, ...]: # as they are then
+        "Wait for several orders to end, for no longer than for one."
+        return tuple(await asyncio.gather(*(self.wait(o.id, timeout_s, TERMINAL) for o in orders)))
+
     async def cancel(self,
         order_id: UUID | str,
         actor: str = "operator",
@@ -263,6 +303,10 @@ class Desk:
                 await append_audits(tx, [AuditEvent(actor, f"{action}_refused", "order", str(order.id), {"reason": getattr(e, "reason", "refused")}, self.account)])
             raise
 
+# %% ../../../nbs/trading/50_desk.ipynb #4123267a
+# long: one position, then all of them
+class DeskExits(DeskOrders):
+    "Ways out."
     async def close(self,
         instrument: str,
         units: Decimal | None = None, # no sign; None: all that is not covered by exits already on their way
@@ -273,7 +317,7 @@ class Desk:
     ) -> OrderRow:
         "Reduce a position with an order of its own. Raises `NotFound` when there is nothing to close, `OrderRefused`."
         for attempt in range(3):
-            if (size := await self.room(instrument) if units is None else await self.towards_flat(instrument, abs(units))) == 0:
+            if (size := await self.room(instrument) if units is None else towards_flat(await self.held(instrument), abs(units))) == 0:
                 raise NotFound(f"{self.account} holds nothing in {instrument} that is not being closed.", "See `deskbook positions`.")
             exit = Intent(self.account, instrument, size, kind="exit", reduce_only=True, override_kill=override_kill, expires_s=expires_s,
                 idempotency_key=key or f"close:{new_id()}")
@@ -287,10 +331,23 @@ class Desk:
         async with self.ledger.transaction() as tx: view = await read_view(tx, self.deps, [], self.instruments, self.marks, lock=False)
         return exit_room(view.portfolio, instrument)
 
-    async def towards_flat(self, instrument: str, units: Decimal) -> Decimal:
-        "The same units with the sign that reduces what is held."
+    async def held(self, instrument: str) -> Decimal:
+        "Signed units; 0: nothing."
         rows = await self.ledger.rows("SELECT units FROM positions WHERE account = %s AND instrument = %s AND units <> 0", (self.account, instrument))
-        return Decimal(0) if not rows else -units if rows[0]["units"] > 0 else units
+        return rows[0]["units"] if rows else Decimal(0)
+
+    async def freeze(self, actor: str, why: str) -> None:
+        "Stop entries. What reduces a position stays allowed."
+        async with self.ledger.transaction() as tx: await freeze_entries(tx, self.account, "manual", f"{actor}: {why}", actor=actor)
+
+    async def close_each(self, override_kill: bool) -> list[OrderRow]:
+        "Close every position, all at the same time; one that is refused keeps none of the others. Raises `OrderRefused` when all are."
+        rows = await self.ledger.rows("SELECT instrument FROM positions WHERE account = %s AND units <> 0 ORDER BY instrument", (self.account,))
+        answers = await asyncio.gather(*(self.close(r["instrument"], override_kill=override_kill) for r in rows), return_exceptions=True)
+        exits, failed = [a for a in answers if isinstance(a, OrderRow)], [a for a in answers if isinstance(a, BaseException) and not isinstance(a, NotFound)]
+        for e in failed:
+            if not exits or not isinstance(e, OrderRefused): raise e
+        return exits
 
     async def flatten(self,
         confirm: str, # the name of the account, as a sign that this was meant
@@ -311,26 +368,12 @@ class Desk:
         left = await self.ledger.rows("SELECT instrument, units FROM positions WHERE account = %s AND units <> 0", (self.account,))
         return Flattened(cancelled, closed, {r["instrument"]: r["units"] for r in left}, f"Entries are frozen. Allow them: deskbook risk unfreeze --account {self.account} --why ...")
 
-    async def close_each(self, override_kill: bool) -> list[OrderRow]:
-        "Close every position, all at the same time; one that is refused keeps none of the others. Raises `OrderRefused` when all are."
-        rows = await self.ledger.rows("SELECT instrument FROM positions WHERE account = %s AND units <> 0 ORDER BY instrument", (self.account,))
-        answers = await asyncio.gather(*(self.close(r["instrument"], override_kill=override_kill) for r in rows), return_exceptions=True)
-        exits, failed = [a for a in answers if isinstance(a, OrderRow)], [a for a in answers if isinstance(a, BaseException) and not isinstance(a, NotFound)]
-        for e in failed:
-            if not exits or not isinstance(e, OrderRefused): raise e
-        return exits
-
-    async def wait_each(self, orders: Sequence[OrderRow], timeout_s: float) -> tuple[OrderRow, ...]: # as they are then
-        "Wait for several orders to end, for no longer than for one."
-        return tuple(await asyncio.gather(*(self.wait(o.id, timeout_s, TERMINAL) for o in orders)))
-
+# %% ../../../nbs/trading/50_desk.ipynb #a7685372
+class Desk(DeskExits):
+    "One account of one ledger. Make it with `open_desk`."
     async def reconcile(self) -> Reconciliation:
         "Compare ledger and venue now. Raises `VenueError`, `NotQuiet`."
         return await reconcile(self.deps, self.lease, "demand")
-
-    async def freeze(self, actor: str, why: str) -> None:
-        "Stop entries. What reduces a position stays allowed."
-        async with self.ledger.transaction() as tx: await freeze_entries(tx, self.account, "manual", f"{actor}: {why}", actor=actor)
 
     async def unfreeze(self, actor: str, why: str, accept: bool = False) -> Reconciliation:
         "Allow entries again, when ledger and venue agree or that they need not is accepted."
@@ -344,15 +387,6 @@ class Desk:
             if gone: await append_audits(tx, [AuditEvent(actor, "instrument.unblock", "instrument", instrument, {"why": why}, self.account)])
         return bool(gone)
 
-    async def risk(self) -> RiskPicture:
-        "Account risk now. Changes nothing."
-        await self.load()
-        async with self.ledger.transaction() as tx: view = await read_view(tx, self.deps, [], self.instruments, self.marks, lock=False)
-        p = view.portfolio
-        quotes = await self.marks.fresh(priced({*p.units, *p.pending}, self.instruments, p.currency))
-        return RiskPicture(view.policy, view.state, exposures(replace(p, quotes=quotes), view.policy.mark_max_age_s), p.equity, p.equity_ms,
-            view.account["freeze_reason"] or "frozen" if view.account["entries_frozen"] else "", view.blocked, await kill_state(self.kill))
-
     async def ready(self,
         timeout_s: float = 30.0,
     ) -> bool: # whether it is
@@ -364,17 +398,6 @@ class Desk:
     ) -> None:
         "Hold the account's lease and do the work, for as long as nobody stops it. Waits while another desk holds it."
         await run(self, stop, self.settings.kill_switch_boot)
-
-# %% ../../../nbs/trading/50_desk.ipynb #54dee11f
-def held_of(
-    row: Mapping[str, Any], # of the table `positions`
-    quote: Any, # Quote or None
-) -> Held:
-    "A position with its mark."
-    p = position_of(row)
-    mark = closing_price(quote, p.units) if quote else None
-    return Held(row["instrument"], row["units"], row["average_price"], row["realised_pnl"], row["realised_pnl_account"], row["fees"], row["financing"], mark,
-        None if mark is None else unrealised_pnl(p, mark))
 
 # %% ../../../nbs/trading/50_desk.ipynb #63a4154c
 async def request_cancel(
@@ -503,7 +526,7 @@ async def listen(
                         await tell_waiters(deps)
         except (LedgerDown, psycopg.Error, OSError): await wait_for_event(stop, deps.config.poll_s)
 
-# %% ../../../nbs/trading/50_desk.ipynb #2f60b247
+# %% ../../../nbs/trading/50_desk.ipynb #a6ec74d3
 def execution_config(
     settings: Settings,
 ) -> ExecutionConfig:
@@ -527,6 +550,41 @@ async def tell_waiters(
     ids = deps.signals.waiters.ids()
     if ids: deps.signals.waiters.tell([order_row(r) for r in await deps.ledger.rows(f"SELECT {COLUMNS} FROM orders o WHERE o.id = ANY(%s)", (ids,))])
 
+# %% ../../../nbs/trading/50_desk.ipynb #277614c5
+@asynccontextmanager
+async def open_stores(
+    settings: Settings,
+    ledger_url: str | None, # PostgreSQL; None: of the settings, or a private one
+    live: Live | None, # None: of the settings, or a private one
+) -> AsyncIterator[tuple[str, Live]]: # where the ledger is, and the live store
+    "Both stores; those that are given are left to whom they belong."
+    async with AsyncExitStack() as stack:
+        if live is None:
+            valkey = await asyncio.to_thread(start_valkey, settings)
+            stack.callback(valkey.stop)
+            live = open_live(valkey.url, settings.key_prefix)
+            stack.push_async_callback(live.aclose)
+        if ledger_url is None:
+            postgres = await asyncio.to_thread(start_postgres, settings)
+            stack.callback(postgres.stop)
+            ledger_url = postgres.url
+            if settings.timescale_url is None: await asyncio.to_thread(migrate, ledger_url)
+        yield ledger_url, live
+
+# %% ../../../nbs/trading/50_desk.ipynb #143f8020
+@asynccontextmanager
+async def listening(
+    desk: Desk,
+) -> AsyncIterator[Desk]:
+    "Listen for as long as the block lasts."
+    done = asyncio.Event()
+    listener = asyncio.create_task(listen(desk.deps, done, lambda: desk.lease is not None))
+    try: yield desk
+    finally:
+        done.set()
+        listener.cancel()
+        await asyncio.wait([listener])
+
 # %% ../../../nbs/trading/50_desk.ipynb #a8ef92d2
 @asynccontextmanager
 async def open_desk(
@@ -545,33 +603,19 @@ async def open_desk(
     settings = settings or Settings()
     config = config or execution_config(settings)
     async with AsyncExitStack() as stack:
-        if live is None:
-            valkey = await asyncio.to_thread(start_valkey, settings)
-            stack.callback(valkey.stop)
-            live = open_live(valkey.url, settings.key_prefix)
-            stack.push_async_callback(live.aclose)
-        if ledger_url is None:
-            postgres = await asyncio.to_thread(start_postgres, settings)
-            stack.callback(postgres.stop)
-            ledger_url = postgres.url
-            if settings.timescale_url is None: await asyncio.to_thread(migrate, ledger_url)
-        ledger = await stack.enter_async_context(await Ledger.open(ledger_url, min_size=2, max_size=10))
+        url, store = await stack.enter_async_context(open_stores(settings, ledger_url, live))
+        ledger = await stack.enter_async_context(await Ledger.open(url, min_size=2, max_size=10))
         known = spec if spec is not None else await asyncio.to_thread(account_spec, account, settings)
-        kill = KillSwitch(settings.home/"kill_switch.json", live, key=settings.kill_switch_key, audit=ledger_audit(ledger))
+        kill = KillSwitch(settings.home/"kill_switch.json", store, key=settings.kill_switch_key, audit=ledger_audit(ledger))
         guard = SendGuard(kill, known.environment, account, settings.read_only if read_only is None else read_only, ledger)
         venue = Oanda(known.venue_account, known.token, known.base_url, known.stream_url, known.environment, timed(shared(guard)), connections=config.max_in_flight + config.exit_calls + 4,
             absence_grace_s=known.absence_grace_s, timing=Timing(clock=clock))
         stack.push_async_callback(venue.aclose)
         await enrol(ledger, venue, account)
         deps = Deps(account, ledger, venue, config, Signals(), clock)
-        desk, done = Desk(deps, guard, kill, settings), asyncio.Event()
-        listener = asyncio.create_task(listen(deps, done, lambda: desk.lease is not None))
-        try: yield desk
-        finally:
-            done.set()
-            listener.cancel()
-            await asyncio.wait([listener])
+        yield await stack.enter_async_context(listening(Desk(deps, guard, kill, settings)))
 
+# %% ../../../nbs/trading/50_desk.ipynb #84073dcc
 @asynccontextmanager
 async def running(
     desk: Desk,
