@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TIMEOUT_S', 'SCHEMES', 'ABSENT', 'SET_IF', 'LiveUnavailable', 'live_place', 'live_url', 'said_as_live', 'live_client',
-           'live_client_sync', 'Live', 'open_live']
+           'Live', 'open_live']
 
 # %% ../../../nbs/stores/21_live.ipynb #964c36bb
 from collections.abc import Iterator
@@ -56,10 +56,6 @@ def said_as_live(
         raise LiveUnavailable(f"{live_place(url)}: {text}", "Check that it runs and that VALKEY_URL is right.") from e
 
 # %% ../../../nbs/stores/21_live.ipynb #e9d05a20
-def _options(timeout_s: float, retry: Any) -> dict[str, Any]:
-    return {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "retry": retry,
-            "decode_responses": True, "encoding_errors": "replace"}
-
 def live_client(
     url: str, # as for `live_place`
     timeout_s: float = TIMEOUT_S, # to connect, and for each answer
@@ -68,17 +64,8 @@ def live_client(
     import redis, redis.asyncio
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
-    return redis.asyncio.Redis.from_url(live_url(url), **_options(timeout_s, Retry(NoBackoff(), 1, (redis.ConnectionError,))))
-
-def live_client_sync(
-    url: str, # as for `live_place`
-    timeout_s: float = TIMEOUT_S, # to connect, and for each answer
-) -> "redis.Redis": # not connected yet
-    "The same for scripts and the command line."
-    import redis
-    from redis.backoff import NoBackoff
-    from redis.retry import Retry
-    return redis.Redis.from_url(live_url(url), **_options(timeout_s, Retry(NoBackoff(), 1, (redis.ConnectionError,))))
+    return redis.asyncio.Redis.from_url(live_url(url), socket_timeout=timeout_s, socket_connect_timeout=timeout_s, decode_responses=True,
+        encoding_errors="replace", retry=Retry(NoBackoff(), 1, (redis.ConnectionError,)))
 
 # %% ../../../nbs/stores/21_live.ipynb #e6bfcaa6
 @dataclass(frozen=True)

@@ -35,7 +35,6 @@ class Order:
     trade_opened: str = ""
     trade_reduced: str = ""
     trades_closed: list[str] = field(default_factory=list)
-    replaced_by: str = ""
 
     @property
     def id(self) -> str: return self.created["id"]
@@ -133,7 +132,7 @@ def _ended(a: Account, o: Order, state: str) -> None:
 
 def _cancelled(a: Account, t: Transaction) -> None:
     o = a.orders[t["orderID"]]
-    o.cancelling_id, o.cancelled_time, o.replaced_by = t["id"], t["time"], t.get("replacedByOrderID", "")
+    o.cancelling_id, o.cancelled_time = t["id"], t["time"]
     _ended(a, o, "CANCELLED")
 
 # %% ../../../../nbs/venues/sandbox/12_account.ipynb #e909f9a0
