@@ -171,7 +171,7 @@ def test_a_gate_has_an_end_and_the_index_a_size(at):
     assert 890_000 < ttl <= 900_000
     assert [g["ts_ms"] for g in before] == [2, 3, 4] and [g["ts_ms"] for g in after] == [3, 4, 5]
     assert after[1]["n"] == "new" and [g["ts_ms"] for g in since] == [4, 5] and newest == [{"ts_ms": 5}]
-    assert last == {"ts_ms": 3, "n": "late"}
+    assert last == {"ts_ms": 4, "n": ""}
 
 
 def test_a_gate_that_is_no_json_is_no_gate(at):

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CANDLE_CHANNEL', 'GATE_CHANNEL', 'NAV_SNAPSHOT', 'RISK_SUMMARY', 'POSITION_COUNT', 'OPS_HEALTH', 'DESK_LOOP',
-           'PUT_CANDLES', 'candles_key', 'revision_key', 'gate_key', 'gate_index_key', 'engine_key', 'stack_key',
-           'pricing_key', 'candle_text', 'candle_row', 'candle_rows', 'put_candles', 'prune_candles', 'read_candles',
-           'NewCandles', 'candles_after', 'newest_candles', 'candle_births', 'put_gate', 'put_gate_history',
-           'last_gates', 'last_gate', 'gate_history', 'put_json', 'get_json']
+           'PUT_CANDLES', 'PUT_GATE', 'candles_key', 'revision_key', 'gate_key', 'gate_index_key', 'engine_key',
+           'stack_key', 'pricing_key', 'candle_text', 'candle_row', 'candle_rows', 'put_candles', 'prune_candles',
+           'read_candles', 'NewCandles', 'candles_after', 'newest_candles', 'candle_births', 'put_gate',
+           'put_gate_history', 'last_gates', 'last_gate', 'gate_history', 'put_json', 'get_json']
 
 # %% ../../../nbs/stores/22_live_state.ipynb #ba66dc2b
 import json
@@ -184,6 +184,17 @@ async def candle_births(
     return {n: s.partition(":")[0] if s else None for n, s in zip(instruments, said)}
 
 # %% ../../../nbs/stores/22_live_state.ipynb #f424126a
+PUT_GATE = """
+local held = redis.call('GET', KEYS[1])
+local read, last = pcall(cjson.decode, held or '')
+local newer = read and type(last) == 'table' and type(last.ts_ms) == 'number' and last.ts_ms > tonumber(ARGV[1])
+if not newer then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
+redis.call('ZREMRANGEBYSCORE', KEYS[2], ARGV[1], ARGV[1])
+redis.call('ZADD', KEYS[2], ARGV[1], ARGV[2])
+redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -ARGV[4] - 1)
+redis.call('PUBLISH', ARGV[5], ARGV[6])
+"""
+
 async def put_gate(
     live: Live, instrument: str,
     ts_ms: int, # open of the gate's last candle
@@ -191,13 +202,10 @@ async def put_gate(
     ttl_s: float, # seconds that it counts as the last gate
     keep: int, # gates kept in the index
 ) -> None:
-    "Store one gate as the last one, and in the index."
-    index = live.key(gate_index_key(instrument))
-    with said_as_live(live.url):
-        pipe = live.redis.pipeline(transaction=True)
-        pipe.set(live.key(gate_key(instrument)), text, px=max(1, round(ttl_s*1000)))
-        pipe.zremrangebyscore(index, ts_ms, ts_ms).zadd(index, {text: ts_ms}).zremrangebyrank(index, 0, -keep - 1)
-        await pipe.publish(live.key(GATE_CHANNEL), instrument).execute()
+    "Store one gate in the index, and as the last one unless a newer one is there."
+    keys = live.key(gate_key(instrument)), live.key(gate_index_key(instrument))
+    told = ts_ms, text, max(1, round(ttl_s*1000)), keep, live.key(GATE_CHANNEL), instrument
+    with said_as_live(live.url): await live.redis.eval(PUT_GATE, 2, *keys, *told)
 
 # %% ../../../nbs/stores/22_live_state.ipynb #484efffe
 async def put_gate_history(
