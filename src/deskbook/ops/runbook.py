@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TARGET_PARAMETERS', 'CONFIRMED', 'FOLDER', 'judge', 'append_log', 'redacted', 'target_of', 'RunLock', 'Step',
-           'live_phrase', 'Run', 'error_record']
+           'show_whole_tables', 'live_phrase', 'Run', 'error_record']
 
 # %% ../../../nbs/ops/10_runbook.ipynb #076f1d21
 import os
@@ -226,6 +226,12 @@ def _recall(folder: Path, old: Mapping[str, Any], step: str) -> Any:
             raise DataError(f"the recorded result {name} of step {step!r} is missing or changed.", "Start a new run without --resume.")
     return _unpack(old["value"], folder)
 
+# %% ../../../nbs/ops/10_runbook.ipynb #bf22521b
+def show_whole_tables() -> None: # for the rest of this process
+    "Tables as people read them: sentences whole, neither types nor shape."
+    pl.Config.set_fmt_str_lengths(500).set_tbl_rows(100).set_tbl_cols(50)
+    pl.Config.set_tbl_hide_dataframe_shape(True).set_tbl_hide_column_data_types(True)
+
 # %% ../../../nbs/ops/10_runbook.ipynb #0b458780
 _opened: "Run | None" = None # the run that is open in this process
 CONFIRMED = "DESKBOOK_RUN_CONFIRMED" # environment: the phrase a person typed
@@ -289,6 +295,7 @@ class Run:
         run._write()
         run.log("opened", runbook=name, mode=mode)
         run._watch_cells()
+        show_whole_tables()
         return run
 
     @property
