@@ -116,6 +116,6 @@ def drift_next(
     apart = now.mismatches.filter(pl.col("what") == "position")["name"].to_list()
     if apart and now.quiet and not now.unknown:
         adopt, shut = command("incidents/exposure_drift", now.account, True), command("incidents/exposure_drift", now.account, True, close=apart[0], why="not ours")
-        return f"{', '.join(apart)} differ. {adopt} adopts what happened; {shut} adopts and closes it."
+        return f"Ledger and venue differ in {', '.join(apart)}. {adopt} adopts what happened; {shut} adopts and closes it."
     if not planner.ok: return f"The planner plans with old positions: {planner.said} {planner.todo}"
     return next_action(now)

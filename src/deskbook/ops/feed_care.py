@@ -121,7 +121,7 @@ async def histories(s: Stores, names: Sequence[str]) -> tuple[dict[str, int], st
     "How many candles a chart could draw."
     try:
         with said_as_live(s.live.url): return {n: await s.live.redis.zcard(s.live.key(candles_key(n, s.settings.candle_granularity))) for n in names}, ""
-    except LiveUnavailable as e: return {}, str(e)
+    except LiveUnavailable as e: return {}, e.what
 
 def look_prices(
     account: str, # reference name
@@ -152,9 +152,9 @@ def price_checks(
     "What is wrong with prices."
     strange, silent = now.named(~pl.col("offered")), now.named(pl.col("offered") & pl.col("bid").is_null())
     old = now.named((pl.col("age_s") > MAX_PRICE_AGE_S) | ~pl.col("tradeable")) if now.market_open else []
-    empty, fetch = now.named(pl.col("history") == 0), command("incidents/pricing_empty", now.account, True) + " fetches candles."
+    empty, fetch = now.named(pl.col("history") == 0), f"Fetch candles: {command('incidents/pricing_empty', now.account, True)}"
     def row(name: str, bad: Sequence[str] | str, todo: str) -> Check:
-        return Check(name, not bad, (bad if isinstance(bad, str) else ", ".join(bad)) or "all", todo if bad else "")
+        return Check(name, not bad, (bad if isinstance(bad, str) else ", ".join(bad) + "." if bad else "") or "all.", todo if bad else "")
     return [
         row("the venue gives prices", now.error, now.todo),
         row("every pair is offered", strange, "Correct HOTBAND_PAIRS and redeploy: the venue does not offer these."),
@@ -188,7 +188,7 @@ async def read_store(s: Stores, account: str, now_ms: int) -> StoreLook:
     "Ask for everything. A store that is away is told, not raised."
     desk, server, silent = await read_desk(s, account, now_ms), dict[str, str](), key_table([])
     try: keys = await aux_keys(s.live)
-    except LiveUnavailable as e: return StoreLook(str(e), {}, silent, desk)
+    except LiveUnavailable as e: return StoreLook(e.what, {}, silent, desk)
     try:
         with said_as_live(s.live.url): told = await s.live.redis.info()
         server = {k: str(told[k]) for k in _TOLD if k in told}
@@ -231,14 +231,15 @@ def store_checks_of(
     settings: Settings | None = None,
 ) -> list[Check]:
     "What a look at the store means."
-    if now.error: return [Check("Valkey answers", False, now.error, "Start it, or repair VALKEY_URL. Until then nothing is sent: a kill switch that cannot be read counts as engaged.")]
+    start = "Start it (`systemctl start valkey`, `docker compose up -d valkey`), or repair VALKEY_URL."
+    if now.error: return [Check("Valkey answers", False, now.error, f"{start} Until then nothing is sent: a kill switch that cannot be read counts as engaged.")]
     account, limit = now.desk.account, (settings or Settings()).gate_max_age_s
     empty, mute = now.desk.feeds.filter(pl.col("candles") == 0)["instrument"].to_list(), mute_workers(now.desk, limit)
     return [Check("Valkey answers", True, "answers"), *durable_checks(now.server),
-        Check("the shared keys are there", not now.wrong, ", ".join(now.wrong) or "all", command("incidents/valkey_down", account, True) if now.wrong else ""),
-        Check("the candles are there", not empty, f"none of {', '.join(empty)}" if empty else "of every pair",
+        Check("the shared keys are there", not now.wrong, f"missing or wrong: {', '.join(now.wrong)}." if now.wrong else "all.", command("incidents/valkey_down", account, True) if now.wrong else ""),
+        Check("the candles are there", not empty, f"none of {', '.join(empty)}." if empty else "of every pair",
             command("incidents/gates_missing_or_stale", account, True) if empty else ""),
-        Check("workers write again", not mute, f"{', '.join(mute)} write nothing" if mute else "all that run", f"Restart `deskbook daemon {mute[0]}`." if mute else "")]
+        Check("workers write again", not mute, f"{', '.join(mute)} write nothing." if mute else "all that run", f"Restart `deskbook daemon {mute[0]}`." if mute else "")]
 
 # %% ../../../nbs/ops/66_feed_care.ipynb #8b7049ab
 def wait_store(

@@ -204,7 +204,7 @@ def look_hazards(
         held = {r["instrument"]: f"{r['units']:f}" for r in await s.ledger.rows(_HELD, (account,))} if s.ledger else {}
         gates, error = pl.DataFrame(schema=HAZARD_COLUMNS), ""
         try: gates = await read_hazards(s, moment(at), minutes)
-        except LiveUnavailable as e: error = str(e)
+        except LiveUnavailable as e: error = e.what
         return HazardLook(gates, hazard_table(gates, s.settings.hotband_pairs, held), error)
     return on_stores(go, settings)
 
