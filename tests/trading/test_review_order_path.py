@@ -2,20 +2,18 @@
 import asyncio
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
-from uuid import uuid4
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from desk_world import ACCOUNT
+from ledger_orders import NOW, an_order, on_ledger, put_order
 
-from deskbook.stores.ledger import Ledger
 from deskbook.trading import marks, reconcile
-from deskbook.trading.book import Deps, OrderRow
+from deskbook.trading.book import Deps
 from deskbook.trading.leases import take_lease
 from deskbook.trading.recorder import NotSent, Report, Told, adopt, next_state, write_fills
 from deskbook.trading.resolve import block
@@ -24,19 +22,7 @@ from deskbook.trading.sender import Due, Step, claim, plan_batch, plan_step
 from deskbook.venues.errors import NetworkError
 from deskbook.venues.model import Balance, FillPage, Unreadable, VenueOrder
 
-NOW = datetime(2025, 11, 4, 10, tzinfo=UTC)
-
-
-def an_order(**more) -> OrderRow:
-    made = OrderRow(uuid4(), "a", "oanda", "entry", "EUR_USD", "buy", "market", Decimal(1_000), "FOK", "db-1", "key-1", "print", expires_at=NOW + timedelta(seconds=30))
-    return replace(made, **more)
-
-
 # ---- the ledger
-
-ORDER = """INSERT INTO orders (account, venue, kind, instrument, side, type, units, time_in_force, client_order_id, idempotency_key, request_fingerprint)
-VALUES ('a', 'oanda', 'entry', 'EUR_USD', 'buy', 'market', 1000, 'FOK', %s, %s, '') RETURNING id"""
-
 
 def fill(n: int, order_id) -> dict:
     return {"venue": "oanda", "account": "a", "fill_id": str(n), "order_id": order_id, "instrument": "EUR_USD", "units": Decimal(1_000), "price": Decimal("1.08"),
@@ -45,51 +31,45 @@ def fill(n: int, order_id) -> dict:
 
 def test_two_first_fills_of_an_instrument_at_once_are_both_in_the_position(ledger):
     """The answer of one order and the log's page with another are written by two transactions, and there is no row to lock yet."""
-    async def story():
-        async with await Ledger.open(ledger) as db:
-            await db.rows(ACCOUNT, ("a", "101-001-1-001"))
-            one, two = [(await db.rows(ORDER, (k, k)))[0]["id"] for k in ("one", "two")]
-            deps = SimpleNamespace(account="a")
-            async with db.transaction() as first:
-                await write_fills(first, deps, "USD", [fill(7, one)])
+    async def story(db):
+        one, two = [await put_order(db, k) for k in ("one", "two")]
+        deps = SimpleNamespace(account="a")
+        async with db.transaction() as first:
+            await write_fills(first, deps, "USD", [fill(7, one)])
 
-                async def other():
-                    async with db.transaction() as second:
-                        await write_fills(second, deps, "USD", [fill(8, two)])
+            async def other():
+                async with db.transaction() as second:
+                    await write_fills(second, deps, "USD", [fill(8, two)])
 
-                second = asyncio.create_task(other())
-                await asyncio.sleep(0.4)
-            await second
-            assert [r["units"] for r in await db.rows("SELECT units FROM positions WHERE account = 'a'")] == [2_000]
-    asyncio.run(asyncio.wait_for(story(), 30))
+            second = asyncio.create_task(other())
+            await asyncio.sleep(0.4)
+        await second
+        assert [r["units"] for r in await db.rows("SELECT units FROM positions WHERE account = 'a'")] == [2_000]
+    on_ledger(ledger, story)
 
 
 def test_the_row_that_cancels_is_seen_by_the_row_that_sends(ledger):
     """The cancel row waits until the lookup is over; the absence is proven, the order goes into the outbox again, and must not leave it."""
-    async def story():
-        async with await Ledger.open(ledger) as db:
-            await db.rows(ACCOUNT, ("a", "101-001-1-001"))
-            (made,) = await db.rows(ORDER, ("one", "one"))
-            await db.rows("UPDATE orders SET state = 'submitting', resends = 1 WHERE id = %s", (made["id"],))
-            await db.rows("INSERT INTO outbox (topic, account, order_id, available_at) VALUES ('cancel', 'a', %s, now() + interval '1 hour')", (made["id"],))
-            await db.rows("INSERT INTO outbox (topic, account, order_id) VALUES ('submit', 'a', %s)", (made["id"],))
-            lease = await take_lease(db, "sender:a", "me", 60)
-            claims, _ = await claim(Deps("a", db, None), lease, 10)
-            (after,) = await db.rows("SELECT state, sent_at, reason FROM orders")
-            assert (claims, *after.values()) == ([], "cancelled", None, "cancelled_before_sending")
-    asyncio.run(asyncio.wait_for(story(), 30))
+    async def story(db):
+        made = await put_order(db)
+        await db.rows("UPDATE orders SET state = 'submitting', resends = 1 WHERE id = %s", (made,))
+        await db.rows("INSERT INTO outbox (topic, account, order_id, available_at) VALUES ('cancel', 'a', %s, now() + interval '1 hour')", (made,))
+        await db.rows("INSERT INTO outbox (topic, account, order_id) VALUES ('submit', 'a', %s)", (made,))
+        lease = await take_lease(db, "sender:a", "me", 60)
+        claims, _ = await claim(Deps("a", db, None), lease, 10)
+        (after,) = await db.rows("SELECT state, sent_at, reason FROM orders")
+        assert (claims, *after.values()) == ([], "cancelled", None, "cancelled_before_sending")
+    on_ledger(ledger, story)
 
 
 @pytest.mark.parametrize(("state", "blocks"), [("unknown", 1), ("filled", 0)])
 def test_an_order_that_was_found_meanwhile_blocks_nothing(ledger, state, blocks):
-    async def story():
-        async with await Ledger.open(ledger) as db:
-            await db.rows(ACCOUNT, ("a", "101-001-1-001"))
-            (made,) = await db.rows(ORDER, ("one", "one"))
-            await db.rows("UPDATE orders SET state = %s WHERE id = %s", (state, made["id"]))
-            await block(Deps("a", db, None), an_order(id=made["id"], state="unknown"), "unknown_order", {})
-            assert len(await db.rows("SELECT 1 FROM instrument_blocks")) == len(await db.rows("SELECT 1 FROM ops_alerts")) == blocks
-    asyncio.run(asyncio.wait_for(story(), 30))
+    async def story(db):
+        made = await put_order(db)
+        await db.rows("UPDATE orders SET state = %s WHERE id = %s", (state, made))
+        await block(Deps("a", db, None), an_order(id=made, state="unknown"), "unknown_order", {})
+        assert len(await db.rows("SELECT 1 FROM instrument_blocks")) == len(await db.rows("SELECT 1 FROM ops_alerts")) == blocks
+    on_ledger(ledger, story)
 
 
 # ---- the recorder

@@ -3,8 +3,6 @@ import asyncio
 import sys
 import time
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
@@ -14,15 +12,15 @@ import psycopg
 import pytest
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1] / "venues")]
-from desk_world import ACCOUNT
 from execution_rig import QUICK, alerts, audits, eventually, row, run
+from ledger_orders import NOW, an_order, on_ledger, put_order
 from sandboxed import buy, rest
 from sandboxed import run as at_sandbox
 
 from deskbook.core.errors import Refused
 from deskbook.stores.ledger import Ledger
 from deskbook.trading import resolve
-from deskbook.trading.book import Deps, ExecutionConfig, OrderRow, not_now
+from deskbook.trading.book import Deps, ExecutionConfig, not_now
 from deskbook.trading.desk import enrol
 from deskbook.trading.leases import take_lease
 from deskbook.trading.orders import TERMINAL, OrderRefused
@@ -31,31 +29,6 @@ from deskbook.trading.sender import Due, claim, plan_batch, send, timed
 from deskbook.venues.errors import NetworkError
 from deskbook.venues.model import Absent, Found, Write
 from deskbook.venues.oanda import Oanda
-
-NOW = datetime(2025, 11, 4, 10, tzinfo=UTC)
-
-
-def an_order(**more) -> OrderRow:
-    made = OrderRow(uuid4(), "a", "oanda", "entry", "EUR_USD", "buy", "market", Decimal(1_000), "FOK", "db-1", "key-1", "print", expires_at=NOW + timedelta(seconds=30))
-    return replace(made, **more)
-
-
-ORDER = """INSERT INTO orders (account, venue, kind, instrument, side, type, units, time_in_force, client_order_id, idempotency_key, request_fingerprint, state, unknown_since)
-VALUES ('a', 'oanda', 'entry', 'EUR_USD', 'buy', 'market', 1000, 'FOK', %(name)s, %(name)s, '', %(state)s::text, CASE WHEN %(state)s = 'unknown' THEN now() END) RETURNING id"""
-
-
-def on_ledger(url, story):
-    """A story told on a ledger with one account, and the orders that it puts in there."""
-    async def whole():
-        async with await Ledger.open(url) as db:
-            await db.rows(ACCOUNT, ("a", "101-001-1-001"))
-            await story(db)
-    asyncio.run(asyncio.wait_for(whole(), 60))
-
-
-async def put_order(db, name="one", state="created"):
-    return (await db.rows(ORDER, {"name": name, "state": state}))[0]["id"]
-
 
 # ---- orders of another time
 
@@ -126,7 +99,7 @@ def test_nothing_leaves_after_the_machine_was_suspended(ledger, monkeypatch):
         report = await send(deps, claimed)
         assert isinstance(report.finding, NotSent) and report.finding.reason == "send_deadline" and left == []
         assert lease.left_s() < -3_000 and deps.monotonic() > time.monotonic() + 3_000
-    on_ledger(ledger, story)
+    on_ledger(ledger, story, 60)
 
 
 # ---- calls that hang
@@ -242,7 +215,7 @@ def test_many_unknown_orders_are_all_remembered(ledger):
         await db.rows("UPDATE orders SET state = 'rejected' WHERE client_order_id < 'lost-200'")
         await resolver.look_round()
         assert len(resolver.searches) == 50  # those that are over are forgotten
-    on_ledger(ledger, story)
+    on_ledger(ledger, story, 60)
 
 
 # ---- a ledger that refuses
@@ -256,7 +229,7 @@ def test_an_error_that_does_not_pass_calls_a_person(ledger, caplog, error, calls
             await not_now(error, Deps("a", db, None))
         assert [r["count"] for r in await db.rows("SELECT count FROM ops_alerts WHERE fingerprint = 'ledger_refuses:a'")] == [3] * calls
         assert {r.levelname for r in caplog.records} == {"ERROR" if calls else "WARNING"}
-    on_ledger(ledger, story)
+    on_ledger(ledger, story, 60)
 
 
 # ---- an account of another kind
