@@ -5,6 +5,7 @@
 # %% ../../../nbs/app/77_cli_api.ipynb #3fae57d8
 from __future__ import annotations
 import json
+import sys
 from typing import Annotated
 import typer
 from .cli_desk import Account, Json
@@ -31,11 +32,13 @@ async def serve(account: str, host: str | None, port: int | None, as_json: bool)
     import asyncio
     from deskbook.app.api import ApiDeps, run
     from deskbook.app.api_auth import check_bind, token_of
+    from deskbook.core.logs import configure_logs
     from deskbook.core.loop import leave_memory_alone
     from deskbook.core.settings import Settings
     from deskbook.ops.evidence import reports_folder
     from deskbook.trading.desk import open_desk, stop_on_signals
     settings = Settings()
+    configure_logs(settings, "api", sys.stderr)
     settings = settings.model_copy(update={k: v for k, v in (("http_host", host), ("http_port", port)) if v is not None})
     check_bind(settings.http_host, token_of(settings)) # before anything is started
     async with open_desk(account, settings) as desk:

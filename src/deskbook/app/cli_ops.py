@@ -132,10 +132,10 @@ def aux_keys_command(
 
     Example: deskbook ops aux-keys --keys ops:kill_switch,risk:nav_snapshot
     """
-    from deskbook.ops.live_tools import AUX, aux_keys
-    names = [k for words in keys or [] for k in words.split(",") if k] or list(AUX)
+    from deskbook.ops.live_tools import aux_keys
+    settings, names = settings_for(), [k for words in keys or [] for k in words.split(",") if k]
     async def go() -> Any:
-        async with live_store(settings_for(), redis) as live: return await aux_keys(live, names)
+        async with live_store(settings, redis) as live: return await aux_keys(live, names, settings.kill_switch_key)
     try: found = run(go())
     except (DeskbookError, OSError) as e:
         if as_json: print_json({"ok": False, "error": str(e), "keys": []})

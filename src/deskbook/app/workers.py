@@ -69,6 +69,7 @@ async def open_parts(
     "Stores, venue and desk of one process. Raises what `open_desk` raises."
     from deskbook.stores.lake import Lake
     from deskbook.trading.desk import open_desk
+    if not settings.hotband_pairs: raise BadInput("no pairs were named.", "Set HOTBAND_PAIRS, e.g. EUR_USD,USD_JPY.")
     async with open_desk(account or trading_account(settings), settings, clock=clock, **how) as desk:
         assert desk.kill.live is not None
         yield Parts(settings, desk, desk.kill.live, Lake(settings.lake_url), clock)
