@@ -70,6 +70,13 @@ def test_a_stale_gate_and_a_breached_limit(account, run, venue):
     assert any("EUR_USD" in c.detail for c in result.evidence.checks if c.name == "every limit holds")
 
 
+def test_a_venue_that_is_away_in_market_hours(account, run, monkeypatch):
+    monkeypatch.setenv("DESKBOOK_SANDBOX_URL", "http://127.0.0.1:9")
+    result = run("operations/during_market_hours", "", account=account, expect="halted", at=ten())
+    assert result.exit_code == 1 and checks(result)["the venue answers"] is False and checks(result)["every limit holds"] is None
+    assert "daemon streamer" in notes(result), "it ends with what to do, all the same"
+
+
 # ---- closing by hand
 
 def audited(ledger, action):
@@ -94,7 +101,7 @@ def test_a_position_is_closed_by_hand(account, run, venue, ledger, valkey_url, k
     assert net(venue) == 0 and audited(ledger, "position.close") == [("anna", "EUR_USD", "too large"), ("anna", "EUR_USD", "all of it")]
 
 
-def test_what_cannot_be_closed_by_hand(account, run, venue, ledger, valkey_url, key_prefix):
+def test_what_cannot_be_closed_by_hand(account, run, venue, ledger, valkey_url, key_prefix, monkeypatch):
     nothing = run("operations/manual_close", "", account=account, instrument="EUR_USD", by="anna", why="test", mode="live")
     assert nothing.exit_code == 1 and checks(nothing)["EUR_USD can be closed"] is False
     trade(account, valkey_url, key_prefix, buy(account))
@@ -104,6 +111,10 @@ def test_what_cannot_be_closed_by_hand(account, run, venue, ledger, valkey_url, 
     halted = run("operations/manual_close", "", account=account, instrument="EUR_USD", by="anna", why="test", mode="live")
     assert halted.exit_code == 1 and checks(halted)["the order was filled"] is False and net(venue) == 1000
     assert "another key" in notes(halted)
+    monkeypatch.setenv("DESKBOOK_SANDBOX_URL", "http://127.0.0.1:9")
+    away = run("operations/manual_close", "", account=account, instrument="EUR_USD", by="anna", why="test", mode="live")
+    assert away.exit_code == 1 and checks(away)["the venue answers"] is False and "does the broker say" in notes(away)
+    assert [why for _, _, why in audited(ledger, "position.close")] == ["test"], "only the halted one was tried"
 
 
 # ---- first boot

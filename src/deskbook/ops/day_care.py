@@ -5,16 +5,17 @@
 # %% ../../../nbs/ops/64_day_care.ipynb #de8c3b54
 from __future__ import annotations
 import shlex
+from collections.abc import Callable
 from typing import Any
 import polars as pl
 from ..core.clock import iso
-from ..core.errors import BadInput, SourceError
+from ..core.errors import BadInput, DeskbookError, SourceError
 from ..core.settings import Settings
 from ..gates.analytics import Analytics, analyse
 
 # %% auto #0
-__all__ = ['write_down', 'command', 'see_desk', 'see_flow', 'see_trading', 'limit_table', 'see_limits', 'plot_limits',
-           'decision_table', 'signals', 'signal_table']
+__all__ = ['write_down', 'command', 'attempt', 'see_answer', 'see_desk', 'see_flow', 'see_trading', 'limit_table', 'see_limits',
+           'plot_limits', 'decision_table', 'signals', 'signal_table']
 
 # %% ../../../nbs/ops/64_day_care.ipynb #642de435
 from .health import ALL, Limits
@@ -51,6 +52,22 @@ def command(
     "How a runbook is started."
     live = " --live" if given.pop("mode", "dry") == "live" else ""
     return f"`deskbook run {runbook}" + "".join(f" --set {k}={shlex.quote(str(v))}" for k, v in given.items() if v not in ("", None)) + live + "`"
+
+# %% ../../../nbs/ops/64_day_care.ipynb #a0c10659
+def attempt(
+    work: Callable[..., Any],
+    *args: Any, **kwargs: Any, # for `work`
+) -> tuple[Any, str]: # what it returns, and ""; or None, and why not
+    "Do something, and tell an error of ours instead of raising it."
+    try: return work(*args, **kwargs), ""
+    except DeskbookError as e: return None, str(e)
+
+def see_answer(
+    error: str, # as from `attempt`
+    said: str = "it does.",
+) -> Check:
+    "Whether the venue could be asked."
+    return Check("the venue answers", not error, error or said, "Is the account right, is the key valid, does the broker say it is down?" if error else "")
 
 # %% ../../../nbs/ops/64_day_care.ipynb #1ef09ecf
 def see_desk(

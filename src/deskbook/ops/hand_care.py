@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any
 import polars as pl
 from ..core.clock import DAY_MS, iso, to_ms
-from ..core.errors import DeskbookError, Refused
+from ..core.errors import Refused
 from ..core.settings import Settings
 from ..market.calendar import calendar_for
 from ..market.candles import CANDLE_TIME, timeframe_ms
@@ -19,13 +19,13 @@ from .day_care import command, see_desk
 
 # %% auto #0
 __all__ = ['position_values', 'see_writable', 'see_closable', 'key_table', 'see_keys', 'seed_by_hand', 'see_settings',
-           'see_stores', 'see_venue', 'wait_desk', 'in_lake', 'retention_table', 'see_retention', 'plot_held',
-           'prune_by_hand', 'coverage_table', 'try_fetch', 'see_coverage']
+           'see_stores', 'wait_desk', 'in_lake', 'retention_table', 'see_retention', 'plot_held', 'prune_by_hand',
+           'coverage_table', 'see_coverage']
 
 # %% ../../../nbs/ops/68_hand_care.ipynb #eceb89e8
-from .live_care import LiveLook, Stores, fetch_by_hand, look_live, moment, on_stores
+from .live_care import LiveLook, Stores, look_live, moment, on_stores
 from .live_tools import AUX, Check, aux_keys, held_candles, profile_check, prune, seed
-from .order_care import look_at, on_desk, size_of
+from .order_care import on_desk, size_of
 from ..stores.lake import Lake
 from ..stores.live import LiveUnavailable, said_as_live
 from ..stores.live_state import candles_key, read_candles
@@ -119,16 +119,6 @@ def see_stores(settings: Settings | None = None) -> tuple[Check, ...]: # Valkey,
     return on_stores(go, settings)
 
 # %% ../../../nbs/ops/68_hand_care.ipynb #03718f65
-def see_venue(
-    account: str,
-    **parts: Any, # as for `order_care.on_desk`
-) -> Check:
-    "Whether account, positions and orders can be read at the venue."
-    name = "the venue answers"
-    try: now = look_at(account, **parts)
-    except DeskbookError as e: return Check(name, False, str(e), "Is the account right, is the key valid, does the broker say it is down?")
-    return Check(name, True, f"{now.positions.height} positions, {now.orders.height} open orders.")
-
 def wait_desk(
     account: str,
     wait_s: float = 60.0, # a cold start fetches candles first
@@ -240,19 +230,9 @@ def coverage_table(
     return on_stores(go, settings)
 
 # %% ../../../nbs/ops/68_hand_care.ipynb #a6677e84
-def try_fetch(
-    account: str, # whose venue
-    instruments: Sequence[str] = (), # as for `live_care.fetch_by_hand`
-    granularity: str = "", minutes: int = 240, at: str = "",
-    **parts: Any,
-) -> tuple[pl.DataFrame, str]: # what was fetched, and why it was not ("": it was)
-    "Fetch into Valkey and the lake, and tell a venue that is away instead of raising."
-    try: return fetch_by_hand(account, instruments, granularity=granularity, minutes=minutes, at=at, **parts), ""
-    except DeskbookError as e: return pl.DataFrame(), str(e)
-
 def see_coverage(
     now: pl.DataFrame, # as from `coverage_table`, after the fetch
-    fetched: pl.DataFrame, # as from `try_fetch`; empty: nothing was fetched
+    fetched: pl.DataFrame, # as from `live_care.fetch_by_hand`; empty: nothing was fetched
 ) -> Check:
     "Whether everything that the venue has is there. Before a fetch: whether anything is missing."
     given = dict(fetched.select("instrument", "fetched").iter_rows()) if fetched.height else {}
