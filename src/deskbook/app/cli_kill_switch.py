@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from deskbook.trading.controls import Arming, KillSwitch
 
 # %% auto #0
-__all__ = ['app', 'open_switch', 'status_command', 'told', 'engage_command', 'needed', 'clear_command', 'arming_text',
-           'set_armed', 'arm_command', 'disarm_command']
+__all__ = ['app', 'open_switch', 'status_command', 'told', 'engage_command', 'needed', 'require_fresh_gates', 'clear_command',
+           'arming_text', 'set_armed', 'arm_command', 'disarm_command']
 
 # %% ../../../nbs/app/64_cli_kill_switch.ipynb #821c2658
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="The kill switch: status, engage, clear; and arming of a live account.")
@@ -93,16 +93,31 @@ def needed(
     if known and not settings.read_only: accounts.append(f"oanda-{settings.oanda_environment}")
     return tuple(dict.fromkeys(name for a in accounts for name in missing_credentials(settings, a)))
 
+# %% ../../../nbs/app/64_cli_kill_switch.ipynb #b7ae7336
+async def require_fresh_gates(
+    switch: KillSwitch,
+    settings: Settings,
+) -> None:
+    "Raise `ClearRefused` where the settings want fresh gates and some are not. Without a store `clear` refuses by itself."
+    from deskbook.core.clock import system_clock
+    from deskbook.ops.live_tools import gate_freshness
+    from deskbook.trading.controls import ClearRefused
+    if not settings.kill_require_fresh_gates or switch.live is None: return
+    seen = await gate_freshness(switch.live, settings.hotband_pairs, settings.gate_max_age_s, system_clock(), settings.candle_granularity)
+    if seen.exit_code: raise ClearRefused("gates_stale", seen.message(), "KILL_REQUIRE_FRESH_GATES asks for fresh ones; deskbook ops gate-freshness.")
+
 # %% ../../../nbs/app/64_cli_kill_switch.ipynb #94aff8bb
 @app.command("clear", epilog=_EXITS)
 def clear_command(why: _Why, by: _By = "", account: Account = "paper", as_json: Json = False) -> None:
-    """Allow sending again. Refused without credentials, or when the store cannot be read.
+    """Allow sending again. Refused without credentials, or when the store cannot be read; with KILL_REQUIRE_FRESH_GATES also without fresh gates.
 
     Example: deskbook kill-switch clear --why "the feed is right again" --account paper
     """
     from deskbook.trading.controls import clear
     async def go() -> Any:
-        async with open_switch() as (switch, settings): return await clear(switch, by or who(), why, needed(settings, account))
+        async with open_switch() as (switch, settings):
+            await require_fresh_gates(switch, settings)
+            return await clear(switch, by or who(), why, needed(settings, account))
     told(run(go()), as_json, "The kill switch is clear.")
 
 # %% ../../../nbs/app/64_cli_kill_switch.ipynb #77065f8c

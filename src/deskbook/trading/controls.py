@@ -49,7 +49,7 @@ class NotArmed(NotAllowed):
 
 # %% ../../../nbs/trading/20_controls.ipynb #2b302207
 class ClearRefused(Refused):
-    "The kill switch stays engaged. `reason`: no_credentials, store_unreadable, engaged_meanwhile or local_unwritable."
+    "The kill switch stays engaged. `reason`: no_credentials, store_unreadable, engaged_meanwhile, local_unwritable or gates_stale."
     def __init__(self, reason: str, what: str, todo: str = ""):
         super().__init__(what, todo)
         self.reason = reason
