@@ -11,7 +11,8 @@ from decimal import Decimal
 from typing import Any
 import polars as pl
 from ..core.settings import Settings
-from .live_care import LiveLook, Stores, command, moment, on_stores, read_desk
+from .day_care import command
+from .live_care import LiveLook, Stores, moment, on_stores, read_desk
 from .live_tools import Check
 from .order_care import AccountLook, next_action
 from ..stores.live import LiveUnavailable
@@ -44,7 +45,8 @@ def drift_causes(
     return now.positions.with_columns(pl.Series("cause", [cause(r) for r in now.positions.iter_rows(named=True)], pl.String))
 
 # %% ../../../nbs/ops/72_drift_care.ipynb #58fbd346
-PLAN_COLUMNS: dict[str, Any] = {"instrument": pl.String, "ledger": pl.String, "planner": pl.String, "tickets": pl.Int64, "external": pl.String, "age_s": pl.Float64}
+PLAN_COLUMNS: dict[str, Any] = {"instrument": pl.String, "ledger": pl.String, "planner": pl.String, "tickets": pl.Int64, "external": pl.String,
+    "age_s": pl.Float64}
 
 @dataclass(frozen=True)
 class PlannerLook:
@@ -89,7 +91,7 @@ def planner_check(
 ) -> Check:
     "Whether the planner has read the positions again."
     name, a = "the planner holds the same positions", now.desk.account
-    if now.desk.live_error: return Check(name, False, now.desk.live_error, command("incidents/valkey_down", a))
+    if now.desk.live_error: return Check(name, False, now.desk.live_error, command("incidents/valkey_down", account=a))
     if not now.desk.runs("manager"): return Check(name, True, "no manager runs; the next one reads them from the ledger.")
     apart = [f"{i} planner {p}, ledger {u}" for i, u, p in now.stacks.select("instrument", "ledger", "planner").iter_rows() if Decimal(u) != Decimal(p)]
     late = now.desk.loop_age_s is None or now.desk.loop_age_s > 30
@@ -115,7 +117,8 @@ def drift_next(
     "What a person should do."
     apart = now.mismatches.filter(pl.col("what") == "position")["name"].to_list()
     if apart and now.quiet and not now.unknown:
-        adopt, shut = command("incidents/exposure_drift", now.account, True), command("incidents/exposure_drift", now.account, True, close=apart[0], why="not ours")
+        adopt = command("incidents/exposure_drift", account=now.account, mode="live")
+        shut = command("incidents/exposure_drift", account=now.account, close=apart[0], why="not ours", mode="live")
         return f"Ledger and venue differ in {', '.join(apart)}. {adopt} adopts what happened; {shut} adopts and closes it."
     if not planner.ok: return f"The planner plans with old positions: {planner.said} {planner.todo}"
     return next_action(now)

@@ -11,7 +11,8 @@ from typing import Any
 import polars as pl
 from ..core.errors import DeskbookError
 from ..core.settings import Settings
-from .live_care import LiveLook, Stores, ask_api, command, look_live, moment, on_stores, read_desk
+from .day_care import command
+from .live_care import LiveLook, Stores, ask_api, look_live, moment, on_stores, read_desk
 from .live_tools import AuxKey, Check, aux_keys, market_closed, seed
 from .order_care import on_desk
 from ..stores.live import LiveUnavailable, said_as_live
@@ -120,9 +121,11 @@ def ask_venue(account: str, names: Sequence[str], settings: Settings | None = No
 async def histories(s: Stores, names: Sequence[str]) -> tuple[dict[str, int], str]: # candles of each, and why they are not known
     "How many candles a chart could draw."
     try:
-        with said_as_live(s.live.url): return {n: await s.live.redis.zcard(s.live.key(candles_key(n, s.settings.candle_granularity))) for n in names}, ""
+        keys = {n: s.live.key(candles_key(n, s.settings.candle_granularity)) for n in names}
+        with said_as_live(s.live.url): return {n: await s.live.redis.zcard(key) for n, key in keys.items()}, ""
     except LiveUnavailable as e: return {}, e.what
 
+# %% ../../../nbs/ops/66_feed_care.ipynb #3d874557
 def look_prices(
     account: str, # reference name
     instruments: Sequence[str] = (), # (): the roster
@@ -141,7 +144,8 @@ def look_prices(
     told = ask_api(f"/api/pricing?instruments={','.join(names)}", api, settings=s)
     missing = [n for n in names if n not in told.body.get("prices", {})]
     api_error = told.error or (f"no price of {', '.join(missing)}" if missing else "")
-    return PriceLook(account, said.error, said.todo, live_error, api_error, not market_closed(moment(at)), pl.DataFrame([row(n) for n in names], schema=PRICE_COLUMNS, orient="row"))
+    prices = pl.DataFrame([row(n) for n in names], schema=PRICE_COLUMNS, orient="row")
+    return PriceLook(account, said.error, said.todo, live_error, api_error, not market_closed(moment(at)), prices)
 
 # %% ../../../nbs/ops/66_feed_care.ipynb #e509ce27
 MAX_PRICE_AGE_S = 60.0 # of a quote while the market is open
@@ -152,7 +156,7 @@ def price_checks(
     "What is wrong with prices."
     strange, silent = now.named(~pl.col("offered")), now.named(pl.col("offered") & pl.col("bid").is_null())
     old = now.named((pl.col("age_s") > MAX_PRICE_AGE_S) | ~pl.col("tradeable")) if now.market_open else []
-    empty, fetch = now.named(pl.col("history") == 0), f"Fetch candles: {command('incidents/pricing_empty', now.account, True)}"
+    empty, fetch = now.named(pl.col("history") == 0), f"Fetch candles: {command('incidents/pricing_empty', account=now.account, mode='live')}"
     def row(name: str, bad: Sequence[str] | str, todo: str) -> Check:
         return Check(name, not bad, (bad if isinstance(bad, str) else ", ".join(bad) + "." if bad else "") or "all.", todo if bad else "")
     return [
@@ -160,7 +164,7 @@ def price_checks(
         row("every pair is offered", strange, "Correct HOTBAND_PAIRS and redeploy: the venue does not offer these."),
         row("every pair has a price", silent, "See the venue's status page; entries wait meanwhile."),
         row("prices are new and tradeable", old, "Halted or quiet at the venue: see its status page; entries and exits of these wait meanwhile."),
-        row("the store answers", now.live_error, command("incidents/valkey_down", now.account)),
+        row("the store answers", now.live_error, command("incidents/valkey_down", account=now.account)),
         row("every pair has a history", empty, fetch),
         row("the API hands them on", now.api_error, "`deskbook daemon api`; if it runs, see its log.")]
 
@@ -226,20 +230,24 @@ def durable_checks(
         Check("nothing is evicted", not drops, f"maxmemory {server.get('maxmemory_human', '?')}, {server.get('maxmemory_policy', '?')}.",
             "`valkey-cli config set maxmemory-policy noeviction`" if drops else "")]
 
+# %% ../../../nbs/ops/66_feed_care.ipynb #3ab48781
 def store_checks_of(
     now: StoreLook,
     settings: Settings | None = None,
 ) -> list[Check]:
     "What a look at the store means."
     start = "Start it (`systemctl start valkey`, `docker compose up -d valkey`), or repair VALKEY_URL."
-    if now.error: return [Check("Valkey answers", False, now.error, f"{start} Until then nothing is sent: a kill switch that cannot be read counts as engaged.")]
+    halted = "Until then nothing is sent: a kill switch that cannot be read counts as engaged."
+    if now.error: return [Check("Valkey answers", False, now.error, f"{start} {halted}")]
     account, limit = now.desk.account, (settings or Settings()).gate_max_age_s
     empty, mute = now.desk.feeds.filter(pl.col("candles") == 0)["instrument"].to_list(), mute_workers(now.desk, limit)
     return [Check("Valkey answers", True, "answers"), *durable_checks(now.server),
-        Check("the shared keys are there", not now.wrong, f"missing or wrong: {', '.join(now.wrong)}." if now.wrong else "all.", command("incidents/valkey_down", account, True) if now.wrong else ""),
+        Check("the shared keys are there", not now.wrong, f"missing or wrong: {', '.join(now.wrong)}." if now.wrong else "all.",
+            command("incidents/valkey_down", account=account, mode="live") if now.wrong else ""),
         Check("the candles are there", not empty, f"none of {', '.join(empty)}." if empty else "of every pair",
-            command("incidents/gates_missing_or_stale", account, True) if empty else ""),
-        Check("workers write again", not mute, f"{', '.join(mute)} write nothing." if mute else "all that run", f"Restart `deskbook daemon {mute[0]}`." if mute else "")]
+            command("incidents/gates_missing_or_stale", account=account, mode="live") if empty else ""),
+        Check("workers write again", not mute, f"{', '.join(mute)} write nothing." if mute else "all that run.",
+            f"Restart `deskbook daemon {mute[0]} --account {account}`." if mute else "")]
 
 # %% ../../../nbs/ops/66_feed_care.ipynb #8b7049ab
 def wait_store(

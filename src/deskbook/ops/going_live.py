@@ -70,7 +70,7 @@ def see_halted(
     if said.error: return Check(name, False, f"{said.error}.", "Deploy the desk.")
     kill, active = said.body.get("kill_switch"), said.body.get("trading_active")
     ok = kill is True and active is False
-    return Check(name, ok, f"/health: kill_switch {kill}, trading_active {active}.", "" if ok else "Engage it (`deskbook kill-switch engage`), and redeploy with KILL_SWITCH_BOOT=engage.")
+    return Check(name, ok, f"/health: kill_switch {kill}, trading_active {active}.", "" if ok else "Engage it (`deskbook kill-switch engage --why 'it must be halted'`), and redeploy with KILL_SWITCH_BOOT=engage.")
 
 # %% ../../../nbs/ops/65_going_live.ipynb #962fb47a
 def wait_active(
@@ -98,7 +98,7 @@ def see_armed(
     async def go(s: Stores) -> Check:
         if s.ledger is None: return Check(name, False, s.ledger_error, "Start PostgreSQL.")
         now = await arming(s.ledger, account)
-        todo = "" if now.armed else f"`deskbook kill-switch arm --account {account} --minutes 60`"
+        todo = "" if now.armed else f"`deskbook kill-switch arm --account {account} --minutes 60 --why 'going live'`"
         return Check(name, now.armed, f"armed until {iso(now.until_ms)}." if now.armed and now.until_ms else "not armed.", todo)
     return on_stores(go, settings)
 

@@ -15,7 +15,8 @@ from ..core.clock import iso, to_datetime
 from ..core.errors import Refused
 from ..core.settings import Settings
 from ..gates.settings import GateSettings
-from .live_care import SUSTAINED, LiveLook, Stores, command, in_row, moment, on_stores, read_desk
+from .day_care import command
+from .live_care import SUSTAINED, LiveLook, Stores, in_row, moment, on_stores, read_desk
 from .live_tools import Check
 from ..stores.live import LiveUnavailable
 from ..stores.live_state import gate_history
@@ -37,7 +38,7 @@ def place_checks(
     "Whether both places can be switched, and by a desk that may."
     missing = missing_credentials(settings, account)
     lost, broken = state.stored == "unreadable", state.local == "unreadable" or not writable
-    again = "`deskbook kill-switch engage` writes both places anew." if writable else "Free the disk, or repair the rights of DESKBOOK_HOME."
+    again = "`deskbook kill-switch engage --why 'to repair it'` writes both places anew." if writable else "Free the disk, or repair the rights of DESKBOOK_HOME."
     return [
         Check("credentials are there", not missing, f"{' and '.join(missing)} not set." if missing else f"{account} has all it needs.",
             "Set them and redeploy: a desk that booted without them stays halted." if missing else ""),
@@ -214,11 +215,13 @@ def hazard_next(
     look: HazardLook,
 ) -> str: # one sentence
     "What a person should do."
-    wild, clear = ", ".join(look.wild), command("incidents/kill_switch_refuses_to_clear", now.account)
-    if look.error: return f"The gates cannot be read: {command('incidents/valkey_down', now.account)}. A desk that cannot read its kill switch sends nothing."
+    wild, clear = ", ".join(look.wild), command("incidents/kill_switch_refuses_to_clear", account=now.account)
+    if look.error: return f"The gates cannot be read: {command('incidents/valkey_down', account=now.account)}. A desk that cannot read its kill switch sends nothing."
     if not wild: return "Nothing: no pair goes on asking." + (f" The kill switch is engaged; when its cause is understood: {clear}" if now.kill_engaged else "")
-    if not now.kill_engaged: return f"{wild}: halt the desk: {command('incidents/hazard_breach', now.account, True, why='hazard')} or `deskbook kill-switch engage`."
-    if set(look.wild) & set(now.stale) and now.market_open: return f"{wild}: the last word is old. {command('incidents/gates_missing_or_stale', now.account)}"
+    halt = command("incidents/hazard_breach", account=now.account, why="hazard", mode="live")
+    if not now.kill_engaged: return f"{wild}: halt the desk: {halt} or `deskbook kill-switch engage --why hazard`."
+    if set(look.wild) & set(now.stale) and now.market_open: return f"{wild}: the last word is old. {command('incidents/gates_missing_or_stale', account=now.account)}"
     held = look.pairs.filter(pl.col("instrument").is_in(look.wild), pl.col("units") != "0")
-    stay = "".join(f" {u} {i} is held: `deskbook orders close {i} --account {now.account} --override-kill` closes it." for i, u in held.select("instrument", "units").iter_rows())
+    def line(i: str, u: str) -> str: return f" {u} {i} is held: `deskbook orders close {i} --account {now.account} --override-kill` closes it."
+    stay = "".join(line(i, u) for i, u in held.select("instrument", "units").iter_rows())
     return f"{wild}: leave the kill switch engaged, and look again when the hazard is below its threshold.{stay}"

@@ -17,9 +17,9 @@ from ..core.settings import Settings
 from ..market.candles import timeframe_ms
 
 # %% auto #0
-__all__ = ['FEED_COLUMNS', 'SUSTAINED', 'ApiAnswer', 'api_address', 'ask_api', 'next_of', 'next_rung', 'command', 'Stores',
-           'on_stores', 'in_row', 'fallbacks_of', 'feed_table', 'LiveLook', 'moment', 'read_desk', 'look_live',
-           'see_agreement', 'fetch_by_hand']
+__all__ = ['FEED_COLUMNS', 'SUSTAINED', 'ApiAnswer', 'api_address', 'ask_api', 'next_of', 'next_rung', 'Stores', 'on_stores',
+           'in_row', 'fallbacks_of', 'feed_table', 'LiveLook', 'moment', 'read_desk', 'look_live', 'see_agreement',
+           'fetch_by_hand']
 
 # %% ../../../nbs/ops/63_live_care.ipynb #a6286b9c
 from ..gates.payload import split_reasons
@@ -92,16 +92,6 @@ def next_rung(
     "What comes next on a ladder of steps."
     ready = end if len(done) == len(names) else f"Everything before holds; next: {names[len(done)]}. Run with mode live."
     return next_of(done, ready)
-
-def command(
-    runbook: str, # folder and name, e.g. "incidents/valkey_down"
-    account: str, # reference name
-    live: bool = False, # True: it acts
-    **values: str, # of other parameters; text with blanks gets quotes
-) -> str: # between backquotes
-    "What to type to run it."
-    sets = "".join(f" --set {k}={v if ' ' not in v and v else repr(v)}" for k, v in {"account": account, **values}.items())
-    return f"`deskbook run {runbook}{sets}{' --live' if live else ''}`"
 
 # %% ../../../nbs/ops/63_live_care.ipynb #21215fd4
 @dataclass(frozen=True)

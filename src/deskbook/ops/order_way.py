@@ -10,7 +10,8 @@ from typing import Any
 import polars as pl
 from ..core.clock import iso, to_datetime, to_ms
 from ..core.settings import Settings
-from .live_care import LiveLook, Stores, command, moment, next_of, on_stores, read_desk
+from .day_care import command
+from .live_care import LiveLook, Stores, moment, next_of, on_stores, read_desk
 from .live_tools import Check, profile_check
 from ..stores.live_state import last_gates
 
@@ -29,7 +30,7 @@ from ..trading.sessions import Session, session_at
 # %% ../../../nbs/ops/71_order_way.ipynb #46834146
 LAYERS: dict[str, tuple[str, str]] = { # cause and what to do; the first that applies is named
     "desk": ("the desk as a whole is held up", "The checks above say by what."),
-    "pair": ("the pair is taken out", "`deskbook risk show`, and HOTBAND_PAIRS."),
+    "pair": ("the pair is taken out", "`deskbook risk show` tells of blocks and of the allow-list; the roster is HOTBAND_PAIRS."),
     "session": ("the session is closed", "Nothing: it opens by itself. STRATEGY_PROFILE holds the hours."),
     "hazard": ("the hazard asks for a person", "`deskbook run incidents/hazard_breach`"),
     "gate": ("the gate says no", "Nothing: the next one may admit. `deskbook gates analytics` counts the reasons."),
@@ -88,7 +89,8 @@ def pair_cause(
     first = next(layer for layer in LAYERS if layer in map(layer_of, reasons))
     cause, todo = LAYERS[first]
     if first == "session" and session.reason == "session_closed": return f"{cause} until {iso(session.opens_ms)}", todo
-    if {"missing_payload", "gate_stale"} & {*reasons} and first == "gate": return "its gate is missing or old", "`deskbook run incidents/gates_missing_or_stale`"
+    if first == "gate" and {"missing_payload", "gate_stale"} & {*reasons}:
+        return "its gate is missing or old", "`deskbook run incidents/gates_missing_or_stale`"
     return cause, todo
 
 # %% ../../../nbs/ops/71_order_way.ipynb #a97fb654
@@ -141,11 +143,12 @@ def switch_checks(
     "What people have forbidden. What the running manager says counts as much as the settings of here."
     missing, real = missing_credentials(settings, now.account), now.account.startswith("oanda-")
     closed = "read_only" in now.blocks or (real and settings.read_only)
-    arm = f"`deskbook kill-switch arm --account {now.account} --minutes 60`"
+    clear = command("incidents/kill_switch_refuses_to_clear", account=now.account)
+    arm = f"`deskbook kill-switch arm --account {now.account} --minutes 60 --why 'trading'`"
     return [
         row("credentials are there", not missing, f"{' and '.join(missing)} not set." if missing else "all.", "Set them and redeploy."),
-        row("the kill switch is clear", not now.kill_engaged, now.kill, f"When its cause is understood: {command('incidents/kill_switch_refuses_to_clear', now.account)}"),
-        row("the desk may write", not closed, "READ_ONLY is on." if closed else "not read-only.", command("operations/go_live", now.account)),
+        row("the kill switch is clear", not now.kill_engaged, now.kill, f"When its cause is understood: {clear}"),
+        row("the desk may write", not closed, "READ_ONLY is on." if closed else "not read-only.", command("operations/go_live", account=now.account)),
         row("the account is armed", armed and "not_armed" not in now.blocks, "armed, or needs no arming." if armed else "not armed.", arm)]
 
 # %% ../../../nbs/ops/71_order_way.ipynb #492aa6f3
@@ -159,14 +162,14 @@ def worker_checks(
     held = [b for b in now.blocks if b not in _SWITCHES]
     alive = now.loop_age_s is not None and now.loop_age_s <= max_loop_age_s and now.runs("manager") is not False
     told = "has told of no round lately." if now.loop_age_s is None else f"made its last round {now.loop_age_s:.0f} s ago."
-    store = "valkey_unavailable" in held
+    store, sender = "valkey_unavailable" in held, now.runs("sender")
     return [
         row("the ledger answers", not now.ledger_error, now.ledger_error or "answers.", "Start PostgreSQL, or repair TIMESCALE_URL."),
-        row("Valkey answers", not now.live_error, now.live_error or "answers.", command("incidents/valkey_down", now.account)),
+        row("Valkey answers", not now.live_error, now.live_error or "answers.", command("incidents/valkey_down", account=now.account)),
         row("a manager decides", alive, f"it {told}", f"`deskbook daemon manager --account {now.account}`"),
         row("the manager is not held up", not held, explain(held) or "by nothing.",
-            command(f"incidents/{'valkey_down' if store else 'pricing_empty'}", now.account)),
-        row("a sender sends", now.runs("sender") is not False, "it runs." if now.runs("sender") else "nobody holds the lease.", f"`deskbook daemon sender --account {now.account}`")]
+            command(f"incidents/{'valkey_down' if store else 'pricing_empty'}", account=now.account)),
+        row("a sender sends", sender is not False, "it runs." if sender else "nobody holds the lease.", f"`deskbook daemon sender --account {now.account}`")]
 
 # %% ../../../nbs/ops/71_order_way.ipynb #5aee3cae
 def account_checks(
@@ -176,11 +179,12 @@ def account_checks(
     "Whether the account lets entries through, and what became of those before."
     a = now.account
     stopped = f"breaker: {now.breaker}" if now.breaker else now.frozen
-    free = f"`deskbook risk rearm --account {a}`, when the loss is understood." if now.breaker else command("operations/reconcile", a)
+    free = f"`deskbook risk rearm --account {a} --accept-loss`, when the loss is understood." if now.breaker else command("operations/reconcile", account=a)
     return [
         row("entries are allowed", not stopped, stopped or "not frozen.", free),
-        row("no order is unknown", not booked.unknown, f"{booked.unknown} unknown.", command("incidents/unknown_order", a)),
-        row("no instrument is blocked", not booked.blocked, ", ".join(booked.blocked) or "none.", command("incidents/unknown_order", a)),
+        row("no order is unknown", not booked.unknown, f"{booked.unknown} unknown.", command("incidents/unknown_order", account=a)),
+        row("no instrument is blocked", not booked.blocked, ", ".join(booked.blocked) or "none.",
+            f"`deskbook risk unblock {next(iter(booked.blocked), '')} --account {a} --why ...`, when its order is explained."),
         row("no order waits for a sender", not booked.waiting, f"{booked.waiting} wait.", "See the sender's log, and whether the venue answers."),
         row("the venue takes orders", not booked.turned_away, booked.turned_away or "no refusal without a fill.", f"`deskbook orders list --account {a}`")]
 
@@ -236,6 +240,7 @@ def orders_next(
     way: OrderWay,
 ) -> str: # one sentence
     "What a person should do."
-    groups = way.pairs.group_by("cause", "todo", maintain_order=True).agg(pl.col("instrument").str.join(", "), pl.col("reasons").unique(maintain_order=True).str.join("; "))
+    names, whys = pl.col("instrument").str.join(", "), pl.col("reasons").unique(maintain_order=True).str.join("; ")
+    groups = way.pairs.group_by("cause", "todo", maintain_order=True).agg(names, whys)
     said = [f"{who}: {cause}{f' ({why})' if why else ''}. {todo}".strip() for cause, todo, who, why in groups.iter_rows()]
     return next_of(way.checks, " ".join(["Nothing stands in the way of orders.", *said]))
