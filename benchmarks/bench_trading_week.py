@@ -68,11 +68,11 @@ def main():
         _, seen, wrong = trade(servers, home, start, args.hours or hours, args.seed, pairs, args.market, say=not args.quick)
     took, found = time.perf_counter() - begun, baseline()
     print(json.dumps(seen, indent=1))
-    violations = sum(map(len, wrong.values()))
+    violations, compared = sum(map(len, wrong.values())), sum(seen["gates compared"].values())
     for judge, told in wrong.items():
         for one in told[:20]:
             print(f"VIOLATION ({judge}): {one}")
-    print(f"{args.hours or hours:g} simulated hours of {len(pairs)} pairs in {took:.0f} s: {seen['orders sent']} orders sent, {sum(seen['gates compared'].values()):,} gates compared,"
+    print(f"{args.hours or hours:g} simulated hours of {len(pairs)} pairs in {took:.0f} s: {seen['orders sent']} orders sent, {compared:,} gates compared,"
           f" a worker killed in {seen['hours with a kill']} hours")
     print(f"violations {violations} (bar 0); the same judges at a desk without controls: {found}")
     raise SystemExit(0 if not violations and all(found[judge] for judge in ("orders", "ledger", "gates")) else 1)

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from decimal import Decimal
-from itertools import groupby
+from itertools import cycle, groupby
 
 import httpx
 from deskbook.app.workers import Parts
@@ -70,10 +70,11 @@ ORDER_FAULTS = [("drop_before_accept", "orders.create", 0.3, {}), ("accept_then_
                 ("reject", "orders.create", 0.3, {}), ("late_visibility", "orders.create", 0.3, {"delay_s": 0.4}), ("stale_prices", "", 1.0, {})]
 WORKERS = ("streamer", "gates", "manager", "process")
 
-# How often in an hour: at any time, and while the session is open. What is in TRAPS waits for a gate that would be traded and strikes before the manager sees it.
-ANY_HOUR = {"fault": 1.0, "cut": 1.0, "postgres": 0.1, "valkey": 0.1, "flush": 0.06}
-SESSION_HOUR = {"fault": 1.0, "order_fault": 1.0, "stop": 0.2, "read_only": 0.1, "sleep": 0.12, "stale_prices": 0.12, "stop_unsent": 0.1, "read_only_unsent": 0.08}
-TRAPS = ("stop", "read_only", "sleep", "stale_prices", "stop_unsent", "read_only_unsent")
+# How often in an hour: at any time, and while the session is open. A trap waits for a gate that would be traded and strikes before the manager sees it,
+# or (unsent) between its decision and the sending; they take turns.
+ANY_HOUR = {"fault": 1.0, "cut": 1.0, "postgres": 0.1, "valkey": 0.08, "flush": 0.05}
+SESSION_HOUR = {"fault": 1.0, "order_fault": 1.0, "trap": 0.7}
+TRAPS = ("stop", "sleep", "read_only", "stale_prices", "stop_unsent", "read_only_unsent")
 
 
 class VenueClock:
@@ -140,10 +141,11 @@ class Week:
         self.held = self.read_only_until = 0  # when the operator clears the kill switch, and allows writing
         self.faults: dict[str, int] = {}  # name -> until, epoch ms
         self.late = self.cared = self.saved = self.hour = 0
-        self.traps: list[str] = []  # what strikes when a gate would be traded
+        self.traps, self.turns = [], cycle(TRAPS)  # what strikes when a gate would be traded
         self.cursor = ""  # of the transaction stream
         self.settings = Settings(home=home, kill_switch_boot="keep", hotband_pairs=pairs, prometheus_port=0, candle_backfill_minutes=4320, gate_retention=1500,
-                                 gate_ttl_s=3600, default_hold_s=600, log_to_file=False, max_positions_per_pair=2, max_total_positions=7, nav_risk_frac="0.004", entry_cooldown_s=45)
+                                 gate_ttl_s=3600, default_hold_s=600, log_to_file=False, max_positions_per_pair=2, max_total_positions=7, nav_risk_frac="0.004",
+                                 entry_cooldown_s=45)
         self.live = open_live(valkey.url, "w:", timeout_s=5)
         self.kill = KillSwitch(home / "kill_switch.json", self.live)
 
@@ -218,7 +220,7 @@ class Week:
                 return await self.ready()
             except DOWN:
                 await self.stack.aclose()
-                await self.revive()
+                await self.revive(desk=False)
 
     async def connect(self):
         import psycopg
@@ -348,8 +350,9 @@ class Week:
         """When the manager is about to trade: something happens first. Returns what shall happen between its decision and the sending."""
         if not self.traps or self.down or self.read_only or self.window("kill switch") or not in_session(self.clock()):
             return None
-        gates = (await last_gates(self.live, self.pairs)).values()
-        if not any(g and g["admit"] and g["direction"] in ("BUY", "SELL") and self.clock() - g["asof_ms"] < 60_000 for g in gates):
+        flat = [n for n in self.pairs if n not in self.manager.stacks]
+        gates = [g for g in (await last_gates(self.live, flat)).values() if g and g["admit"] and g["direction"] in ("BUY", "SELL")]
+        if not any(self.clock() - g["asof_ms"] < 60_000 for g in gates):
             return None
         self.story.happened[what := self.traps.pop(0)] += 1
         if what == "stop":
@@ -410,13 +413,15 @@ class Week:
         self.down[name] = now_ms + minutes * MINUTE_MS
         self.story.happened[f"{name} killed"] += 1
 
-    async def revive(self, now_ms=None):
+    async def revive(self, now_ms=None, desk=True):
+        """Start dead servers again whose time has come; `desk`: there is one, and it finds back."""
         for name in [n for n, at in self.down.items() if now_ms is None or at <= now_ms]:
             if name == "valkey":
                 self.open("kill switch unreadable")
             await asyncio.to_thread(getattr(self, name).revive)
             del self.down[name]
-            await self.ready()
+            if desk:
+                await self.ready()
 
     async def collect(self):
         """Requests for new orders, from the venue's own journal."""
@@ -477,8 +482,8 @@ class Week:
         """A thing of the plan; a worker's name is returned."""
         if what in WORKERS:
             return what
-        if what in TRAPS:
-            self.traps.append(what)
+        if what == "trap":
+            self.traps.append(next(self.turns))
         elif what in ("fault", "order_fault"):
             self.fault(now_ms, self.rng.randrange(2, 12), self.rng.choice(FAULTS if what == "fault" else ORDER_FAULTS))
         elif what == "cut":
@@ -495,10 +500,10 @@ class Week:
         self.cared = now_ms
         await self.may_clear()
         await self.collect()
-        await self.streamer.save()
         if now_ms - self.saved >= 10 * MINUTE_MS:
             self.saved = now_ms
             self.look_deep()
+            await self.streamer.save()
             with contextlib.suppress(*DOWN):
                 for p in self.gates.pairs.values():
                     await self.gates.save(p)
@@ -593,4 +598,4 @@ def in_session(ms):
     return week and SESSION[0] * HOUR_MS <= at < SESSION[1] * HOUR_MS
 
 
-__all__ = ["ACCOUNT", "FAULTS", "MAX_GATE_AGE_S", "ORDER_FAULTS", "PAIRS", "Week", "closes", "in_session", "to_ms"]
+__all__ = ["ACCOUNT", "FAULTS", "MAX_GATE_AGE_S", "ORDER_FAULTS", "PAIRS", "TRAPS", "Week", "closes", "in_session", "to_ms"]

@@ -53,12 +53,12 @@ def wrong_entry(story, o, at):
     gate = o["gate"]
     if not gate:
         return ["has no gate"]
-    stored = story.gates.get((o["instrument"], gate["asof_ms"]), [])
+    stored, side = story.gates.get((o["instrument"], gate["asof_ms"]), []), {"BUY": "buy", "SELL": "sell"}.get(gate["direction"])
     return [what for what, holds in {
         "was sent outside the session": not in_session(at),
         f"came from a gate that was not admitted: {gate['reasons']}": gate["admit"] is not True or gate["reasons"],
         f"came from a gate {(at - gate['asof_ms']) / 1000} s old": not 0 <= at - gate["asof_ms"] <= MAX_GATE_AGE_S * 1000,
-        f"is not what its gate says: {gate['direction']} {gate['instrument']}": gate["instrument"] != o["instrument"] or {"BUY": "buy", "SELL": "sell"}.get(gate["direction"]) != o["side"],
+        f"is not what its gate says: {gate['direction']} {gate['instrument']}": (gate["instrument"], side) != (o["instrument"], o["side"]),
         "has no decision to enter": o["verdict"] != "enter" or o["run_id"] != "manager",
         "has a gate that was never in Valkey": not any(all(g[k] == gate[k] for k in ("admit", "direction", "hazard", "ts_ms")) for g in stored),
     }.items() if holds]
@@ -114,7 +114,8 @@ class Gates:
         self.compared[where] += got.height
         want = want if whole else want.filter(pl.col("time").is_in(got["time"].implode()))
         if got["time"].to_list() != want["time"].to_list():
-            return [f"{name}: gates {where} are not those of a rebuild: {got.height} live, {want.height} rebuilt, not in both: {sorted({*got['time']} ^ {*want['time']})[:5]}"]
+            alone = sorted({*got["time"]} ^ {*want["time"]})
+            return [f"{name}: gates {where} are not those of a rebuild: {got.height} live, {want.height} rebuilt, not in both: {alone[:5]}"]
         return [] if got.equals(want) else [f"{name}: gates {where} differ in {[c for c in want.columns if not got[c].equals(want[c])]}"]
 
     def seen(self, name):
@@ -126,10 +127,11 @@ class Gates:
 
 
 def candidates(url):
-    """Decisions against a trade that only one control spoke against, by control: (refused at the decision, orders refused at the sending)."""
+    """By control: decisions that nothing else spoke against, and orders that it stopped after they had been accepted."""
     with psycopg.connect(url) as db:
-        said = [(set(r), n) for r, n in db.execute("SELECT reasons, count(*) FROM decisions WHERE verdict IN ('refuse', 'hold') AND cardinality(reasons) > 0 GROUP BY 1").fetchall()]
-        unsent = dict(db.execute("SELECT reason, count(*) FROM orders WHERE sent_at IS NULL AND reason IS NOT NULL GROUP BY 1").fetchall())
+        against = "SELECT reasons, count(*) FROM decisions WHERE verdict IN ('refuse', 'hold') AND cardinality(reasons) > 0 GROUP BY 1"
+        said = [(set(reasons), n) for reasons, n in db.execute(against).fetchall()]
+        unsent = dict(db.execute("SELECT reason, count(*) FROM orders WHERE state = 'rejected' AND reason IN ('kill_switch', 'read_only') GROUP BY 1").fetchall())
     return {name: sum(n for reasons, n in said if reasons <= those) for name, those in CONTROLS.items()}, unsent
 
 
