@@ -2,17 +2,19 @@
 import asyncio
 import itertools
 import json
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from execution_rig import Bench, working_day
+from execution_rig import Bench, audits, eventually, working_day
 from manager_rig import ALWAYS, managed
 
 from deskbook.core.clock import to_ms
 from deskbook.trading.controls import clear
+from deskbook.trading.leases import holding, take_lease
 from deskbook.trading.profile import load_profile
 from deskbook.venues.sandbox.process import sandbox_process
 
@@ -136,4 +138,70 @@ def test_what_is_gone_between_reading_and_deciding_is_decided_once(bench, monkey
             await clear(rig.desk.kill, "test", "test")
             await rig.live.set({"gate:last:EUR_USD": json.dumps(row.inputs["gate"])})
             assert (await rig.round()).verdict != "enter" and len(await rig.rows("verdict = 'enter'")) == 1
+    run(story())
+
+
+# ---- a process that is stopped between its decision and its order
+
+STOPPED = """
+import asyncio, json, sys, time
+from pathlib import Path
+sys.path[:0] = [{tests!r}]
+from execution_rig import QUICK
+from manager_rig import ALWAYS
+from deskbook.app.workers import Supervised, Supervision
+from deskbook.core.settings import Settings
+from deskbook.stores.live import open_live
+from deskbook.trading.desk import AccountSpec, open_desk
+from deskbook.trading.manager import Manager
+from deskbook.trading.leases import holding, take_lease
+from deskbook.trading.profile import load_profile
+
+async def main(told):
+    live, home = open_live(told["valkey"], told["prefix"]), Path(told["home"])
+    settings = Settings(home=home, kill_switch_boot="keep", hotband_pairs=("EUR_USD",), entry_cooldown_s=0, max_positions_per_pair=1)
+    spec = AccountSpec(told["account"], "sandbox", told["venue_account"], told["token"], told["url"])
+    async with open_desk(told["account"], settings, ledger_url=told["ledger"], live=live, spec=spec, config=QUICK) as desk:
+        manager, stop = Manager(desk, live, load_profile(ALWAYS), settings), asyncio.Event()
+        write = manager.write
+        async def slowly(decided):
+            rows = await write(decided)
+            if any(p.intents for _, p in decided) and not (home / "decided").exists():
+                (home / "decided").write_text("now")
+                time.sleep(0.3) # the parent stops us here
+            return rows
+        manager.write = slowly
+        await Supervised("manager", manager.run, desk.ledger, desk.account, "child:1:aa", how=Supervision(lease_ttl_s=1.5, poll_s=0.1)).run(stop)
+
+asyncio.run(main(json.loads(sys.argv[1])))
+"""
+
+
+def test_a_process_stopped_between_decision_and_order_adds_none_to_those_of_its_successor(bench):
+    async def story():
+        async with managed(bench, max_positions_per_pair=1) as rig:
+            told = {"valkey": bench.valkey_url, "prefix": bench.prefix, "home": str(bench.home), "account": bench.account, "venue_account": bench.venue_account,
+                    "token": bench.sandbox.token, "url": bench.sandbox.url, "ledger": bench.ledger_url}
+            await rig.gate(asof_ms=rig.clock() - 60_000)
+            child = await asyncio.create_subprocess_exec(sys.executable, "-c", STOPPED.format(tests=str(Path(__file__).resolve().parent)), json.dumps(told))
+            try:
+                await eventually((bench.home / "decided").exists, 40)
+                child.send_signal(signal.SIGSTOP)
+                name, mine = f"worker:manager:{bench.account}", None
+                while mine is None:
+                    mine = await take_lease(rig.desk.ledger, name, "parent:2:bb", 30.0)
+                    await asyncio.sleep(0.1)
+                holding.set(mine)
+                await rig.gate()
+                assert (await rig.round()).verdict == "enter"
+                await rig.settled()
+                held = await rig.units()
+                child.send_signal(signal.SIGCONT)
+                async def refused(): return [a for a in await audits(rig.desk, "order.refused") if "lease_lost" in a["metadata"]["reasons"]]
+                assert len(await eventually(refused, 20)) == 1
+                await asyncio.sleep(1.0)
+                assert len(await rig.orders()) == 1 and await rig.units() == held and child.returncode is None
+            finally:
+                child.kill()
+                await child.wait()
     run(story())
