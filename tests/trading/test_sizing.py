@@ -125,3 +125,14 @@ def test_correlation_shrinks_only_on_the_same_side():
 def test_a_fraction_that_is_none(bad):
     with pytest.raises(BadInput):
         SizingPolicy(**bad)
+
+
+def test_a_remainder_that_is_not_worth_a_ticket():
+    """An account of 100,000 with half a per cent as its smallest order: 500 dollars, 455 euros at 1.1."""
+    policy = SizingPolicy(min_order_frac=D("0.005"))
+    for held, units in ((8_600, 490), (8_636, 0), (9_089, 0), (0, 9_090)):
+        got = size(policy, RiskPolicy(), None, portfolio(units={"EUR_USD": D(held)}), "EUR_USD", 1)
+        assert (got.units, got.reasons) == (units, () if units else ("max_instrument_exposure", "units_not_worth_it"))
+    for bad in (D(1), D("-0.1"), D("NaN"), 0.1):
+        with pytest.raises(BadInput):
+            SizingPolicy(min_order_frac=bad)

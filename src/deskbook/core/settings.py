@@ -111,6 +111,7 @@ class ManagerSettings(_Part):
     nav_risk_frac: Decimal = _env("PORTFOLIO_NAV_RISK_PCT", default=Decimal("0.01"), what="margin of one new order, fraction of NAV")
     position_frac: Decimal = _env("PM_MAX_PER_POS_PCT", default=Decimal("0.01"), what="margin in one instrument, fraction of NAV")
     top_k: int = _env("PM_ALLOC_TOP_K", "ALLOC_TOP_K", default=3, what="full positions that the portfolio may hold")
+    min_order_frac: Decimal = _env("PM_MIN_ORDER_PCT", default=Decimal("0.005"), what="smallest order, fraction of NAV; 0: any")
     exposure_scale: Decimal = _env("EXPOSURE_SCALE", default=Decimal("0.02"), what="margin over notional that the fractions are reckoned with")
     max_currency_frac: Decimal = _env("RISK_MAX_CURRENCY_EXPOSURE_PCT", default=Decimal("1.5"), what="net exposure in one currency, multiple of NAV")
     max_positions_per_pair: int = _env("RISK_MAX_POSITIONS_PER_PAIR", default=5, what="entries stacked in one pair")

@@ -309,7 +309,7 @@ class Manager:
         self.limits = StackLimits(settings.max_positions_per_pair, settings.max_total_positions, settings.entry_cooldown_s,
             settings.default_hold_s)
         self.sizing = SizingPolicy(settings.nav_risk_frac, settings.position_frac, settings.top_k, settings.exposure_scale,
-            settings.max_pair_units, settings.max_total_units, settings.max_pair_usd, settings.max_total_usd)
+            settings.max_pair_units, settings.max_total_units, settings.max_pair_usd, settings.max_total_usd, settings.min_order_frac)
         self.rules = {name: profile_for(profile, name) for name in settings.hotband_pairs}
         self.stacks = dict[str, tuple[Any, Stack]]() # as `read_picture` keeps them
         self.written = dict[str, tuple[int | None, set[UUID]]]() # by instrument: its gate and the decisions about it that are in the ledger

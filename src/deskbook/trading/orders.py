@@ -251,6 +251,7 @@ REASONS: Mapping[str, str] = {
     "units_not_a_number": "the units are not a finite number",
     "units_precision": "the units are no multiple of the venue's step",
     "units_below_minimum": "fewer units than the venue's smallest order",
+    "units_not_worth_it": "the room that is left is worth less than the smallest order the desk makes (PM_MIN_ORDER_PCT)",
     "units_above_maximum": "more units than the venue's largest order",
     "type_not_supported": "the venue does not offer this type of order",
     "time_in_force_not_allowed": "this time in force does not go with this type of order or venue",

@@ -28,11 +28,14 @@ class SizingPolicy:
     total_units: Decimal = Decimal(0) # units of all instruments together
     pair_usd: Decimal = Decimal(0) # worth of one instrument, US dollars
     total_usd: Decimal = Decimal(0) # worth of all instruments together, US dollars
+    min_order_frac: Decimal = Decimal(0) # of equity: an order that is worth less is not made; 0: any is
 
     def __post_init__(self) -> None:
         for name in ("pair_units", "total_units", "pair_usd", "total_usd"):
             if not (value := getattr(self, name)).is_finite() or value < 0:
                 raise BadInput(f"{name} {value} is not a limit.", "It must be 0 for none, or more.")
+        if not isinstance(least := self.min_order_frac, Decimal) or not least.is_finite() or not 0 <= least < 1:
+            raise BadInput(f"min_order_frac {least!r} is not a fraction.", "Write it as Decimal, from 0 to below 1.")
         for name in ("risk_frac", "position_frac", "margin_frac"):
             value = getattr(self, name)
             if not isinstance(value, Decimal) or not value.is_finite() or not 0 < value <= 1:
@@ -161,4 +164,6 @@ def size(
     units = _units(room[binding], per_unit, offered.lot, offered.max_units)
     if units < offered.min_units: return Size(Decimal(0), Decimal(0), room, binding, (binding, "units_below_minimum"))
     if verdict(units*sign): units -= offered.lot # the last digit of a division
+    equity_usd = (portfolio.equity or Decimal(0))*rate(portfolio.currency, "USD", portfolio.quotes, portfolio.now_ms, policy.mark_max_age_s).value
+    if units*per_unit < sizing.min_order_frac*equity_usd: return Size(Decimal(0), Decimal(0), room, binding, (binding, "units_not_worth_it"))
     return Size(units*sign, units*per_unit, room, binding if units < offered.max_units else "units_above_maximum")
