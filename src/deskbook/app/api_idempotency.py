@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .api_problems import ApiError, problem
 from ..core.errors import DeskbookError
 from ..core.files import sha256
+from ..core.loop import within
 from ..core.redaction import Redactor
 from ..stores.ledger import Ledger, LedgerDown
 
@@ -194,7 +195,8 @@ class Idempotency:
     async def once(self, scope: Scope, receive: Receive, send: Send, key: str, body: bytes) -> None:
         "Do it, or say what became of it."
         target = f"{scope['path']}?{scope.get('query_string', b'').decode('latin-1')}"
-        try: mine = await asyncio.wait_for(claim(self.ledger, key, fingerprint("POST", target, body)), _LEDGER_WAIT_S if scope["path"] in ALWAYS else None)
+        claiming = claim(self.ledger, key, fingerprint("POST", target, body))
+        try: mine = await (within(claiming, _LEDGER_WAIT_S) if scope["path"] in ALWAYS else claiming)
         except (LedgerDown, TimeoutError):
             if scope["path"] not in ALWAYS: raise
             return await self.app(scope, receive, send)

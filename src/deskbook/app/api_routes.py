@@ -25,6 +25,7 @@ from .cli_desk import json_value
 from ..core.clock import Clock, iso, system_clock
 from ..core.errors import SourceError
 from ..core.files import strict_json
+from ..core.loop import within
 from ..core.settings import Settings
 from ..ops.health import is_read_only, is_running
 from ..ops.live_tools import mark_age_s
@@ -118,7 +119,7 @@ _READY_WAIT_S = 1.0
 
 async def works(work: Any) -> bool:
     "Whether something answers in time."
-    try: await asyncio.wait_for(work, _READY_WAIT_S)
+    try: await within(work, _READY_WAIT_S)
     except (TimeoutError, LedgerDown, LiveUnavailable, VenueError): return False
     return True
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from ..core.clock import Clock, iso, system_clock, to_ms
 from ..core.errors import BadInput, LockHeld, NotFound, Refused, SourceError
 from ..core.files import strict_json, write_json
+from ..core.loop import within
 from ..core.settings import Settings, is_off
 from ..stores.embedded import lock
 from ..stores.ledger import Ledger
@@ -193,7 +194,7 @@ async def _told(switch: KillSwitch, engaged: bool, by: str, why: str, local: boo
     "Try to leave an audit row, whatever else failed."
     if switch.audit is None: return Switched(engaged, local, stored, False, tuple(errors))
     facts = {"engaged": engaged, "reason": why, "local": local, "stored": stored, "errors": list(errors)}
-    try: await asyncio.wait_for(switch.audit(by, "kill_switch.update", switch.key, facts), AUDIT_WAIT_S)
+    try: await within(switch.audit(by, "kill_switch.update", switch.key, facts), AUDIT_WAIT_S)
     except Exception as e: # whatever it is, the switch has been thrown
         return Switched(engaged, local, stored, False, (*errors, f"no audit row: {str(e) or type(e).__name__}"))
     return Switched(engaged, local, stored, True, tuple(errors))
