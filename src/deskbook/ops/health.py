@@ -330,7 +330,7 @@ async def tell_alerts(
     there = {r["fingerprint"] for r in rows if r["status"] != "resolved"}
     for r in rows:
         if r["status"] != "acknowledged": notifier.send(Alert(r["fingerprint"], r["severity"], r["message"]))
-    for name in [n for n in notifier.memory if n not in there and not n.startswith("direct:")]:
+    for name in [n for n in notifier.told() if n not in there and not n.startswith("direct:")]:
         notifier.send(Alert(name, "low", f"{name} is over.", resolved=True))
     return now
 

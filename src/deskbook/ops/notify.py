@@ -7,7 +7,7 @@ __all__ = ['log', 'Severity', 'RANK', 'Memory', 'Deliver', 'PRIORITY', 'DAEMON',
            'slack_body', 'webhook', 'syslog_line', 'syslog_place', 'syslog', 'redactor_of', 'read_memory', 'Notifier']
 
 # %% ../../../nbs/ops/60_notify.ipynb #d58547c4
-import logging, os, queue, socket, threading, time
+import asyncio, logging, os, queue, socket, threading, time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,11 +65,15 @@ def webhook(
     timeout_s: float = 5.0, # for the whole answer
 ) -> Deliver:
     "Post to a webhook."
+    async def post(text: str) -> int:
+        import httpx
+        async with asyncio.timeout(timeout_s), httpx.AsyncClient(timeout=timeout_s) as client: # httpx's own is for each piece of it
+            return (await client.post(url, json=slack_body(text))).status_code
     def deliver(alert: Alert, text: str) -> None:
         import httpx
-        try: answer = httpx.post(url, json=slack_body(text), timeout=timeout_s)
-        except (httpx.HTTPError, httpx.InvalidURL) as e: raise OSError(f"the webhook does not answer: {type(e).__name__}") from None
-        if answer.status_code >= 300: raise OSError(f"the webhook answered {answer.status_code}")
+        try: status = asyncio.run(post(text))
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as e: raise OSError(f"the webhook does not answer: {type(e).__name__}") from None
+        if status >= 300: raise OSError(f"the webhook answered {status}")
     return deliver
 
 # %% ../../../nbs/ops/60_notify.ipynb #f80d8552
@@ -169,7 +173,7 @@ def read_memory(path: Path | None) -> Memory:
     except (OSError, DataError, ValueError, TypeError, KeyError, IndexError, AttributeError): return {}
 
 # %% ../../../nbs/ops/60_notify.ipynb #e04cae60
-# long: the notifier and its three verbs
+# long: the notifier and its verbs
 class Notifier:
     "Tells alerts. `send` returns at once; `close` waits for what is on its way."
     def __init__(self,
@@ -202,6 +206,10 @@ class Notifier:
         with self.lock: self.waiting += bool(self.places)
         for place in self.places: place.put(parcel)
         return True
+
+    def told(self) -> list[str]: # fingerprints
+        "What people were told and is not over."
+        with self.lock: return list(self.memory)
 
     def _done(self, parcel: _Parcel, told: bool) -> None:
         "An alert that nobody took is told again when it comes again."
