@@ -10,7 +10,7 @@ from test_worker import PAIRS, World
 
 from deskbook.gates.settings import HAZARD_FALLBACK, GateSettings
 from deskbook.market.simulated import simulate_candles
-from deskbook.stores.live_state import put_candles
+from deskbook.stores.live_state import candles_key, put_candles
 
 ALWAYS = GateSettings(stride=1, hazard_max=0.01, fallback_multiplier=1.0, warmup_samples=0)  # every gate asks for a person
 
@@ -74,4 +74,29 @@ def test_a_worker_that_ended_before_it_could_tell_tells_when_it_is_back(world, s
         w.now = closed_ms(w, 101)
         await third.round()
         assert len(calls) == 1, "who was told once is not told again by a restart"
+    world.run(body)
+
+
+@pytest.mark.parametrize("text", ["{half", "[]", "null", '{"time": "x"}', '{"t": "late", "o": 1, "h": 1, "l": 1, "c": 1}', '{"t": 1.5, "o": 1, "h": 1, "l": 1, "c": 1}',
+                                  '{"t": %d, "o": 1, "h": 1, "l": "low", "c": 1}', '{"t": %d, "o": 1, "h": 1, "l": NaN, "c": 1}'])
+@pytest.mark.parametrize("at", [50, 99])
+def test_what_is_no_candle_stops_no_gate_and_is_thrown_away(world, text, at):
+    """In the middle of the set, and in the place of the newest candle."""
+    async def body(w):
+        w.lake.write_candles(w.head(100), "paper")
+        await w.put(w.head(100))
+        worker = w.worker(venue="paper")
+        await worker.round()
+        key, score = w.live.key(candles_key("EUR_USD")), closed_ms(w, at) - 60_000
+        await w.live.redis.zremrangebyscore(key, score, score)
+        await w.live.redis.zadd(key, {text % score if "%d" in text else text: score})
+        fresh = w.worker(venue="paper")
+        for i in (100, 101):
+            await w.put(w.cut(i, i + 1))
+            await worker.round()
+            await fresh.round()
+        assert worker.pairs["USD_JPY"].last.ts_ms == fresh.pairs["USD_JPY"].last.ts_ms == closed_ms(w, 101) - 60_000
+        await worker.flush()
+        await w.check(fresh, w.head(102))
+        assert await w.live.redis.zrangebyscore(key, score, score) == [] and worker.pairs["EUR_USD"].rebuilds + fresh.pairs["EUR_USD"].rebuilds <= 4
     world.run(body)

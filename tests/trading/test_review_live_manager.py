@@ -197,3 +197,14 @@ def test_a_profile_without_hours_is_said_aloud(bench, monkeypatch):
             return said
     (text, more), = run(story())
     assert "FX week" in text and more == {"instruments": ["EUR_USD"]}
+
+
+def test_what_is_no_candle_in_the_store_ends_no_round(bench):
+    async def story():
+        async with managed(bench, ALWAYS.replace("session", "trailing_stop_pct: 0.5, session")) as rig:
+            await rig.entered()
+            await rig.flush()
+            await rig.live.redis.zadd(rig.live.key("md:candles:EUR_USD:M1"), {"{half": rig.clock(), '{"t": 1, "h": "high"}': rig.clock() + 1})
+            rig.manager = rig.another()
+            assert (await rig.round()).verdict == "hold"
+    run(story())

@@ -5,17 +5,20 @@
 # %% auto #0
 __all__ = ['CANDLE_CHANNEL', 'GATE_CHANNEL', 'NAV_SNAPSHOT', 'RISK_SUMMARY', 'POSITION_COUNT', 'OPS_HEALTH', 'DESK_LOOP',
            'PUT_CANDLES', 'PUT_GATE', 'candles_key', 'revision_key', 'gate_key', 'gate_index_key', 'engine_key',
-           'stack_key', 'pricing_key', 'candle_text', 'candle_row', 'candle_rows', 'put_candles', 'prune_candles',
-           'read_candles', 'NewCandles', 'candles_after', 'newest_candles', 'candle_births', 'put_gate',
-           'put_gate_history', 'last_gates', 'last_gate', 'gate_history', 'put_json', 'get_json']
+           'stack_key', 'pricing_key', 'candle_text', 'candle_row', 'readable', 'throw_away', 'candle_rows',
+           'put_candles', 'prune_candles', 'read_candles', 'NewCandles', 'candles_after', 'newest_candles',
+           'candle_births', 'put_gate', 'put_gate_history', 'last_gates', 'last_gate', 'gate_history', 'put_json',
+           'get_json']
 
 # %% ../../../nbs/stores/22_live_state.ipynb #ba66dc2b
-import json
+import json, math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 import polars as pl
 from ..core.clock import DAY_MS, iso
 from ..core.files import strict_json
+from ..core.logs import logger
+from ..core.metrics import REGIME_REJECTED
 from ..market.candles import PRICE_COLUMNS, QUOTE_COLUMNS, candle_frame
 from .live import Live, said_as_live
 
@@ -57,6 +60,30 @@ def candle_row(
     row = {"time": said["t"], **{name: said.get(short) for name, short in _SHORT.items()}}
     for side in ("bid", "ask"): row |= {f"{side}_{p}": v for p, v in zip(PRICE_COLUMNS, said.get(side) or _NO_QUOTES)}
     return row | {"complete": True}
+
+# %% ../../../nbs/stores/22_live_state.ipynb #a065102a
+def _is_candle(row: Mapping[str, Any]) -> bool:
+    def number(value: Any) -> bool: return type(value) in (int, float) and math.isfinite(value)
+    figures = {k: v for k, v in row.items() if k not in ("time", "complete")}
+    return type(row["time"]) is int and all(number(v) or (v is None and k not in PRICE_COLUMNS) for k, v in figures.items())
+
+def readable(
+    texts: Iterable[str], # members of the sorted set
+) -> tuple[list[dict[str, Any]], list[str]]: # rows as from `candle_row`; what is no candle
+    "Tell candles from anything else."
+    rows, bad = list[dict[str, Any]](), list[str]()
+    for text in texts:
+        try: row = candle_row(text)
+        except (ValueError, KeyError, TypeError, AttributeError): row = {"time": None}
+        if _is_candle(row): rows.append(row)
+        else: bad.append(text)
+    return rows, bad
+
+async def throw_away(live: Live, instrument: str, granularity: str, bad: Sequence[str]) -> None:
+    "Remove what is no candle."
+    REGIME_REJECTED.labels(instrument, "unreadable").inc(len(bad))
+    logger(__name__).error("what is no candle is thrown away", instrument=instrument, count=len(bad), first=bad[0][:200])
+    with said_as_live(live.url): await live.redis.zrem(live.key(candles_key(instrument, granularity)), *bad)
 
 # %% ../../../nbs/stores/22_live_state.ipynb #a5010955
 def candle_rows(
@@ -142,7 +169,7 @@ async def read_candles(
     with said_as_live(live.url):
         if newest: texts = (await live.redis.zrevrangebyscore(key, high, low, **some))[::-1]
         else: texts = await live.redis.zrangebyscore(key, low, high, **some)
-    return candle_frame(instrument, map(candle_row, texts))
+    return candle_frame(instrument, readable(texts)[0])
 
 # %% ../../../nbs/stores/22_live_state.ipynb #90d0b4f9
 class NewCandles(NamedTuple):
@@ -162,7 +189,10 @@ async def candles_after(
             pipe.zrangebyscore(live.key(candles_key(name, granularity)), _score(ms, "-inf", True), "+inf")
             pipe.get(live.key(revision_key(name, granularity)))
         said = await pipe.execute()
-    return {name: NewCandles([candle_row(t) for t in said[2*i]], said[2*i + 1]) for i, name in enumerate(after_ms)}
+    found = {name: readable(said[2*i]) for i, name in enumerate(after_ms)}
+    for name, (_, bad) in found.items():
+        if bad: await throw_away(live, name, granularity, bad)
+    return {name: NewCandles(found[name][0], said[2*i + 1]) for i, name in enumerate(after_ms)}
 
 # %% ../../../nbs/stores/22_live_state.ipynb #4d2bb4ab
 async def newest_candles(
