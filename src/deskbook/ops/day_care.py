@@ -5,7 +5,7 @@
 # %% ../../../nbs/ops/64_day_care.ipynb #de8c3b54
 from __future__ import annotations
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 import polars as pl
 from ..core.clock import iso
@@ -14,14 +14,15 @@ from ..core.settings import Settings
 from ..gates.analytics import Analytics, analyse
 
 # %% auto #0
-__all__ = ['write_down', 'command', 'attempt', 'see_answer', 'see_desk', 'see_flow', 'see_trading', 'limit_table', 'see_limits',
-           'plot_limits', 'decision_table', 'signals', 'signal_table']
+__all__ = ['write_down', 'command', 'check_table', 'conclude', 'whole_tables', 'attempt', 'see_answer', 'see_desk', 'see_flow',
+           'see_trading', 'limit_table', 'see_limits', 'plot_limits', 'decision_table', 'signals', 'signal_table']
 
 # %% ../../../nbs/ops/64_day_care.ipynb #642de435
 from .health import ALL, Limits
-from .live_care import LiveLook, Stores, moment, on_stores
+from .live_care import LiveLook, Stores, moment, next_of, on_stores
 from .live_tools import Check
 from .order_care import on_desk
+from .runbook import Run
 from ..stores.live_state import gate_history
 from ..stores.records import AuditEvent, append_audits
 from ..trading.desk import Desk
@@ -52,6 +53,25 @@ def command(
     "How a runbook is started."
     live = " --live" if given.pop("mode", "dry") == "live" else ""
     return f"`deskbook run {runbook}" + "".join(f" --set {k}={shlex.quote(str(v))}" for k, v in given.items() if v not in ("", None)) + live + "`"
+
+# %% ../../../nbs/ops/64_day_care.ipynb #1bcb747a
+def check_table(done: Sequence[Check]) -> pl.DataFrame: # what, state, found, what to do
+    "Checks for people."
+    return pl.DataFrame([(c.name, "ok" if c.ok else "NO", c.said, c.todo) for c in done], schema={n: pl.String for n in ("what", "state", "found", "what to do")}, orient="row")
+
+def conclude(
+    run: Run,
+    done: Sequence[Check], # in the order in which they should be repaired
+    end: str, # the next action when all hold
+) -> None:
+    "Tell what comes next."
+    said = f"Next: {next_of(done, end)}"
+    run.note(said)
+    print(said)
+
+def whole_tables() -> None:
+    "Show every row, column and word of a table."
+    pl.Config(tbl_rows=-1, tbl_cols=-1, fmt_str_lengths=400, tbl_width_chars=180, tbl_hide_column_data_types=True, tbl_hide_dataframe_shape=True)
 
 # %% ../../../nbs/ops/64_day_care.ipynb #a0c10659
 def attempt(

@@ -40,7 +40,7 @@ def position_values(
 ) -> pl.DataFrame: # instrument, units, average, mark, unrealised (quote currency); figures as text, "" where not known
     "What is held, and what it is worth now."
     async def go(desk: Desk) -> pl.DataFrame:
-        def text(v: Any) -> str: return "" if v is None else f"{v:f}"
+        def text(v: Any) -> str: return "" if v is None else f"{round(v, 8).normalize():f}"
         await desk.load()
         rows = [(h.instrument, text(h.units), text(h.average_price), text(h.mark), text(h.unrealised_pnl)) for h in await desk.positions()]
         return pl.DataFrame(rows, schema={n: pl.String for n in ("instrument", "units", "average", "mark", "unrealised")}, orient="row")
