@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import json
 import os
+import re
+import shlex
 import signal
 import sys
 import time
@@ -13,10 +15,12 @@ import httpx
 import pytest
 import test_live_runbooks as live_rig
 import test_order_runbooks as order_rig
+from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "trading"))
 from manager_rig import ALWAYS, a_gate
 
+from deskbook.app.cli import app
 from deskbook.core.clock import system_clock, to_ms
 from deskbook.ops.live_care import look_live
 from deskbook.stores.ledger import Ledger
@@ -27,6 +31,23 @@ from deskbook.trading.leases import take_lease
 
 account, venue = live_rig.account, live_rig.venue
 checks, deployed, fed, health, notes, switch, ten = (getattr(live_rig, n) for n in ("checks", "deployed", "fed", "health", "notes", "switch", "ten"))
+
+
+@pytest.fixture
+def run(run):
+    """As in conftest; and every command that a run tells its reader to type is one that `deskbook` understands."""
+
+    def go(*args, **parameters):
+        result = run(*args, **parameters)
+        said = notes(result) + " ".join(c.detail for c in result.evidence.checks)
+        for words in map(shlex.split, re.findall(r"`deskbook ([^`]+)`", said)):
+            asked = CliRunner().invoke(app, [*words, "--help"])
+            assert asked.exit_code == 0, (words, asked.output)
+            if words[0] == "run":
+                assert (Path(live_rig.__file__).parents[2] / "runbooks" / f"{words[1]}.ipynb").is_file(), words
+        return result
+
+    return go
 
 
 def failed(result):
