@@ -17,6 +17,7 @@ judges must find it out.
 import argparse
 import contextlib
 import json
+import logging
 import shutil
 import sys
 import tempfile
@@ -59,6 +60,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1, help="of what goes wrong, and when")
     parser.add_argument("--market", type=int, default=12, help="seed of the prices")
     args = parser.parse_args()
+    logging.disable(logging.WARNING)  # that servers are away is what is played here
     from deskbook.core.settings import MAJORS
     from trading_week import PAIRS
     from week_judges import trade

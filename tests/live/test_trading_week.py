@@ -120,9 +120,9 @@ def test_a_trading_week_with_faults(servers, tmp_path):
 
 LEAST = {"orders sent": 60, "hours with a kill": 168, "gates compared": {"in Valkey": 15_000, "as the manager saw them": 2_500},
          "orders": {"entry filled": 25, "exit filled": 25}, "orders not sent": {"kill_switch": 1, "read_only": 1},
-         "candidates refused by": {"kill_switch": 5, "read_only": 3, "session": 5, "stale_gate": 1, "stale_price": 1},
-         "windows": {"kill switch": 8, "read-only": 3, "kill switch unreadable": 3},
-         "happened": {"streams cut": 100, "stream Reconnected": 60, "postgres killed": 5, "valkey killed": 5, "Valkey flushed": 4, "killed in a round": 80,
+         "candidates refused by": {"kill_switch": 5, "read_only": 2, "session": 5, "stale_gate": 1, "stale_price": 1},
+         "windows": {"kill switch": 6, "read-only": 3, "kill switch unreadable": 3},
+         "happened": {"streams cut": 40, "stream Reconnected": 30, "postgres killed": 5, "valkey killed": 5, "Valkey flushed": 2, "killed in a round": 80,
                       **dict.fromkeys(("streamer killed", "gates killed", "manager killed", "process killed"), 20),
                       **dict.fromkeys(TRAPS, 1),
                       **{f"fault {kind}": 1 for kind, *_ in (*FAULTS, *ORDER_FAULTS)}}}

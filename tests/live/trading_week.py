@@ -71,7 +71,7 @@ ORDER_FAULTS = [("drop_before_accept", "orders.create", 0.3, {}), ("accept_then_
 WORKERS = ("streamer", "gates", "manager", "process")
 
 # How often in an hour: at any time, and while the session is open. A trap waits for a gate that would be traded and strikes before the manager sees it,
-# or (unsent) between its decision and the sending; they take turns.
+# or (unsent) between its decision and the sending. Traps and faults take turns.
 ANY_HOUR = {"fault": 1.0, "cut": 1.0, "postgres": 0.1, "valkey": 0.08, "flush": 0.05}
 SESSION_HOUR = {"fault": 1.0, "order_fault": 1.0, "trap": 0.7}
 TRAPS = ("stop", "sleep", "read_only", "stale_prices", "stop_unsent", "read_only_unsent")
@@ -141,7 +141,8 @@ class Week:
         self.held = self.read_only_until = 0  # when the operator clears the kill switch, and allows writing
         self.faults: dict[str, int] = {}  # name -> until, epoch ms
         self.late = self.cared = self.saved = self.hour = 0
-        self.traps, self.turns = [], cycle(TRAPS)  # what strikes when a gate would be traded
+        self.traps = []  # what strikes when a gate would be traded
+        self.turns = {"trap": cycle(TRAPS), "fault": cycle(FAULTS), "order_fault": cycle(ORDER_FAULTS)}
         self.cursor = ""  # of the transaction stream
         self.settings = Settings(home=home, kill_switch_boot="keep", hotband_pairs=pairs, prometheus_port=0, candle_backfill_minutes=4320, gate_retention=1500,
                                  gate_ttl_s=3600, default_hold_s=600, log_to_file=False, max_positions_per_pair=2, max_total_positions=7, nav_risk_frac="0.004",
@@ -158,7 +159,7 @@ class Week:
         self.desk = await self.stack.enter_async_context(opened)
         object.__setattr__(self.desk.guard, "environment", "practice")  # READ_ONLY counts there; the adapter itself talks to no practice account but OANDA's
         self.desk.marks.keep_s, self.desk.marks.watch = 0.0, self.clock
-        self.desk.venue.stream = StreamPolicy(silence_s=20, floor_s=0.05, most=10**6)  # hours pass in seconds here
+        self.desk.venue.stream = StreamPolicy(silence_s=20, floor_s=0.05, most=10**6, settled_s=0)  # hours pass in seconds here
         self.stop = asyncio.Event()
         self.sender = asyncio.create_task(self.desk.run(self.stop))
         self.follower = asyncio.create_task(self.follow())
@@ -483,9 +484,9 @@ class Week:
         if what in WORKERS:
             return what
         if what == "trap":
-            self.traps.append(next(self.turns))
+            self.traps.append(next(self.turns[what]))
         elif what in ("fault", "order_fault"):
-            self.fault(now_ms, self.rng.randrange(2, 12), self.rng.choice(FAULTS if what == "fault" else ORDER_FAULTS))
+            self.fault(now_ms, self.rng.randrange(2, 12), next(self.turns[what]))
         elif what == "cut":
             self.story.happened["streams cut"] += self.sandbox.control.cut_streams()
         elif what in ("postgres", "valkey") and not self.down:
