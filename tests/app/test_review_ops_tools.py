@@ -61,3 +61,26 @@ def test_the_api_by_itself_logs_as_the_daemons_do(tmp_path):
     lines = [json.loads(line) for line in err.splitlines()]
     assert any(x["worker"] == "api" and x["reason"] == "unauthorized" for x in lines if "reason" in x)
     assert (tmp_path / "logs" / "api.log").read_text() == err
+
+
+def test_the_worker_serves_the_studies_from_where_they_are_written(monkeypatch, tmp_path):
+    """Wherever in the project it was started."""
+    from types import SimpleNamespace
+
+    from deskbook.app import api
+    from deskbook.app.workers import WORKERS
+    from deskbook.core.settings import Settings
+    from deskbook.ops.evidence import reports_folder
+
+    seen = []
+
+    async def run(deps, stop, ready):
+        seen.append(deps.reports)
+
+    monkeypatch.setattr(api, "run", run)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DESKBOOK_REPORTS", raising=False)
+    settings = Settings(home=tmp_path)
+    parts = SimpleNamespace(settings=settings, live=None, ledger=None, desk=None, clock=None, said={})
+    asyncio.run(WORKERS["api"].start(parts, asyncio.Event()))
+    assert seen == [reports_folder(settings)] and seen[0].is_absolute()

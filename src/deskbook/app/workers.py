@@ -99,8 +99,9 @@ async def _health(parts: Parts, stop: asyncio.Event) -> None:
 
 async def _api(parts: Parts, stop: asyncio.Event) -> None:
     from deskbook.app.api import ApiDeps, run
+    from deskbook.ops.evidence import reports_folder
     def ready(url: str) -> None: parts.said["api"] = url
-    await run(ApiDeps(parts.settings, parts.live, parts.ledger, parts.desk, parts.clock, parts.settings.reports), stop, ready)
+    await run(ApiDeps(parts.settings, parts.live, parts.ledger, parts.desk, parts.clock, reports_folder(parts.settings)), stop, ready)
 
 async def _sender(parts: Parts, stop: asyncio.Event) -> None: await parts.desk.run(stop)
 
