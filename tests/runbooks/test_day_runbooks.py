@@ -122,7 +122,7 @@ def test_what_cannot_be_closed_by_hand(account, run, venue, ledger, valkey_url, 
 def test_a_first_boot(account, run):
     with whole_desk(account) as api:
         dry = run("operations/first_boot", "", account=account, api=api, wait_s=5, at=ten())
-        assert dry.exit_code == 1 and checks(dry)["the shared keys are right"] is False and "deskbook run seed_keys --live" in notes(dry)
+        assert dry.exit_code == 1 and checks(dry)["the shared keys are right"] is False and "deskbook run seed_keys --set account=sandbox --live" in notes(dry)
         live = run("operations/first_boot", "", account=account, api=api, wait_s=30, at=ten(), mode="live")
         assert live.exit_code == 0, live.evidence.reason
         assert "Wrote ops:health" in notes(live) and "go_live" in notes(live)
@@ -183,7 +183,7 @@ def test_both_roster_rules_and_a_decision(account, run, shelf, ledger):
     table = pl.read_csv(dry.folder / "roster.csv")
     assert table.select("instrument", "desk's rule", "sound rule").rows() == [("EUR_USD", "KEEP", "UNPROVEN"), ("USD_JPY", "REMOVE", "UNPROVEN")]
     assert "2 of 4 weeks" in table["reasons of the sound rule"][0] and "2 consecutive weeks" in table["its reasons"][1]
-    assert "--set instrument=EUR_USD --set decision=tighten" in notes(dry) and not (shelf / "roster_decisions.jsonl").exists()
+    assert "--set account=sandbox --set instrument=EUR_USD --set decision=tighten" in notes(dry) and not (shelf / "roster_decisions.jsonl").exists()
 
     live = run("operations/roster_decision", "", account=account, instrument="USD_JPY", decision="remove", by="anna", why="it loses", at=NOW, mode="live")
     assert live.exit_code == 0, live.evidence.reason

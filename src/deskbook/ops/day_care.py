@@ -100,7 +100,7 @@ def see_desk(
     silent = [w for w in ALL if not now.runs(w)]
     late = now.loop_age_s is None or now.loop_age_s > most
     return (
-        Check("the stores answer", not away, "; ".join(away) or "both do.", "Run incidents/valkey_down." if now.live_error else "Start PostgreSQL." if away else ""),
+        Check("the stores answer", not away, "; ".join(away) or "both do.", command("valkey_down", account=now.account) if now.live_error else "Start PostgreSQL." if away else ""),
         Check("every worker runs", not silent, f"nobody is {', '.join(silent)}." if silent else "all do.", f"`deskbook daemon {silent[0]}`" if silent else ""),
         Check("the manager makes its rounds", not late, "no round is told." if now.loop_age_s is None else f"the last one {now.loop_age_s:.0f} s ago, {most:.0f} are allowed.",
             "`deskbook daemon manager`; its log says what holds it up." if late else ""),
@@ -114,15 +114,16 @@ def see_flow(now: LiveLook) -> tuple[Check, ...]: # of gates, hazard, alerts
     fresh = not old and not now.live_error
     return (
         Check("gates are fresh", fresh, "cannot be read." if now.live_error else f"old or missing: {', '.join(old)}." if old else "all are." if now.market_open else "the market is closed.",
-            "" if fresh else "Run incidents/gates_missing_or_stale."),
-        Check("no hazard asks for a person", not wild, f"{', '.join(wild)} ask for one; a desk whose gates go on asking halts." if wild else "none does.", "Run incidents/hazard_breach." if wild else ""),
+            "" if fresh else command("gates_missing_or_stale", account=now.account)),
+        Check("no hazard asks for a person", not wild, f"{', '.join(wild)} ask for one; a desk whose gates go on asking halts." if wild else "none does.", command("hazard_breach", account=now.account) if wild else ""),
         Check("no severe alert is open", not high, f"{high} of high severity.", "`GET /api/alerts`; acknowledge what is understood." if high else ""))
 
 def see_trading(now: LiveLook, trading: bool) -> Check:
     "Whether it trades, or is halted, as it is meant to."
     if not trading: return Check("the desk is halted", now.kill_engaged, now.kill, "" if now.kill_engaged else "`deskbook kill-switch engage`")
     stops = [*([now.kill] if now.kill_engaged else []), *([f"breaker: {now.breaker}"] if now.breaker else []), *([f"frozen: {now.frozen}"] if now.frozen else []), *now.blocks]
-    todo = "operations/go_live, once it is understood why it was engaged." if now.kill_engaged else "`deskbook risk show`" if now.breaker else "Run operations/reconcile." if now.frozen else "Run incidents/orders_ignored."
+    repair = "go_live" if now.kill_engaged else "reconcile" if now.frozen else "orders_ignored"
+    todo = f"`deskbook risk show --account {now.account}`" if now.breaker and not now.kill_engaged else command(repair, account=now.account)
     return Check("nothing stops the desk", not stops, "; ".join(stops) or "nothing does.", todo if stops else "")
 
 # %% ../../../nbs/ops/64_day_care.ipynb #d8fb3370
@@ -147,12 +148,13 @@ def limit_table(
 # %% ../../../nbs/ops/64_day_care.ipynb #06c267ba
 def see_limits(
     limits: pl.DataFrame, # as from `limit_table`
+    account: str = "paper", # reference name
 ) -> Check:
     "Whether every limit is known and holds."
     bad = limits.filter(pl.col("share").is_null() | (pl.col("share") > 1))
     said = "; ".join(f"{r['limit']} {r['most of it']} ".replace("  ", " ") + ("is not known" if r["share"] is None else f"{r['used']:.3g} of {r['allowed']:.3g}") for r in bad.iter_rows(named=True))
     over = bad.filter(pl.col("limit") == "largest instrument", pl.col("share") > 1)["most of it"].to_list()
-    todo = f"{command('manual_close', instrument=over[0])} shows what a close would do." if over else "`deskbook risk show`" if bad.height else ""
+    todo = f"{command('manual_close', account=account, instrument=over[0])} shows what a close would do." if over else f"`deskbook risk show --account {account}`" if bad.height else ""
     return Check("every limit holds", not bad.height, said + "." if said else "all do.", todo)
 
 def plot_limits(limits: pl.DataFrame) -> Any: # a matplotlib figure

@@ -59,12 +59,13 @@ def see_closable(
     held: pl.DataFrame, # instrument, ledger, venue, as in `order_care.AccountLook.positions`
     instrument: str,
     units: str = "", # "": all
+    account: str = "", # reference name
 ) -> Check:
     "Whether there is so much to close, by ledger and venue alike."
     name, size, row = f"{instrument} can be closed", size_of(units), held.filter(pl.col("instrument") == instrument)
     if not row.height: return Check(name, False, "neither side holds any.", "`deskbook positions` shows what is held.")
     ours, theirs = Decimal(row["ledger"].item()), Decimal(row["venue"].item())
-    if ours != theirs: return Check(name, False, f"the ledger holds {ours:f}, the venue {theirs:f}.", "Run incidents/exposure_drift.")
+    if ours != theirs: return Check(name, False, f"the ledger holds {ours:f}, the venue {theirs:f}.", command("exposure_drift", account=account))
     if size is not None and size > abs(ours): return Check(name, False, f"only {abs(ours):f} are held, not {size:f}.", "Leave `units` empty to close all.")
     return Check(name, True, f"{size or abs(ours):f} of {ours:f}.")
 
@@ -81,13 +82,14 @@ def key_table(
 
 def see_keys(
     keys: pl.DataFrame, # as from `key_table`
+    account: str = "", # whose audit tells it
 ) -> Check:
     "Whether all are there and have their shape."
     bad = keys.filter(pl.col("state") != "ok")
     unsigned = bad["key"].to_list() == ["ops:kill_switch:meta"]
     force = {"force": "yes", "by": "NAME", "why": "REASON"} if (bad["state"] == "wrong").any() else {}
     return Check("the shared keys are right", not bad.height, "; ".join(f"{r['key']} {r['problem']}" for r in bad.iter_rows(named=True)) or "all are.",
-        "" if not bad.height else "`deskbook kill-switch engage` writes it with its story." if unsigned else command("seed_keys", **force, mode="live"))
+        "" if not bad.height else "`deskbook kill-switch engage` writes it with its story." if unsigned else command("seed_keys", account=account, **force, mode="live"))
 
 # %% ../../../nbs/ops/68_hand_care.ipynb #8c09c1fa
 def seed_by_hand(
@@ -166,6 +168,7 @@ def see_retention(
     held: pl.DataFrame, # as from `retention_table`
     keep_days: float,
     at: str = "",
+    account: str = "", # whose venue has the candles
     settings: Settings | None = None,
 ) -> tuple[Check, ...]:
     "Whether the old candles can go: days are given, the lake has them, and engines keep a window."
@@ -175,7 +178,7 @@ def see_retention(
     return (
         Check("a number of days is given", keep_days > 0, f"{keep_days:g} days." if keep_days > 0 else "0 keeps all.", "" if keep_days > 0 else "Give --set keep_days=14, or set VALKEY_CANDLE_RETENTION."),
         Check("the lake has what would go", not lost.height, ", ".join(f"{r['series']} {r['not in the lake']}" for r in lost.iter_rows(named=True)) or "all of it.",
-            command("manual_candle_fetch", instruments=names, minutes=math.ceil(max(back)), mode="live") + " brings them into the lake." if lost.height else ""),
+            command("manual_candle_fetch", account=account, instruments=names, minutes=math.ceil(max(back)), mode="live") + " brings them into the lake." if lost.height else ""),
         Check("enough stays for the gates", not short.height, ", ".join(f"{r['series']} {r['stay']} of {s.regime_window}" for r in short.iter_rows(named=True)) or f"at least {s.regime_window} of each.",
             "Keep more days, or is the streamer down?" if short.height else ""))
 
@@ -201,7 +204,7 @@ def prune_by_hand(
     settings: Settings | None = None,
 ) -> dict[str, int]: # "EUR_USD M1" -> removed
     "Forget old candles in Valkey. Raises `Refused` for what the lake does not have, `LiveUnavailable`."
-    if wrong := next((c for c in see_retention(retention_table(keep_days, at, settings), keep_days, at, settings) if not c.ok), None): raise Refused(f"{wrong.name}: no. {wrong.said}", wrong.todo)
+    if wrong := next((c for c in see_retention(retention_table(keep_days, at, settings), keep_days, at, settings=settings) if not c.ok), None): raise Refused(f"{wrong.name}: no. {wrong.said}", wrong.todo)
     return on_stores(lambda s: prune(s.live, keep_days, moment(at)), settings)
 
 # %% ../../../nbs/ops/68_hand_care.ipynb #21ee8ec0

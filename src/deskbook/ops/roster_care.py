@@ -130,10 +130,11 @@ def roster_next(
     instrument: str,
     decision: Decision,
     followed: Sequence[str], # HOTBAND_PAIRS
+    account: str = "", # reference name
 ) -> str: # one sentence
     "What a decision asks to be done."
     rest = [p for p in followed if p != instrument]
-    if decision == "remove" and instrument in followed: return f"Close what is held ({command('manual_close', instrument=instrument)}), set `HOTBAND_PAIRS={','.join(rest)}` and redeploy."
+    if decision == "remove" and instrument in followed: return f"Close what is held ({command('manual_close', account=account, instrument=instrument)}), set `HOTBAND_PAIRS={','.join(rest)}` and redeploy."
     if decision == "keep" and instrument not in followed: return f"Set `HOTBAND_PAIRS={','.join([*rest, instrument])}` and redeploy."
     if decision == "tighten": return f"Tighten the guards of {instrument} in STRATEGY_PROFILE, redeploy, and study again next week: {command('weekly_signal_study', mode='live')}"
     return "Nothing to do: the roster stays as it is."
