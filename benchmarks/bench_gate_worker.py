@@ -3,7 +3,7 @@
 The plain way is what the older worker did: read the last candles of a pair from Valkey as a whole, build the gates of that window, store the last one.
 It forgets hazards and repetitions between two candles, so it answers less; it is given the shortest history that has a gate of the same structure.
 
-Run: python benchmarks/bench_gate_worker.py [--candles 1000] [--baseline 60]
+Run: python benchmarks/bench_gate_worker.py [--quick] [--candles 1000] [--baseline 60]
 """
 import argparse
 import asyncio
@@ -96,11 +96,13 @@ async def both(url, folder, candles, baseline):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--candles", type=int, default=1000, help="candles of each pair")
-    p.add_argument("--baseline", type=int, default=60, help="candles of each pair for the plain way")
+    p.add_argument("--candles", type=int, help="candles of each pair; 1000, quick: 100")
+    p.add_argument("--baseline", type=int, help="candles of each pair for the plain way; 60, quick: 10")
+    p.add_argument("--quick", action="store_true", help="a tenth of it")
     o = p.parse_args()
+    candles, baseline = o.candles or (100 if o.quick else 1000), o.baseline or (10 if o.quick else 60)
     with start_valkey(temporary=True, durable=False) as s, tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(run(both(s.url, folder, o.candles, o.baseline)), indent=2))
+        print(json.dumps(run(both(s.url, folder, candles, baseline)), indent=2))
 
 
 if __name__ == "__main__":
