@@ -108,11 +108,11 @@ class Street:
     async def rows(self, sql, *params):
         return await self.desk.ledger.rows(sql, (self.desk.account, *params))
 
-    async def at_rest(self, held=False):
-        """Nothing is on its way, and nothing is held unless it may be."""
+    async def at_rest(self):
+        """Nothing is on its way, and nothing is held."""
         (said,) = await self.rows("""SELECT (SELECT count(*) FROM orders WHERE account = %s AND state NOT IN ('filled', 'cancelled', 'rejected', 'expired')) AS live,
             (SELECT count(*) FROM positions WHERE account = %s AND units <> 0) AS held""", self.desk.account)
-        return not said["live"] and (held or not said["held"])
+        return not said["live"] and not said["held"]
 
     async def why(self):
         return [dict(r) for r in await self.rows("SELECT instrument, verdict, reasons FROM decisions WHERE account = %s ORDER BY decided_at DESC LIMIT 7")]
@@ -126,10 +126,12 @@ class Street:
         await act()
 
         async def decided():
-            rows = await self.rows("SELECT DISTINCT instrument FROM decisions WHERE account = %s AND run_id = %s AND inputs->'gate'->>'asof_ms' = %s", run, str(close_ms))
-            return len(rows) == len(PAIRS)
+            """Each pair has its decision, and each entry its order, which has come to its end."""
+            (said,) = await self.rows("""SELECT count(DISTINCT d.instrument) AS pairs, count(*) FILTER (WHERE d.verdict = 'enter' AND (o.id IS NULL OR o.state NOT IN
+                ('filled', 'cancelled', 'rejected', 'expired'))) AS waiting FROM decisions d LEFT JOIN orders o ON o.decision_id = d.id AND o.kind = 'entry'
+                WHERE d.account = %s AND d.run_id = %s AND d.inputs->'gate'->>'asof_ms' = %s""", run, str(close_ms))
+            return said["pairs"] == len(PAIRS) and not said["waiting"]
         await until(decided, self.why, 30)
-        await until(lambda: self.at_rest(held=True), self.why, 30)
         orders = await self.rows("""SELECT o.instrument, extract(epoch FROM min(e.recorded_at))*1000 AS accepted,
             extract(epoch FROM max(e.recorded_at) FILTER (WHERE e.to_state = 'filled'))*1000 AS filled
             FROM orders o JOIN order_events e ON e.order_id = o.id JOIN decisions d ON d.id = o.decision_id
