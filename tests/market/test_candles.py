@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deskbook.core.errors import DataError
-from deskbook.market.candles import CANDLE_SCHEMA, PRICE_COLUMNS, clean_candles, conform, empty_candles, normalise_instrument
+from deskbook.market.candles import CANDLE_SCHEMA, FEW, PRICE_COLUMNS, QUOTE_COLUMNS, clean_candles, conform, empty_candles, is_clean, normalise_instrument
 
 T0 = 1_762_131_780_000
 usual = st.integers(8, 12).map(lambda k: k / 10)  # few values, so that every order of open, high, low and close comes up
@@ -95,3 +95,32 @@ def test_real_files_pass_whole_and_crossed_bars_are_counted(shared_data, name):
     raw = pl.read_parquet(shared_data / "candles" / f"{name}.parquet").with_columns(instrument=pl.lit("X"))
     out = clean_candles(raw)
     assert (out.candles.height, out.candles["crossed"].sum(), out.quarantine.height, out.blanked) == (*FILES[name], 0, {})
+
+
+def by_the_rules(df):
+    """What the rules say about a frame, however small: among rows of another pair, which are taken out again."""
+    other = clean_candles(frame([{**dict.fromkeys(SCHEMA), "instrument": "AUD_NZD", "time": T0 + 60_000 * k, **dict.fromkeys(PRICE_COLUMNS, 1.0)} for k in range(FEW + 1)])).candles
+    out = clean_candles(pl.concat([other, df]))
+    ours = out.candles.filter(pl.col("instrument") != "AUD_NZD")
+    return ours, out.quarantine, out.blanked
+
+
+good = st.fixed_dictionaries({"time": st.integers(0, 9).map(lambda k: T0 + 60_000 * k), **dict.fromkeys(PRICE_COLUMNS, usual), "volume": st.sampled_from([None, 0.0, 12.0]),
+                              **dict.fromkeys(QUOTE_COLUMNS, st.sampled_from([None, 1.0, 1.1]))})
+spoil = st.sampled_from([None, ("high", 0.1), ("low", 9.0), ("open", math.nan), ("close", math.inf), ("open", 0.0), ("low", None), ("volume", -1.0), ("volume", math.nan), ("ask_close", math.nan),
+                         ("bid_open", -1.0), ("bid_low", 0.0), ("complete", False), ("complete", None), ("crossed", True), ("crossed", False), ("instrument", "eurusd"), ("instrument", None), ("time", None)])
+
+
+@given(st.lists(good, max_size=8), spoil, st.booleans())
+@settings(max_examples=400, deadline=None)
+def test_the_quick_look_at_a_few_rows_agrees_with_the_rules(rows, bad, ordered):
+    rows = sorted({r["time"]: r for r in rows}.values(), key=lambda r: r["time"]) if ordered else rows
+    rows = [r | {"high": max(r[c] for c in PRICE_COLUMNS), "low": min(r[c] for c in PRICE_COLUMNS)} for r in rows]
+    df = conform(pl.DataFrame([{"instrument": "EUR_USD", "complete": True, "crossed": any((r[f"bid_{p}"] or 0) > (r[f"ask_{p}"] or 9) for p in ("open", "close"))} | r for r in rows],
+                              schema={**{c: CANDLE_SCHEMA[c] for c in CANDLE_SCHEMA}, "time": pl.Int64}))
+    if bad and df.height:
+        df = df.with_columns(pl.when(pl.int_range(pl.len()) == pl.len() - 1).then(pl.lit(bad[1], CANDLE_SCHEMA[bad[0]])).otherwise(pl.col(bad[0])).alias(bad[0]))
+    ours, quarantine, blanked = by_the_rules(df)
+    untouched = ours.equals(df) and quarantine.is_empty() and not blanked
+    assert is_clean(df) == untouched
+    assert clean_candles(df).candles.equals(ours) and clean_candles(df).quarantine.height == quarantine.height
