@@ -3,21 +3,24 @@
     python benchmarks/bench_candle_to_fill.py            # a day: 1,440 closes of seven pairs
     python benchmarks/bench_candle_to_fill.py --quick    # 60 closes
 
-PostgreSQL runs with fsync on; the sandbox venue is a process of its own, reached over HTTP; streamer, gate worker, manager and desk are this process, and
-run their own loops. The venue's clock stands at a candle's close when the streamer asks; its pause of 50 ms after each close is not counted, for it is
+PostgreSQL runs with fsync on; the sandbox venue is a process of its own, reached over HTTP. As in production the workers are processes: streamer and
+gate worker in one (`--together`: not), manager and desk in this one; all run their own loops. The venue's clock stands at a candle's close when the streamer asks; its pause of 50 ms after each close is not counted, for it is
 waited on purpose. The venue replays a made-up market whose returns persist, and gates have the widest settings, so that almost all of them are admitted
 and walk the whole way in the same minute: the worst that seven pairs can ask for. The tickets of one minute are closed before the next; that is not
 measured.
 
-one by one   the baseline: pair after pair, each with a manager of its own, as a script would do it
+one by one   the baseline: one program, pair after pair, each with a manager of its own, as a script would do it
 desk         the workers, woken by what the one before has stored
 
 Stages, from the close: gate stored (announced in Valkey), order accepted (committed in the ledger), order filled (answer of the venue in the ledger).
-Decisions are committed together with, and just before, the orders they ask for. Memory: resident set of this process, first against last hour.
+Decisions are committed together with, and just before, the orders they ask for. Memory: resident sets of all workers, second against last hour.
 """
 import argparse
 import asyncio
+import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from contextlib import asynccontextmanager
@@ -51,44 +54,103 @@ def persistent_candles(start_ms, minutes, seed=1):
 
 
 class VenueClock:
-    """The venue's time; it runs as the wall does and is moved by hand. It stands where a desk measures its offset from the venue, too: there is none."""
+    """The venue's time; it runs as the wall does and is moved by hand. It stands in for the desk's measured one, too: that one expects no jumps."""
 
     offset = None
 
-    def __init__(self, control):
+    def __init__(self, control=None):
         self.control = control
-        self.read(control.advance(0))
+        self.read(control.advance(0)["time_ms"] if control else 0)
 
-    def read(self, said):
-        self.at_ms, self.read_s = said["time_ms"], time.monotonic()
+    def read(self, ms):
+        self.at_ms, self.read_s = ms, time.monotonic()
 
     def __call__(self):
         return self.at_ms + int((time.monotonic() - self.read_s) * 1000)
 
-    now_ms = __call__
-
     def to(self, ms):
-        self.read(self.control.set_clock(ms))
+        self.read(self.control.set_clock(ms)["time_ms"])
+
+    now_ms = __call__
 
     async def measure(self):
         """Nothing to measure."""
 
 
-class Street:
-    """Streamer, gate worker and desk around one venue."""
+class Feed:
+    """Streamer and gate worker."""
 
-    def __init__(self, desk, home, clock):
+    def __init__(self, venue, live, home, clock):
         from deskbook.core.settings import Settings
         from deskbook.gates.settings import GateSettings
         from deskbook.gates.worker import GateWorker
         from deskbook.stores.lake import Lake
         from deskbook.venues.streamer import Streamer
-        self.desk, self.home, self.clock, self.live = desk, home, clock, desk.kill.live
         settings = Settings(home=home, hotband_pairs=PAIRS, prometheus_port=0, candle_backfill_minutes=1440)
-        self.streamer = Streamer(desk.venue, self.live, Lake(home / "lake"), settings, clock)
+        self.streamer = Streamer(venue, live, Lake(home / "lake"), settings, clock)
         wide = GateSettings(stride=1, hazard_percentile=0.99, trend_min=1e-9, vol_low_quantile=0.0, vol_high_quantile=1.0, fallback_multiplier=100.0)
-        self.gates = GateWorker(self.live, Lake(home / "lake"), settings, clock, venue="sandbox", gates=wide)
-        self.stored = {}  # instrument -> (as-of of its newest gate, wall time in ms when it was announced)
+        self.gates = GateWorker(live, Lake(home / "lake"), settings, clock, venue="sandbox", gates=wide)
+
+    async def begin(self):
+        await self.streamer.poll(30.0)
+        await self.gates.round()
+        await self.gates.flush()
+
+    async def poll(self, close_ms):
+        await self.streamer.poll(10.0)
+
+
+class FeedProcess:
+    """The same as a process of its own, which is told the time on its standard input."""
+
+    def __init__(self, sandbox, valkey_url, home, now_ms):
+        told = json.dumps({"url": sandbox.url, "token": sandbox.token, "account": sandbox.account, "valkey": valkey_url, "home": str(home)})
+        self.process = subprocess.Popen([sys.executable, __file__, "--feed", told], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.say(now_ms)
+
+    def say(self, ms):
+        self.process.stdin.write(f"{ms}\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "done\n", "the feed has ended"
+
+    async def poll(self, close_ms):
+        await asyncio.to_thread(self.say, close_ms)
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.wait(30)
+
+
+async def be_feed(told):
+    """What the process does."""
+    from deskbook.core.loop import leave_memory_alone
+    from deskbook.stores.live import open_live
+    from deskbook.venues.oanda import Oanda
+    from deskbook.venues.retry import Timing
+    clock, live, stop = VenueClock(), open_live(told["valkey"]), asyncio.Event()
+    venue = Oanda(told["account"], told["token"], told["url"], timing=Timing(clock=clock))
+    feed, loop = Feed(venue, live, Path(told["home"]), clock), None
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        clock.read(int(line))
+        await (feed.poll(int(line)) if loop else feed.begin())
+        if loop is None:
+            leave_memory_alone()
+            loop = asyncio.create_task(feed.gates.run(stop))
+            await asyncio.sleep(1.0)
+        print("done", flush=True)
+    stop.set()
+    await loop
+    await venue.aclose()
+    await live.aclose()
+
+
+class Street:
+    """Feed and desk around one venue."""
+
+    def __init__(self, desk, home, clock):
+        self.desk, self.home, self.clock, self.live = desk, home, clock, desk.kill.live
+        self.feed = self.own = Feed(desk.venue, self.live, home, clock)
+        self.stored = {}  # instrument -> wall time in ms when its newest gate was announced
 
     @asynccontextmanager
     async def ears(self):
@@ -122,7 +184,7 @@ class Street:
         self.stored.clear()
         self.clock.to(close_ms)
         closed = time.time() * 1e3
-        await self.streamer.poll(10.0)
+        await self.feed.poll(close_ms)
         await act()
 
         async def decided():
@@ -142,17 +204,17 @@ class Street:
         return found
 
 
-def rss_mb():
-    with open("/proc/self/statm") as f:
+def rss_mb(pid):
+    with open(f"/proc/{pid}/statm") as f:
         return int(f.read().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
 
 
-async def minutes(street, closes, run, act, memory=None):
+async def minutes(street, closes, run, act, memory=None, pids=()):
     found = []
     for i, close_ms in enumerate(closes):
         found += await street.minute(close_ms, run, act)
         if memory is not None and i % 20 == 19:
-            memory.append(rss_mb())
+            memory.append(sum(map(rss_mb, pids)))
     return found
 
 
@@ -162,27 +224,32 @@ async def one_by_one(street, closes):
     async def act(exits=False):
         for name, manager in managers.items():
             if not exits:
-                await street.gates.round([name])
+                await street.own.gates.round([name])
             await manager.round()
     return await minutes(street, closes, "single", act)
 
 
-async def by_desk(street, closes, memory):
+async def by_desk(street, sandbox, vk, closes, memory, together):
     manager, stop = manager_of(street.desk, street.home, PAIRS, "desk", street.clock), asyncio.Event()
-    loops = [asyncio.create_task(worker.run(stop)) for worker in (street.gates, manager)]
+    if not together:
+        street.feed = await asyncio.to_thread(FeedProcess, sandbox, vk.url, street.home, street.clock())
+    pids = [os.getpid()] if together else [os.getpid(), street.feed.process.pid]
+    loops = [asyncio.create_task(worker.run(stop)) for worker in ((street.own.gates, manager) if together else (manager,))]
     await asyncio.sleep(1.0)
 
     async def act(exits=False):
         if exits:
             manager.wake.set()
     try:
-        return await minutes(street, closes, "desk", act, memory)
+        return await minutes(street, closes, "desk", act, memory, pids)
     finally:
         stop.set()
         await asyncio.gather(*loops)
+        if not together:
+            street.feed.end()
 
 
-async def everything(home, pg, vk, sandbox, n):
+async def everything(home, pg, vk, sandbox, n, together):
     from deskbook.core.clock import to_ms
     clock = VenueClock(sandbox.control)
     start = to_ms(START)
@@ -192,14 +259,13 @@ async def everything(home, pg, vk, sandbox, n):
         desk.marks.keep_s = 0.0  # a second by the wall is a minute here
         await desk.load()
         street = Street(desk, home, clock)
-        await street.streamer.poll(30.0)
-        await street.gates.round()
-        await street.gates.flush()
+        await street.own.begin()
+        await street.own.streamer.save()
         memory = []
         async with street.ears():
             await one_by_one(street, closes[:10])
             slow = await one_by_one(street, closes[10:40])
-            fast = await by_desk(street, closes[40:], memory)
+            fast = await by_desk(street, sandbox, vk, closes[40:], memory, together)
         found = await desk.reconcile()
         return slow, fast, memory, found.clean
 
@@ -216,7 +282,12 @@ def table(name, found):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--together", action="store_true", help="all workers in one process, as `deskbook up` runs them")
+    parser.add_argument("--feed", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.feed:
+        from deskbook.core.loop import run
+        return run(be_feed(args.feed))
     n = 60 if args.quick else 1440
     from deskbook.core.clock import to_ms
     from deskbook.core.loop import run
@@ -231,7 +302,7 @@ def main():
         first = to_ms(START) - WARM * MINUTE_MS
         Lake(market).write_candles(persistent_candles(first, WARM + n + 60), "made-up")
         with sandbox_process(clock="virtual", start=first, end=to_ms(START) + (n + 60) * MINUTE_MS, instruments=list(PAIRS), source="lake", venue="made-up") as sandbox:
-            slow, fast, memory, right = run(everything(Path(home), pg, vk, sandbox, n))
+            slow, fast, memory, right = run(everything(Path(home), pg, vk, sandbox, n, args.together))
             right = right and not sandbox.control.orders()["duplicates"]
     slow, fast = table("one by one", slow), table("desk", fast)
     print(f"{len(fast) / (7 * n):.0%} of the gates were traded; ratio {quantile(slow, .5) / quantile(fast, .5):.1f} at the median, "
