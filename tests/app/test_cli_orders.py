@@ -412,6 +412,7 @@ def test_engaging_works_without_store_and_ledger_and_clearing_does_not(refusing,
     monkeypatch.setenv("TIMESCALE_URL", f"postgresql://{DEAD}/deskbook")
     code, out, err = cli("kill-switch", "engage", "--why", "everything is down")
     assert (code, out) == (0, "The kill switch is engaged.\n") and "no audit row" in err
+    assert cli("kill-switch", "engage")[0] == 0, "whoever has no time for a reason stops the desk as well"
     code, _, err = cli("kill-switch", "clear", "--why", "hope")
     assert code == 4 and "cannot be read" in err
     assert json.loads((tmp_path / "elsewhere" / "kill_switch.json").read_text())["engaged"] is True

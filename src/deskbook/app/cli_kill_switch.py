@@ -72,8 +72,8 @@ def told(switched: Any, as_json: bool, text: str) -> None:
     else: print(text)
 
 @app.command("engage", epilog=_EXITS)
-def engage_command(why: _Why, by: _By = "", as_json: Json = False) -> None:
-    """Stop all sending now. Nothing is asked, nothing is cancelled and nothing is closed.
+def engage_command(why: _Why = "stopped at the terminal", by: _By = "", as_json: Json = False) -> None:
+    """Stop all sending now. Nothing is asked, nothing is cancelled and nothing is closed; a reason helps, and can wait.
 
     Example: deskbook kill-switch engage --why "prices look wrong"
     """
