@@ -191,7 +191,7 @@ def key_table(found: Sequence[AuxKey]) -> pl.DataFrame:
 async def read_store(s: Stores, account: str, now_ms: int) -> StoreLook:
     "Ask for everything. A store that is away is told, not raised."
     desk, server, silent = await read_desk(s, account, now_ms), dict[str, str](), key_table([])
-    try: keys = await aux_keys(s.live)
+    try: keys = await aux_keys(s.live, kill_key=s.kill.key)
     except LiveUnavailable as e: return StoreLook(e.what, {}, silent, desk)
     try:
         with said_as_live(s.live.url): told = await s.live.redis.info()

@@ -24,7 +24,7 @@ __all__ = ['position_values', 'see_writable', 'see_closable', 'key_table', 'see_
 
 # %% ../../../nbs/ops/68_hand_care.ipynb #eceb89e8
 from .live_care import LiveLook, Stores, look_live, moment, on_stores
-from .live_tools import AUX, Check, aux_keys, held_candles, profile_check, prune, seed
+from .live_tools import Check, aux_keys, aux_names, held_candles, profile_check, prune, seed
 from .order_care import on_desk, size_of
 from ..stores.lake import Lake
 from ..stores.live import LiveUnavailable, said_as_live
@@ -75,7 +75,7 @@ def key_table(
 ) -> pl.DataFrame: # key, state (ok, missing, wrong), problem, value
     "Each key with what stands in it. Raises `LiveUnavailable`."
     async def go(s: Stores) -> pl.DataFrame:
-        found, values = await aux_keys(s.live), await s.live.get_many(*AUX)
+        found, values = await aux_keys(s.live, kill_key=s.kill.key), await s.live.get_many(*aux_names(s.kill.key))
         rows = [(k.key, "ok" if k.ok else "missing" if v is None else "wrong", k.problem, (v or "")[:80]) for k, v in zip(found, values)]
         return pl.DataFrame(rows, schema={n: pl.String for n in ("key", "state", "problem", "value")}, orient="row")
     return on_stores(go, settings)
@@ -86,7 +86,7 @@ def see_keys(
 ) -> Check:
     "Whether all are there and have their shape."
     bad = keys.filter(pl.col("state") != "ok")
-    unsigned = bad["key"].to_list() == ["ops:kill_switch:meta"]
+    unsigned = bad.height == 1 and bad["key"][0].endswith(":meta") # only the kill switch has a story
     force = {"force": "yes", "by": "NAME", "why": "REASON"} if (bad["state"] == "wrong").any() else {}
     return Check("the shared keys are right", not bad.height, "; ".join(f"{r['key']} {r['problem']}" for r in bad.iter_rows(named=True)) or "all are.",
         "" if not bad.height else "`deskbook kill-switch engage` writes it with its story." if unsigned else command("seed_keys", account=account, **force, mode="live"))
