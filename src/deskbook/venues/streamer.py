@@ -104,7 +104,7 @@ class Streamer:
         self.venue, self.live, self.lake, self.settings, self.clock = venue, live, lake, settings, clock
         self.granularity, self.step = settings.candle_granularity, timeframe_ms(settings.candle_granularity)
         self.name, self.began_ms, self.saved_s, self.down = lake_venue(venue), clock(), time.monotonic(), ""
-        self.feeds = {n: Feed(n, calendar_for(n)) for n in settings.hotband_pairs}
+        self.feeds, self.first = {n: Feed(n, calendar_for(n)) for n in settings.hotband_pairs}, asyncio.Semaphore(2)
 
     # -- one look ------------------------------------------------------------------------------------------------------------------------
     async def poll(self,
@@ -131,8 +131,9 @@ class Streamer:
 
     async def _ask(self, f: Feed) -> None:
         "Ask for what is new, and keep it."
-        if f.since_ms is None: await self._begin(f)
-        self._keep(f, await self.venue.fetch_ohlcv(f.instrument, self.granularity, since_ms=self._since(f)))
+        async with contextlib.nullcontext() if f.newest_ms else self.first: # a day of each pair at once would hold up all that waits for Valkey
+            if f.since_ms is None: await self._begin(f)
+            self._keep(f, await self.venue.fetch_ohlcv(f.instrument, self.granularity, since_ms=self._since(f)))
 
     def _since(self, f: Feed) -> int:
         "Where the next question begins."
