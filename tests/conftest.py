@@ -18,8 +18,18 @@ def data_folder() -> Path:
     return Path(os.environ.get("DESKBOOK_TEST_DATA", ROOT.parent / "shared" / "data"))
 
 
+def patience_s(item):
+    """How long a test may take by its own mark."""
+    mark = item.get_closest_marker("timeout")
+    return mark.args[0] if mark else 0
+
+
 def pytest_collection_modifyitems(config, items):
-    """Without the folder, as on a stranger's machine, deselect and say so. With CI set, or with a folder that is there, run: a broken folder fails."""
+    """Those that take longest begin first, or one process waits for the other at the end.
+
+    Without the folder, as on a stranger's machine, deselect and say so. With CI set, or with a folder that is there, run: a broken folder fails.
+    """
+    items.sort(key=lambda item: -max(patience_s(item), 300))
     if data_folder().is_dir() or os.environ.get("CI"):
         return
     away = [i for i in items if i.get_closest_marker("data")]
