@@ -155,6 +155,30 @@ def test_a_venue_that_is_away_for_a_while_leaves_no_gap(world):
     world.run(body)
 
 
+def test_a_look_further_back_that_failed_is_made_at_the_next_poll(world):
+    async def body(w):
+        s, asked = w.streamer(), []
+        await s.poll()
+        fetch = w.venue.fetch_ohlcv
+
+        async def spied(instrument, *a, since_ms, **k):
+            asked.append(since_ms)
+            return await fetch(instrument, *a, since_ms=since_ms, **k)
+        w.venue.fetch_ohlcv = spied
+        usual = [f.since_ms for f in s.feeds.values()]
+        for f in s.feeds.values():
+            f.deep_s = -1e9
+        s.venue = Away(w.venue)
+        await s.poll()
+        s.venue = w.venue
+        await s.poll()
+        assert max(asked) <= min(usual) - 50 * 60_000
+        asked.clear()
+        await s.poll()
+        assert sorted(asked) == sorted(usual)
+    world.run(body)
+
+
 class Bent:
     """A venue that tells one candle with its high below its low."""
 

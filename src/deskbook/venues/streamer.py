@@ -133,14 +133,18 @@ class Streamer:
         "Ask for what is new, and keep it."
         async with contextlib.nullcontext() if f.newest_ms else self.first: # a day of each pair at once would hold up all that waits for Valkey
             if f.since_ms is None: await self._begin(f)
-            self._keep(f, await self.venue.fetch_ohlcv(f.instrument, self.granularity, since_ms=self._since(f)))
+            began_s, deep, since = time.monotonic(), self._is_deep(f), self._since(f)
+            self._keep(f, await self.venue.fetch_ohlcv(f.instrument, self.granularity, since_ms=since))
+            if deep: f.deep_s = began_s # one that failed is asked again at once
+
+    def _is_deep(self, f: Feed) -> bool:
+        "Whether it is time to look further back."
+        return f.newest_ms is not None and time.monotonic() - f.deep_s >= DEEP_EVERY_S
 
     def _since(self, f: Feed) -> int:
         "Where the next question begins."
         assert f.since_ms is not None
-        if f.newest_ms is None or time.monotonic() - f.deep_s < DEEP_EVERY_S: return f.since_ms
-        f.deep_s = time.monotonic()
-        return min(f.since_ms, f.newest_ms - DEEP*self.step)
+        return min(f.since_ms, f.newest_ms - DEEP*self.step) if self._is_deep(f) and f.newest_ms is not None else f.since_ms
 
     def _note(self, f: Feed, why: str) -> None:
         if why and f.error != why: _log.warning("candles not taken", instrument=f.instrument, why=why)
