@@ -109,13 +109,14 @@ class Gates:
         return found
 
     def differ(self, name, where, gates, want, whole=False):
-        """What is not the same in every column; `whole`: and no gate is missing."""
-        got = gates_frame(gates)
+        """What is not the same in every column; `whole`: and no gate is missing. The same gate stored again, at another time, is one gate."""
+        got = gates_frame(gates).unique(maintain_order=True)
         self.compared[where] += got.height
         want = want if whole else want.filter(pl.col("time").is_in(got["time"].implode()))
         if got["time"].to_list() != want["time"].to_list():
             alone = sorted({*got["time"]} ^ {*want["time"]})
-            return [f"{name}: gates {where} are not those of a rebuild: {got.height} live, {want.height} rebuilt, not in both: {alone[:5]}"]
+            twice = {at: [c for c in got.columns if both[c].n_unique() > 1] for (at,), both in got.group_by("time") if both.height > 1}
+            return [f"{name}: gates {where} are not those of a rebuild: {got.height} live, {want.height} rebuilt, not in both: {alone[:5]}, seen in several forms: {twice}"]
         return [] if got.equals(want) else [f"{name}: gates {where} differ in {[c for c in want.columns if not got[c].equals(want[c])]}"]
 
     def seen(self, name):
