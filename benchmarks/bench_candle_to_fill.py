@@ -282,13 +282,14 @@ def table(name, found):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--closes", type=int, help="how many; 1440, quick: 60")
     parser.add_argument("--together", action="store_true", help="all workers in one process, as `deskbook up` runs them")
     parser.add_argument("--feed", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.feed:
         from deskbook.core.loop import run
         return run(be_feed(args.feed))
-    n = 60 if args.quick else 1440
+    n = args.closes or (60 if args.quick else 1440)
     from deskbook.core.clock import to_ms
     from deskbook.core.loop import run
     from deskbook.stores.embedded import start_postgres, start_valkey
