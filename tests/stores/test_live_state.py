@@ -35,20 +35,6 @@ def day() -> pl.DataFrame:
     return simulate_candles(["EUR_USD"], "2025-11-04T00:00:00Z", "2025-11-05T00:00:00Z")
 
 
-@pytest.fixture
-def at(valkey_url, key_prefix):
-    """at(body): run `await body(live)` on a store of this test's own."""
-    def run(body):
-        async def whole():
-            live = open_live(valkey_url, key_prefix, timeout_s=5)
-            try:
-                return await body(live)
-            finally:
-                await live.aclose()
-        return asyncio.run(whole())
-    return run
-
-
 def ms(frame, row):
     return int(frame["time"].dt.epoch("ms")[row])
 

@@ -1,24 +1,9 @@
 """What a review of the live desk found in the keys of Valkey."""
-import asyncio
 import json
 
 import pytest
 
-from deskbook.stores.live import open_live
 from deskbook.stores.live_state import gate_history, gate_key, last_gate, put_gate
-
-
-@pytest.fixture
-def at(valkey_url, key_prefix):
-    def run(body):
-        async def whole():
-            live = open_live(valkey_url, key_prefix, timeout_s=5)
-            try:
-                return await body(live)
-            finally:
-                await live.aclose()
-        return asyncio.run(whole())
-    return run
 
 
 def gate(ts_ms, **more):

@@ -29,12 +29,18 @@ PRICES = {"EUR_USD": ("1.08410", "1.08424"), "USD_JPY": ("151.402", "151.418")}
 numbers = itertools.count(1)
 
 
+def hold_prices(sandbox):
+    """Whatever a test did to them: the usual prices, standing still."""
+    for name, (bid, ask) in PRICES.items():
+        sandbox.control.market("release", name)
+        sandbox.control.market("price", name, bid=bid, ask=ask)
+
+
 @contextlib.contextmanager
 def steady_sandbox():
     """A venue whose market is open whenever the tests run, and whose prices stand where they are put."""
     with sandbox_process(clock="virtual", start=working_day()) as s:
-        for name, (bid, ask) in PRICES.items():
-            s.control.market("price", name, bid=bid, ask=ask)
+        hold_prices(s)
         yield s
 
 

@@ -1,6 +1,5 @@
 """The manager over a real ledger, Valkey and sandbox: what it sends, what it writes down, and that nothing it may lose makes it send twice."""
 import asyncio
-import itertools
 import json
 import sys
 from dataclasses import replace
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from execution_rig import Bench, eventually, working_day
+from execution_rig import eventually, run
 from manager_rig import ALWAYS, Rig, managed
 
 from deskbook.core import metrics
@@ -20,31 +19,6 @@ from deskbook.stores.live import open_live
 from deskbook.trading import manager as module
 from deskbook.trading.controls import clear, engage
 from deskbook.trading.manager import Manager
-from deskbook.venues.sandbox.process import sandbox_process
-
-numbers = itertools.count(501)
-
-
-@pytest.fixture(scope="module")
-def sandbox():
-    with sandbox_process(clock="virtual", start=working_day()) as s:
-        for name, (bid, ask) in {"EUR_USD": ("1.08410", "1.08424"), "USD_JPY": ("151.402", "151.418")}.items():
-            s.control.market("price", name, bid=bid, ask=ask)
-        yield s
-
-
-@pytest.fixture
-def bench(sandbox, ledger, valkey_url, tmp_path):
-    b = Bench(sandbox, ledger, valkey_url, tmp_path, next(numbers))
-    yield b
-    sandbox.control.clear_faults()
-    sandbox.control.market("release", "EUR_USD")
-    sandbox.control.market("price", "EUR_USD", bid="1.08410", ask="1.08424")
-
-
-def run(story):
-    return asyncio.run(asyncio.wait_for(story, 60))
-
 
 # ---- the straight way
 

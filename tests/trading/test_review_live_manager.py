@@ -1,43 +1,17 @@
 """What a review of the live desk found in the manager: old decisions, clocks that jump, one pair that stops the others, two managers for a moment."""
 import asyncio
-import itertools
 import sys
 from pathlib import Path
 
-import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from execution_rig import Bench, working_day
+from execution_rig import run
 from manager_rig import ALWAYS, managed
 
 from deskbook.app.workers import Supervised, Supervision
 from deskbook.stores.live import open_live
 from deskbook.trading import manager as module
 from deskbook.trading.leases import holding, release_lease, take_lease
-from deskbook.venues.sandbox.process import sandbox_process
-
-numbers = itertools.count(7_501)
-
-
-@pytest.fixture(scope="module")
-def sandbox():
-    with sandbox_process(clock="virtual", start=working_day()) as s:
-        for name, (bid, ask) in {"EUR_USD": ("1.08410", "1.08424"), "USD_JPY": ("151.402", "151.418")}.items():
-            s.control.market("price", name, bid=bid, ask=ask)
-        yield s
-
-
-@pytest.fixture
-def bench(sandbox, ledger, valkey_url, tmp_path):
-    yield Bench(sandbox, ledger, valkey_url, tmp_path, next(numbers))
-    sandbox.control.clear_faults()
-    sandbox.control.market("release", "EUR_USD")
-    sandbox.control.market("price", "EUR_USD", bid="1.08410", ask="1.08424")
-
-
-def run(story):
-    return asyncio.run(asyncio.wait_for(story, 60))
-
 
 # ---- a decision that grew old before it became an order
 

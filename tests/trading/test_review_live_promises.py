@@ -1,43 +1,19 @@
 """Promises of the manager that no other test holds: against a real ledger, Valkey and sandbox, over restarts."""
 import asyncio
-import itertools
 import json
 import signal
 import sys
 from pathlib import Path
 
-import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from execution_rig import Bench, audits, eventually, working_day
+from execution_rig import audits, eventually, run
 from manager_rig import ALWAYS, managed
 
 from deskbook.core.clock import to_ms
 from deskbook.trading.controls import clear
 from deskbook.trading.leases import holding, take_lease
 from deskbook.trading.profile import load_profile
-from deskbook.venues.sandbox.process import sandbox_process
-
-numbers = itertools.count(7_701)
-
-
-@pytest.fixture(scope="module")
-def sandbox():
-    with sandbox_process(clock="virtual", start=working_day()) as s:
-        for name, (bid, ask) in {"EUR_USD": ("1.08410", "1.08424"), "USD_JPY": ("151.402", "151.418")}.items():
-            s.control.market("price", name, bid=bid, ask=ask)
-        yield s
-
-
-@pytest.fixture
-def bench(sandbox, ledger, valkey_url, tmp_path):
-    yield Bench(sandbox, ledger, valkey_url, tmp_path, next(numbers))
-    sandbox.control.clear_faults()
-
-
-def run(story):
-    return asyncio.run(asyncio.wait_for(story, 60))
-
 
 BUDGET = {"nav_risk_frac": "0.002", "position_frac": "0.05"}  # small entries, room for many
 
