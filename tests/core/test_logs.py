@@ -1,5 +1,4 @@
 """Whatever is logged, a line of JSON comes out, on the stream and in the file, and no secret with it."""
-import contextlib
 import io
 import json
 import logging
@@ -13,26 +12,6 @@ import structlog
 from deskbook.core.errors import BadInput
 from deskbook.core.logs import configure_logs, log_file, logger
 from deskbook.core.settings import Settings
-
-
-@pytest.fixture
-def logs(tmp_path, monkeypatch):
-    """logs(**settings): configure, and return a function that gives the lines so far."""
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-
-    def start(worker="streamer", stream=None, **more):
-        out = stream or io.StringIO()
-        root.handlers[:] = [h for h in root.handlers if not type(h).__module__.startswith("_pytest")]  # it raises over odd arguments
-        configure_logs(Settings(home=tmp_path, **more), worker, out)
-        return lambda: [json.loads(line) for line in out.getvalue().splitlines()]
-    yield start
-    for h in [h for h in root.handlers if not type(h).__module__.startswith("_pytest")]:
-        with contextlib.suppress(OSError):
-            h.close()
-    root.handlers[:] = before
-    root.setLevel(level)
-    logging.captureWarnings(False)
 
 
 class Nasty:

@@ -1,6 +1,4 @@
 """Records that are odd to the bone, and a log that cannot be written: nothing is lost silently, and no secret goes another way."""
-import contextlib
-import io
 import json
 import logging
 import subprocess
@@ -10,28 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deskbook.core.logs import configure_logs, logger
-from deskbook.core.settings import Settings
-
-
-@pytest.fixture
-def logs(tmp_path):
-    """logs(**settings): configure, and return a function that gives the lines so far."""
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-
-    def start(stream=None, **more):
-        out = stream or io.StringIO()
-        root.handlers[:] = [h for h in root.handlers if not type(h).__module__.startswith("_pytest")]
-        configure_logs(Settings(home=tmp_path, **more), "streamer", out)
-        return lambda: [json.loads(line) for line in out.getvalue().splitlines()]
-    yield start
-    for h in [h for h in root.handlers if not type(h).__module__.startswith("_pytest")]:
-        with contextlib.suppress(OSError):
-            h.close()
-    root.handlers[:] = before
-    root.setLevel(level)
-    logging.captureWarnings(False)
+from deskbook.core.logs import logger
 
 
 class Torn(Mapping):
