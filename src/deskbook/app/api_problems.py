@@ -25,6 +25,8 @@ CODES: Mapping[str, tuple[int, str]] = {
     "unauthorized": (401, "A valid bearer token is needed"),
     "no_api_token": (403, "No token is set for this API, so nothing can be changed through it"),
     "not_loopback": (403, "No token is set for this API, so it answers this machine only"),
+    "view_only": (403, "This session may look, and change nothing"),
+    "forged": (403, "This form was not made by a page of this session; load the page again"),
     "read_only": (403, "The desk is read-only"),
     "not_armed": (403, "Live trading is not armed"),
     "not_found": (404, "There is no such thing"),

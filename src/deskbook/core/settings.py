@@ -137,6 +137,7 @@ class HealthSettings(_Part):
 class ApiSettings(_Part):
     "The API."
     api_token: SecretStr | None = _env("API_TOKEN", "SEP_API_BEARER_TOKEN", what="bearer token; none: loopback only, nothing can be changed")
+    api_view_token: SecretStr | None = _env("API_VIEW_TOKEN", what="token that opens the dashboard and changes nothing; none: only API_TOKEN opens it")
     http_host: str = _env("HTTP_HOST", default="127.0.0.1", what="where the API listens; without a token only loopback")
     http_port: int = _env("HTTP_PORT", default=8000, what="port of the API; 0: any free one")
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(lambda v: tuple(p.strip() for p in v.split(",") if p.strip()) if isinstance(v, str) else v)] = _env("CORS_ORIGINS", default=(), what="origins that may ask, comma separated; none by default")
