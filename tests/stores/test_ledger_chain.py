@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ledger_rows import add_order, bypass, one_order, owner
 
 from deskbook.core.errors import BadInput
-from deskbook.stores.chain import GENESIS, Head, head_text, parse_head, verify
+from deskbook.stores.chain import BEGIN, GENESIS, Head, head_text, parse_head, verify, verify_piece
 from deskbook.stores.ledger import Ledger
 from deskbook.stores.records import AuditEvent, OrderEvent, append_audits, append_order_event, append_order_events
 
@@ -51,6 +51,20 @@ def the_break(url, table="order_events", expect=None):
     (broken,) = check(url, expect).broken
     assert broken.table == table and broken.broken.message in str(broken)
     return broken.broken.kind, broken.broken.seq
+
+
+def the_break_in_pieces(url, most, since=BEGIN, table="order_events", account="paper"):
+    """The same, as a walk of so many rows a step finds it."""
+
+    async def walk():
+        async with await Ledger.open(url) as desk:
+            piece = await verify_piece(desk, table, account, since, most)
+            steps = 1
+            while not piece.done:
+                piece, steps = await verify_piece(desk, table, account, piece.head, most), steps + 1
+            return piece, steps
+
+    return asyncio.run(asyncio.wait_for(walk(), 30))
 
 
 def fit(seq):
@@ -120,6 +134,26 @@ def test_every_kind_of_tampering_is_found_at_its_first_row(ledger, found, statem
         add_order(c, key="other")
     bypass(ledger, *statements)
     assert the_break(ledger) == found
+    for most in (1, 5, 100):
+        broken = the_break_in_pieces(ledger, most)[0].broken
+        assert (broken.kind, broken.seq) == found, most
+
+
+def test_a_walk_in_pieces_ends_at_the_head_and_goes_on_from_there(ledger):
+    kept = write(ledger).heads["order_events/paper"]
+    for most, steps in ((1, 12), (5, 3), (12, 1), (100, 1)):
+        piece, took = the_break_in_pieces(ledger, most)
+        assert (piece.head, piece.broken, piece.last, took) == (kept, None, 12, steps), most
+    assert the_break_in_pieces(ledger, 5, kept)[0].head == kept  # nothing new
+    assert the_break_in_pieces(ledger, 5, account="nobody")[0].head == BEGIN
+
+
+@pytest.mark.parametrize("hidden, found", [([DELETE_TAIL, HEAD_BACK], ("cut", 10)), (["DELETE FROM order_events", "DELETE FROM chain_heads"], ("cut", 1))])
+def test_a_walk_from_a_kept_head_notices_what_was_cut_before_it(ledger, hidden, found):
+    kept = write(ledger).heads["order_events/paper"]
+    bypass(ledger, *hidden)
+    broken = the_break_in_pieces(ledger, 5, kept)[0].broken
+    assert (broken.kind, broken.seq) == found
 
 
 @pytest.mark.parametrize(

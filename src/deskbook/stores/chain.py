@@ -14,8 +14,8 @@ from ..core.errors import BadInput
 from .ledger import Ledger
 
 # %% auto #0
-__all__ = ['CHAINS', 'GENESIS', 'Kind', 'Break', 'Head', 'ChainReport', 'ChainsReport', 'parse_head', 'head_text', 'altered_sql',
-           'linked_sql', 'verify']
+__all__ = ['CHAINS', 'GENESIS', 'Kind', 'BEGIN', 'Break', 'Head', 'ChainReport', 'ChainsReport', 'parse_head', 'head_text',
+           'altered_sql', 'linked_sql', 'verify', 'Piece', 'verify_piece']
 
 # %% ../../../nbs/stores/33_chain.ipynb #933560a3
 CHAINS = {  # table: the column that names the chain, what says which row it is, and the hash of a row as if its number were {seq}
@@ -84,18 +84,29 @@ def parse_head(
 def head_text(name: str, head: Head) -> str: return f"{name}:{head.seq}:{head.hash}"
 
 # %% ../../../nbs/stores/33_chain.ipynb #86932e49
-def altered_sql(table: str) -> str: # chain, first altered row, how many
+def altered_sql(
+    table: str, # key of `CHAINS`
+    where: str = "true", # only these rows
+) -> str: # chain, first altered row
+    "Which rows are not what their hash says."
     chain, _, made = CHAINS[table]
-    return f"SELECT {chain} AS chain, min(seq) AS altered FROM {table} WHERE hash <> {made.format(seq='seq')} GROUP BY 1"
+    return f"SELECT {chain} AS chain, min(seq) AS altered FROM {table} WHERE {where} AND hash <> {made.format(seq='seq')} GROUP BY 1"
 
 # %% ../../../nbs/stores/33_chain.ipynb #2c729320
-def linked_sql(table: str) -> str: # per chain: rows, newest, first row after a hole, first that does not follow
+_FIRST = ("0", "decode(repeat('00', 32), 'hex')") # number and hash before the first row, in SQL
+
+def linked_sql(
+    table: str, # key of `CHAINS`
+    where: str = "true", # only these rows, which follow each other
+    before: tuple[str, str] = _FIRST, # number and hash of the row before them, in SQL
+) -> str: # per chain: rows, newest, first row after a hole, first that does not follow
+    "Which rows do not follow the one before them."
     chain = CHAINS[table][0]
     return f"""WITH linked AS (
       SELECT {chain} AS chain, seq, hash, prev_hash, lag(seq) OVER w AS before, lag(hash) OVER w AS before_hash
-      FROM {table} WINDOW w AS (PARTITION BY {chain} ORDER BY seq))
-    SELECT chain, count(*) AS rows, max(seq) AS last, min(seq) FILTER (WHERE seq <> coalesce(before, 0) + 1) AS gap,
-      min(seq) FILTER (WHERE prev_hash <> coalesce(before_hash, decode(repeat('00', 32), 'hex'))) AS loose FROM linked GROUP BY chain"""
+      FROM {table} WHERE {where} WINDOW w AS (PARTITION BY {chain} ORDER BY seq))
+    SELECT chain, count(*) AS rows, max(seq) AS last, min(seq) FILTER (WHERE seq <> coalesce(before, {before[0]}) + 1) AS gap,
+      min(seq) FILTER (WHERE prev_hash <> coalesce(before_hash, {before[1]})) AS loose FROM linked GROUP BY chain"""
 
 # %% ../../../nbs/stores/33_chain.ipynb #3de2da04
 @dataclass(frozen=True)
@@ -181,3 +192,53 @@ async def verify(
     async with ledger.transaction() as tx:
         await tx.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         return ChainsReport(tuple([r for table in CHAINS for r in await _verify_table(tx, table, expect or {})]))
+
+# %% ../../../nbs/stores/33_chain.ipynb #3b7b7e72
+BEGIN = Head(0, GENESIS.hex()) # before the first row
+
+@dataclass(frozen=True)
+class Piece:
+    "Some rows of one chain, verified."
+    head: Head # up to here nothing is wrong; of a broken piece where it began
+    last: int # number of the chain's newest row
+    broken: Break | None # None: as it was written
+
+    @property
+    def done(self) -> bool: return self.broken is not None or self.head.seq >= self.last
+
+# %% ../../../nbs/stores/33_chain.ipynb #c3fa18c1
+_SPAN = "seq > %(after)s AND seq <= %(until)s"
+
+async def _span(look: _Look, since: Head, until: int) -> tuple[int, Break | None]: # newest row of it that is there, what is wrong
+    "The rows after one that is known, inside the chain."
+    where, chain = f"{CHAINS[look.table][0]} = %(chain)s AND {_SPAN}", {"chain": look.chain, "after": since.seq, "until": until, "hash": bytes.fromhex(since.hash)}
+    altered = await (await look.tx.execute(altered_sql(look.table, where), chain)).fetchone()
+    linked = await (await look.tx.execute(linked_sql(look.table, where, ("%(after)s", "%(hash)s")), chain)).fetchone()
+    row = linked or {"last": since.seq, "gap": None, "loose": None}
+    gap = row["gap"]
+    if gap is None and row["last"] < until: gap = await look.ask("min(seq)", "seq > %s", row["last"])
+    return row["last"], await _inner(look, altered and altered["altered"], gap, row["loose"])
+
+# %% ../../../nbs/stores/33_chain.ipynb #dc4151b1
+async def verify_piece(
+    ledger: Ledger,
+    table: str, # key of `CHAINS`
+    chain: str, # e.g. "audit"
+    since: Head = BEGIN, # the row that was verified last
+    most: int = 20_000, # rows
+    timeout_s: float = 30.0, # the server gives up a statement
+) -> Piece:
+    "Check the next rows of one chain. Raises `LedgerDown`; `psycopg.errors.QueryCanceled` when it takes too long."
+    async with ledger.transaction() as tx:
+        await tx.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        await tx.execute(f"SET LOCAL statement_timeout = {round(timeout_s*1000)}")
+        look, asked = _Look(tx, table, chain), "SELECT seq, encode(hash, 'hex') AS hash FROM chain_heads WHERE chain_table = %s AND chain = %s"
+        head = await (await tx.execute(asked, (table, chain))).fetchone()
+        last = await look.ask("coalesce(max(seq), 0)")
+        have = await look.ask("encode(hash, 'hex')", "seq = %s", last) or GENESIS.hex()
+        stored = Head(head["seq"], head["hash"]) if head else None if last else BEGIN
+        ends = await _ends(look, last, have, stored, since)
+        if ends and ends.seq <= since.seq: return Piece(since, last, ends)
+        reached, broken = await _span(look, since, min(last, since.seq + most))
+        if broken or (ends and reached >= last): return Piece(since, last, broken or ends)
+        return Piece(Head(reached, await look.ask("encode(hash, 'hex')", "seq = %s", reached) if reached else GENESIS.hex()), last, None)
