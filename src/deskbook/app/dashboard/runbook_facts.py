@@ -11,11 +11,9 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 from .elements import Tone
 from ...core.clock import to_ms
 from ...core.errors import DeskbookError, NotFound
