@@ -18,6 +18,7 @@ from ..core.errors import DeskbookError
 
 if TYPE_CHECKING:
     from deskbook.core.settings import Settings
+    from deskbook.trading.desk import Desk
     from rich.console import RenderableType
 
 def clear_with(account: str) -> str: return f'deskbook kill-switch clear --account {account} --why "..."'
@@ -84,7 +85,7 @@ async def attempted(what: Awaitable[dict[str, Any]], errors: list[str]) -> dict[
         errors.append(e.what if isinstance(e, DeskbookError) else f"{type(e).__name__}: {e}")
         return {}
 
-def environment_of(parts: Parts) -> str: return str(getattr(parts.desk.guard, "environment", "live")) # an unknown one counts as real money
+def environment_of(desk: Desk) -> str: return str(getattr(desk.guard, "environment", "live")) # an unknown one counts as real money
 
 # %% ../../../nbs/app/81_up.ipynb #02ad12c7
 async def picture(
@@ -103,7 +104,7 @@ async def picture(
     ms, read_only = timeframe_ms(s.candle_granularity), is_read_only(parts.desk)
     pairs = [pair_view(n, gates.get(n), candles.get(n), decisions.get(n), held.get(n), now, ms) for n in s.hotband_pairs]
     working = is_running(there.get("loop_age_s"), s.loop_s)
-    return {"at": iso(now), "account": parts.account, "environment": environment_of(parts), "market_open": not market_closed(now), "read_only": read_only,
+    return {"at": iso(now), "account": parts.account, "environment": environment_of(parts.desk), "market_open": not market_closed(now), "read_only": read_only,
         "kill_switch": kill.engaged, "kill_why": kill.explain(), "trading_active": working and not kill.engaged and not read_only, "nav": there.get("nav"),
         "exposure_usd": there.get("exposure_usd"), "loop_age_s": there.get("loop_age_s"), "health": there.get("health"), "pairs": pairs, "api": parts.said.get("api", ""),
         "workers": {w.name: {"state": w.state, "crashes": w.crashes, "error": w.error if w.crashes else ""} for w in those}, "orders": booked.get("orders", []),
