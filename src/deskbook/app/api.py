@@ -32,6 +32,10 @@ from .api_models import Problem
 # %% ../../../nbs/app/76_api.ipynb #df9db8c3
 from .api_problems import ApiError, api_error, problem, redactor_of
 from .api_routes import ApiDeps as ApiDeps
+from .dashboard.pages import live_sources, routers
+from .dashboard.session import Doorkeeper, is_page
+from .dashboard.stream import PageHub, wake_all
+from .dashboard.web import PageRules, error_page
 from ..core.errors import BadInput, DeskbookError
 from ..core.settings import Settings
 
@@ -78,6 +82,7 @@ def on_error(settings: Settings) -> Callable[[Request, Exception], Any]:
         if known.status >= 500:
             log.error("a request failed", extra={"trace_id": trace_id, "code": known.code, "path": request.url.path, "error": redactor.text(str(error))},
                 exc_info=error if known.code == "internal" else None)
+        if is_page(request.url.path): return error_page(request, known, trace_id, redactor.text(known.what))
         return problem(known, trace_id, redactor)
     return handler
 
@@ -112,7 +117,7 @@ def guarded(app: FastAPI, deps: ApiDeps) -> None:
     "Put the middleware in front, innermost first."
     s, redactor = deps.settings, redactor_of(deps.settings)
     app.add_middleware(Idempotency, ledger=deps.ledger, account=deps.desk.account, redactor=redactor, posts=post_paths(documented(app)), arrive_s=ARRIVE_S)
-    app.add_middleware(Door, token=token_of(s), limit=RateLimit(s.rate_limit, s.rate_window_s), redactor=redactor)
+    app.add_middleware(Door, token=token_of(s), limit=RateLimit(s.rate_limit, s.rate_window_s), redactor=redactor, pages=PageRules(app, redactor))
     if origins := allowed_origins(s):
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], max_age=600,
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"], expose_headers=["Retry-After", "X-Trace-Id", "X-Evidence-Age-Seconds"])
@@ -120,13 +125,14 @@ def guarded(app: FastAPI, deps: ApiDeps) -> None:
 # %% ../../../nbs/app/76_api.ipynb #38f8f91b
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    "The task that feeds all streams lives as long as the application."
-    feeding = asyncio.create_task(app.state.hub.run(), name="events")
+    "The tasks that feed all streams live as long as the application."
+    hubs = app.state.hub, app.state.pages
+    feeding = [asyncio.create_task(work, name=name) for name, work in (("events", hubs[0].run()), ("pages", hubs[1].run()), ("wake", wake_all(app.state.deps, hubs)))]
     try: yield
     finally:
-        app.state.hub.close()
-        feeding.cancel()
-        await asyncio.gather(feeding, return_exceptions=True)
+        for hub in hubs: hub.close()
+        for task in feeding: task.cancel()
+        await asyncio.gather(*feeding, return_exceptions=True)
 
 def create_app(
     deps: ApiDeps,
@@ -135,7 +141,9 @@ def create_app(
     app = FastAPI(title="deskbook", version=__version__, description="The trading desk: state, market, orders, records, events.", docs_url=None, redoc_url=None,
         redirect_slashes=False, lifespan=_lifespan)
     app.state.deps, app.state.hub, app.state.ping_s = deps, Hub(deps), PING_S
+    app.state.pages, app.state.doorkeeper = PageHub(deps, live_sources()), Doorkeeper(deps.settings)
     for router in (api_routes.state, api_routes_market.market, api_routes_ledger.orders, api_routes_ledger.records, api_events.events): app.include_router(router)
+    for router in routers(): app.include_router(router)
     for kind in (DeskbookError, RequestValidationError, HTTPException): app.add_exception_handler(kind, on_error(deps.settings))
     guarded(app, deps)
     app.openapi = lambda: documented(app) # type: ignore[method-assign]
@@ -198,7 +206,7 @@ async def run(
             if ready and server.started: ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
             await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            app.state.hub.close()
+            for hub in (app.state.hub, app.state.pages): hub.close()
             server.should_exit = True
             stopping.cancel()
             await serving

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Headers', 'OPEN', 'log', 'EXEMPT', 'token_of', 'has_token', 'is_loopback', 'host_name', 'check_bind', 'is_proxied',
-           'without_token', 'judge', 'RateLimit', 'caller_of', 'marked', 'Door']
+           'without_token', 'judge', 'RateLimit', 'caller_of', 'marked', 'Pages', 'Door']
 
 # %% ../../../nbs/app/70_api_auth.ipynb #b07d4811
 import hmac
@@ -14,6 +14,7 @@ import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from typing import Protocol
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .api_problems import ApiError, api_error, new_trace, problem
 from ..core.errors import DeskbookError, Refused
@@ -117,8 +118,10 @@ def caller_of(
     path: str,
     peer: str | None,
     refused: bool, # by `judge`
+    sid: str = "", # names a session of the dashboard
 ) -> str:
     "Whose requests are counted together."
+    if sid and not refused: return f"session {sid}"
     return f"{'stranger' if refused else 'kill' if path == '/api/kill-switch' else 'caller'} {peer}"
 
 # %% ../../../nbs/app/70_api_auth.ipynb #d14e0773
@@ -126,43 +129,53 @@ log = logging.getLogger(__name__)
 EXEMPT = OPEN # from the rate limit
 _ALWAYS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 
-def marked(send: Send, trace_id: str, started: list[bool]) -> Send:
-    "Put the trace id on the answer."
+def marked(send: Send, trace_id: str, started: list[bool], more: Headers = ()) -> Send:
+    "Put the trace id, and what every answer of this kind says, on the answer."
     async def out(message: Message) -> None:
         if message["type"] == "http.response.start":
             started.append(True)
             headers = list(message.get("headers", ()))
             there = {k.lower() for k, _ in headers}
-            message = {**message, "headers": [*headers, *(h for h in _ALWAYS if h[0] not in there), (b"x-trace-id", trace_id.encode())]}
+            message = {**message, "headers": [*headers, *(h for h in (*_ALWAYS, *more) if h[0] not in there), (b"x-trace-id", trace_id.encode())]}
         await send(message)
     return out
 
 # %% ../../../nbs/app/70_api_auth.ipynb #789e3c8f
+class Pages(Protocol):
+    "The rules of the dashboard, which the door keeps as well. See `app.dashboard.session`."
+    headers: Headers # on every answer of a page
+    def is_page(self, path: str) -> bool: ...
+    def is_file(self, path: str) -> bool: ...
+    def judge(self, scope: Scope, peer: str | None) -> tuple[str, str]: ... # "" or a key of `CODES`; the session's id
+    def refused(self, scope: Scope, error: ApiError) -> ASGIApp: ...
+
 class Door:
     # long: one request from the outside to the routes
     "ASGI middleware: trace id, token, rate limit, and an answer for everything that goes wrong."
-    def __init__(self, app: ASGIApp, token: str, limit: RateLimit, redactor: Redactor):
-        self.app, self.token, self.limit, self.redactor = app, token, limit, redactor
+    def __init__(self, app: ASGIApp, token: str, limit: RateLimit, redactor: Redactor, pages: Pages | None = None):
+        self.app, self.token, self.limit, self.redactor, self.pages = app, token, limit, redactor, pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan": return await self.app(scope, receive, send)
         if scope["type"] != "http": return await send({"type": "websocket.close", "code": 1008})
         trace_id, started = new_trace(), list[bool]()
         scope.setdefault("state", {})["trace_id"] = trace_id
-        out = marked(send, trace_id, started)
+        pages = self.pages if self.pages and self.pages.is_page(scope["path"]) else None
+        out = marked(send, trace_id, started, pages.headers if pages else ())
         try:
-            self.check(scope)
+            self.check(scope, pages)
             await self.app(scope, receive, out)
         except Exception as e:
             error = api_error(e) if isinstance(e, DeskbookError) else ApiError("internal")
             if error.code == "internal": log.exception("a request failed", extra={"trace_id": trace_id, "path": scope["path"]})
-            if not started: await problem(error, trace_id, self.redactor)(scope, receive, out)
+            if not started: await (pages.refused(scope, error) if pages else problem(error, trace_id, self.redactor))(scope, receive, out)
 
-    def check(self, scope: Scope) -> None:
+    def check(self, scope: Scope, pages: Pages | None = None) -> None:
         "Raise `ApiError` unless it may pass."
         method, path, peer = scope["method"], scope["path"], (scope.get("client") or (None,))[0]
-        code = judge(self.token, method, path, scope["headers"], peer)
-        if path not in EXEMPT and (wait := self.limit.wait_s(caller_of(path, peer, bool(code)))):
+        code, sid = pages.judge(scope, peer) if pages else (judge(self.token, method, path, scope["headers"], peer), "")
+        free = pages.is_file(path) if pages else path in EXEMPT
+        if not free and (wait := self.limit.wait_s(caller_of(path, peer, bool(code), sid))):
             raise ApiError("rate_limited", f"Try again in {wait} s.", {"Retry-After": str(wait)})
         if not code: return
         log.warning("a request was refused at the door", extra={"reason": code, "method": method, "path": path[:200], "peer": peer})

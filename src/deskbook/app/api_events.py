@@ -13,6 +13,7 @@ import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request
@@ -31,6 +32,7 @@ from ..core.files import strict_json
 from ..stores.live_state import last_gates
 from ..trading.book import COLUMNS, order_row
 from ..trading.controls import kill_state
+from ..trading.leases import wait_for_event
 
 # %% ../../../nbs/app/75_api_events.ipynb #dfc1fd6c
 @dataclass(frozen=True)
@@ -91,8 +93,10 @@ def frame(
 # long: one small structure
 class Client:
     "One open stream."
-    def __init__(self, most: int = 512): # events that may wait
-        self.most, self.waiting, self.wake, self.ended = most, deque[bytes](), asyncio.Event(), False
+    def __init__(self, most: int = 512, topics: frozenset[str] | None = None): # events that may wait; names it wants, None: all
+        self.most, self.topics, self.waiting, self.wake, self.ended = most, topics, deque[bytes](), asyncio.Event(), False
+
+    def hears(self, topic: str) -> bool: return self.topics is None or topic in self.topics
 
     def tell(self, *frames: bytes) -> None:
         "Queue something. The end when it is too much."
@@ -176,31 +180,36 @@ class Source:
     look: Callable[[ApiDeps], Awaitable[Look]]
     every_s: float = TICK_S
     only_heard: bool = False # only while somebody listens
+    wakes: tuple[str, ...] = () # what makes it due at once: "gates", "candles", "orders", "kill"
+    topic: str = "" # under which name it tells; "": several
     due: float = 0.0
 
 def sources() -> list[Source]:
     "All of them."
-    return [Source("gates", look_gates), Source("kill", look_kill), Source("nav", look_nav), Source("orders", OrderLook()),
+    return [Source("gates", look_gates, wakes=("gates",)), Source("kill", look_kill, wakes=("kill",)), Source("nav", look_nav),
+        Source("orders", OrderLook(), wakes=("orders",)),
         Source("prices", look_prices, 1.0, only_heard=True), Source("alerts", look_alerts, 2.0)]
 
 # %% ../../../nbs/app/75_api_events.ipynb #24466d1c
 # long: the task, its clients and their coming and going
 class Hub:
     "Looks at the desk and tells everybody who listens."
-    def __init__(self, deps: ApiDeps, keep: int = 2000, most_clients: int = 100, queue: int = 512, every: list[Source] | None = None):
-        self.deps, self.ring, self.most_clients, self.queue = deps, Ring(str(deps.clock()), keep), most_clients, queue
+    def __init__(self, deps: ApiDeps, keep: int = 2000, most_clients: int = 100, queue: int = 512, every: list[Source] | None = None, tick_s: float = TICK_S):
+        self.deps, self.ring, self.most_clients, self.queue, self.tick_s = deps, Ring(str(deps.clock()), keep), most_clients, queue, tick_s
         self.sources, self.clients, self.looks, self.closed = every if every is not None else sources(), set[Client](), 0, False
+        self.wake = asyncio.Event()
         self.busy: dict[str, asyncio.Task[None]] = {} # looks that are under way, by source
 
     def join(self,
         told: str | None = None, # `Last-Event-ID`
+        topics: frozenset[str] | None = None, # names it wants; None: all
     ) -> Client:
         "A new stream, with what it missed. Raises `ApiError` when there are too many."
         if len(self.clients) >= self.most_clients: raise ApiError("too_many_streams", headers={"Retry-After": "5"})
-        client = Client(self.queue + self.ring.keep) # what it missed comes at once
+        client = Client(self.queue + self.ring.keep, topics) # what it missed comes at once
         missed = self.ring.since(told) if told else None
         if told and missed is None: client.tell(frame("reset", strict_json({"reason": "too_old_or_unknown"}, None)))
-        client.tell(*(self.framed(e) for e in (self.ring.snapshot() if missed is None else missed)))
+        client.tell(*(self.framed(e) for e in (self.ring.snapshot() if missed is None else missed) if client.hears(e.name)))
         if self.closed: client.end("bye", "closing")
         self.clients.add(client)
         return client
@@ -213,7 +222,16 @@ class Hub:
         "Tell something new to everybody."
         if event := self.ring.put(name, key, value):
             told = self.framed(event)
-            for client in self.clients: client.tell(told)
+            for client in self.clients:
+                if client.hears(name): client.tell(told)
+
+    def heard(self, source: Source) -> bool: return not source.only_heard or any(c.hears(source.topic) for c in self.clients)
+
+    def woken(self, what: str) -> None:
+        "Something happened: who looks at such things does so now."
+        for s in self.sources:
+            if what in s.wakes: s.due = 0.0
+        self.wake.set()
 
     async def one(self, source: Source) -> None:
         "One look."
@@ -225,23 +243,38 @@ class Hub:
     async def look(self) -> None:
         "All looks that are due. One that hangs goes on alone, and holds up no other."
         now = time.monotonic()
-        for s in [s for s in self.sources if s.name not in self.busy and s.due <= now and (self.clients or not s.only_heard)]:
-            s.due = now + s.every_s - TICK_S/2
+        for s in [s for s in self.sources if s.name not in self.busy and s.due <= now and self.heard(s)]:
+            s.due = now + s.every_s - self.tick_s/2
             self.busy[s.name] = asyncio.create_task(self.one(s), name=f"look-{s.name}")
+            self.busy[s.name].add_done_callback(partial(self.looked, s))
         self.looks += 1
-        if self.busy: await asyncio.wait(self.busy.values(), timeout=TICK_S)
-        for name in [n for n, task in self.busy.items() if task.done()]:
-            if failed := self.busy.pop(name).exception(): log.error("looking at %s failed", name, exc_info=failed)
+        if self.busy: await self.some_time()
+
+    async def some_time(self) -> None:
+        "Wait for what is under way, until it is done, or the next tick, or something happens."
+        until = time.monotonic() + self.tick_s
+        ears = asyncio.create_task(self.wake.wait())
+        while self.busy and not ears.done() and (left := until - time.monotonic()) > 0:
+            await asyncio.wait([*self.busy.values(), ears], timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        ears.cancel()
+
+    def looked(self, source: Source, task: asyncio.Task[None]) -> None:
+        "One look is over. When something happened meanwhile, the next one follows at once."
+        self.busy.pop(source.name, None)
+        if not task.cancelled() and (failed := task.exception()): log.error("looking at %s failed", source.name, exc_info=failed)
+        if not source.due: self.wake.set()
 
     async def run(self) -> None:
         "Look until cancelled."
         try:
             while True:
                 await self.look()
-                await asyncio.sleep(TICK_S)
+                await wait_for_event(self.wake, self.tick_s)
+                self.wake.clear()
         finally:
-            for task in self.busy.values(): task.cancel()
-            await asyncio.gather(*self.busy.values(), return_exceptions=True)
+            under_way = [*self.busy.values()]
+            for task in under_way: task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
 
     def close(self) -> None:
         "End all streams; a new one ends at once."
@@ -256,9 +289,9 @@ async def until_gone(receive: Receive) -> None:
 # long: one stream from its head to its end
 class EventStream(Response):
     "A response that goes on until somebody ends it."
-    def __init__(self, hub: Hub, client: Client, ping_s: float = PING_S):
+    def __init__(self, hub: Hub, client: Client, ping_s: float = PING_S, ping: Callable[[], bytes] = lambda: b": ping\n\n"):
         super().__init__(media_type="text/event-stream")
-        self.hub, self.client, self.ping_s = hub, client, ping_s
+        self.hub, self.client, self.ping_s, self.ping = hub, client, ping_s, ping
         del self.headers["content-length"]
         self.headers.update({"cache-control": "no-store", "x-accel-buffering": "no"})
 
@@ -280,7 +313,7 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         await self.write(send, b"retry: 2000\n\n")
         while not self.client.ended or self.client.waiting:
-            await self.write(send, await self.client.next(self.ping_s) or b": ping\n\n")
+            await self.write(send, await self.client.next(self.ping_s) or self.ping())
         await self.write(send, b"", more=False)
 
 # %% ../../../nbs/app/75_api_events.ipynb #950e01d3

@@ -101,7 +101,7 @@ async def close_trade(deps: Deps, request: Request, body: CloseBody, once: Once 
     "Reduce a position by some units, or to nothing."
     require_credentials(deps)
     units = None if body.units is None else exact(body.units)
-    try: order = await deps.desk.close(body.instrument, units, key=key_of(request, once), override_kill=body.reduce_only)
+    try: order = await deps.desk.close(body.instrument, units, key=key_of(request, once), override_kill=body.reduce_only, trace_id=request.state.trace_id)
     except NotFound: raise ApiError("nothing_to_close", f"Nothing is held in {body.instrument} that is not being closed already.", ok=False) from None
     except DeskbookError as e: raise order_error(e, response=None) from e
     return finished(await deps.desk.wait(order.id, WAIT_S))

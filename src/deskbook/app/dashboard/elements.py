@@ -151,11 +151,11 @@ def table(
 ) -> Node:
     "A table."
     numbers = set(right)
-    def cells(row: Sequence[Node]) -> Node: return [h.td(".right" if i in numbers else None)[c] for i, c in enumerate(row)]
+    def cells(row: Sequence[Node]) -> Node: return [h.td(class_="right" if i in numbers else None)[c] for i, c in enumerate(row)]
     body = [h.tr[cells(r)] for r in rows]
     if not body: return h.div(".empty", id=ident)[h.p[empty]]
     return h.div(".wide", id=ident, tabindex="0", role="region", aria_label=caption)[h.table[h.caption[caption],
-        h.thead[h.tr[[h.th(".right" if i in numbers else None, scope="col")[c] for i, c in enumerate(head)]]], h.tbody[body]]]
+        h.thead[h.tr[[h.th(class_="right" if i in numbers else None, scope="col")[c] for i, c in enumerate(head)]]], h.tbody[body]]]
 
 # %% ../../../../nbs/app/dashboard/00_elements.ipynb #982eb97e
 def facts(pairs: Iterable[tuple[Node, Node]]) -> Node:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CSP', 'PAGE_HEADERS', 'web', 'Who', 'Actor', 'SECTIONS', 'WHY_NOT', 'files', 'asset', 'static_file', 'viewer_in',
            'form_of', 'actor_in', 'head', 'who_box', 'top', 'shell', 'page', 'fragment', 'notice', 'is_part', 'done',
-           'field', 'act_form', 'inside', 'to_login', 'error_page', 'login_view', 'login_page', 'over_tls',
+           'field', 'act_form', 'inside', 'to_login', 'error_page', 'PageRules', 'login_view', 'login_page', 'over_tls',
            'clean_name', 'login', 'logout', 'start']
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #cf3f1b05
@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlencode
 import htpy as h
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.types import Scope
 from ..api_auth import token_of
 from ..api_idempotency import read_body
 from ..api_problems import ApiError
 from ..api_routes import deps_of
+from ...core.redaction import Redactor
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #9511630e
 from .elements import STATIC, Node, Tone, error_box, partial
@@ -125,7 +127,7 @@ def shell(
     "A whole page."
     stream = h.div({"hx-sse:connect": f"/ui/events?topics=hero,{section}"}, id="stream", hx_swap="none")
     main = h.main("#main", tabindex="-1")[h.h1[title], body]
-    inner = [h.a(".skip", href="#main")["Skip to the page"], top(viewer, section), hero or h.div("#hero.hero.loading")["reading the desk …"],
+    inner: list[Node] = [h.a(".skip", href="#main")["Skip to the page"], top(viewer, section), hero or h.div("#hero.hero.loading")["reading the desk …"],
         h.div("#notices", aria_live="polite", role="status"), main, stream]
     return h.html(lang="en")[head(title, scripts, styles), h.body({"data-section": section, "hx-headers:inherited": f'{{"X-CSRF-Token":"{viewer.csrf}"}}'})[inner]]
 
@@ -211,12 +213,31 @@ def error_page(
     said = HTMLResponse(str(shell(viewer, f"{error.status}", [error_box(text, todo), where], "desk")), error.status, dict(error.headers))
     return said
 
+# %% ../../../../nbs/app/dashboard/02_web.ipynb #143d0757
+class PageRules:
+    "The dashboard's part of the door; see `api_auth.Pages`."
+    headers = PAGE_HEADERS
+    def __init__(self, app: FastAPI, redactor: Redactor): self.app, self.redactor = app, redactor
+    def is_page(self, path: str) -> bool: return is_page(path)
+    def is_file(self, path: str) -> bool: return path.startswith("/ui/static/")
+
+    def judge(self, scope: Scope, peer: str | None) -> tuple[str, str]:
+        "\"\" or a code, and the session's id. Leaves who it is for the routes."
+        code, who = self.app.state.doorkeeper.judge(scope["method"], scope["path"], scope["headers"], peer)
+        scope["state"]["viewer"] = who or NOBODY
+        return code, who.sid if who else ""
+
+    def refused(self, scope: Scope, error: ApiError) -> Response:
+        "The answer to somebody who may not pass."
+        request = Request({**scope, "app": self.app})
+        return error_page(request, error, scope["state"].get("trace_id", ""), self.redactor.text(error.what))
+
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #910c040b
 def login_view(to: str, wrong: str = "") -> Node:
     "The page that asks for the token."
-    fields = [h.input(type="hidden", name="next", value=to), field("name", "Your name", hint="It stands in the audit beside what you do.", autocomplete="username", maxlength="40"),
+    fields: list[Node] = [h.input(type="hidden", name="next", value=to), field("name", "Your name", hint="It stands in the audit beside what you do.", autocomplete="username", maxlength="40"),
         field("token", "Token", hint="API_TOKEN, or API_VIEW_TOKEN to look only.", kind="password", error=wrong, autocomplete="current-password", required=True)]
-    buttons = [h.button(".accent", type="submit", name="as", value="act")["Sign in"], " ", h.button(type="submit", name="as", value="view")["Sign in, look only"]]
+    buttons: list[Node] = [h.button(".accent", type="submit", name="as", value="act")["Sign in"], " ", h.button(type="submit", name="as", value="view")["Sign in, look only"]]
     form = h.form(".form.login", method="post", action="/ui/login")[fields, h.div(".row")[buttons], h.p(".hint")["Signed in already? ", h.a(href=to)["Go on"], "."]]
     return h.html(lang="en")[head("Sign in"), h.body[h.main("#main.login")[h.h1["deskbook"], form]]]
 
