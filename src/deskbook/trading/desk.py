@@ -289,11 +289,12 @@ class DeskOrders(DeskViews):
     async def cancel(self,
         order_id: UUID | str,
         actor: str = "operator",
+        why: str = "", # for the audit
     ) -> OrderRow: # as it is now; the cancellation may be on its way
         "Ask for an order to be cancelled. One that has ended stays as it is. Raises `NotFound`, `Refused`."
         order = await self.order(order_id)
         await self.allowed(Write("cancel", order.instrument), "order.cancel", order, actor)
-        return await request_cancel(self.deps, order.id, actor)
+        return await request_cancel(self.deps, order.id, actor, why)
 
     async def allowed(self, write: Write, action: str, order: OrderRow, actor: str) -> None:
         "Ask the guard; a refusal is written down."
@@ -314,13 +315,14 @@ class DeskExits(DeskOrders):
         key: str | None = None, # idempotency key; None: a new order each time
         override_kill: bool = False, # a person closes under the kill switch
         expires_s: float = 30.0,
+        trace_id: str | None = None, # of the request that asked for it
     ) -> OrderRow:
         "Reduce a position with an order of its own. Raises `NotFound` when there is nothing to close, `OrderRefused`."
         for attempt in range(3):
             if (size := await self.room(instrument) if units is None else towards_flat(await self.held(instrument), abs(units))) == 0:
                 raise NotFound(f"{self.account} holds nothing in {instrument} that is not being closed.", "See `deskbook positions`.")
             exit = Intent(self.account, instrument, size, kind="exit", reduce_only=True, override_kill=override_kill, expires_s=expires_s,
-                idempotency_key=key or f"close:{new_id()}")
+                idempotency_key=key or f"close:{new_id()}", trace_id=trace_id)
             try: return (await self.submit(exit))[0]
             except OrderRefused as e:
                 if e.reasons != ("exceeds_position",) or units is not None or attempt == 2: raise
@@ -404,12 +406,13 @@ async def request_cancel(
     deps: Deps,
     order_id: UUID,
     actor: str,
+    why: str = "", # for the audit
 ) -> OrderRow:
     "Write down that an order shall be cancelled. Raises `LedgerDown`."
     async with deps.ledger.transaction() as tx:
         order = order_row((await (await tx.execute(f"SELECT {COLUMNS} FROM orders o WHERE o.id = %s FOR NO KEY UPDATE", (order_id,))).fetchall())[0])
         if order.ended or order.state == "cancel_pending": return order
-        await append_audits(tx, [AuditEvent(actor, "order.cancel", "order", str(order.id), {"state": order.state}, deps.account)])
+        await append_audits(tx, [AuditEvent(actor, "order.cancel", "order", str(order.id), {"state": order.state, **({"why": why} if why else {})}, deps.account)])
         made: Change | None = None
         if unsent(order):
             made = change(order, "cancelled", "cancelled_before_sending", {"actor": actor})
