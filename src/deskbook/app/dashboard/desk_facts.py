@@ -32,6 +32,7 @@ from ...trading.controls import KillState, kill_state
 from ...trading.decide import signal_of
 from ...trading.desk import Held, held_of
 from ...trading.guards import gate_reasons, gate_time_ms, number, regime_of
+from ...trading.manager import loop_ttl_s
 from ...trading.marks import priced
 from ...trading.profile import InstrumentProfile, Profile, load_profile, profile_for
 from ...trading.rates import NoRate, rate
@@ -185,6 +186,7 @@ class HeroFacts:
     loop_ms: int | None = None # the manager's last round; None: it tells of none
     running: bool = False
     loop_error: str = "" # why the manager could not work in its last round
+    loop_stale_s: float = 10.0
     market_open: bool = True
     candle: tuple[str, int] | None = None # the pair whose newest candle is oldest, and its close
     gate: tuple[str, int] | None = None # the pair whose gate is oldest, and up to when it knows the market
@@ -250,7 +252,7 @@ def hero_facts(deps: ApiDeps, looked: Looked) -> HeroFacts:
     return HeroFacts(deps.desk.account, mode_of(environment_of(deps.desk)), looked.kill, is_read_only(deps.desk),
         None if looked.ledger.error or not account else account["armed"], to_ms(until) if until else None, account.get("armed_by", ""),
         int(loop["ts_ms"]) if mark_age_s(loop, now) is not None else None, not looked.live.error and is_running(mark_age_s(loop, now), s.loop_s),
-        str(loop.get("error", "")), not market_closed(now), candle, gate, no_candle, no_gate, s.candle_stale_s, s.gate_max_age_s, nav, nav_ms,
+        str(loop.get("error", "")), loop_ttl_s(s.loop_s), not market_closed(now), candle, gate, no_candle, no_gate, s.candle_stale_s, s.gate_max_age_s, nav, nav_ms,
         account.get("currency", "USD"), **results_of(state, looked.ledger.get("policy"), nav, now),
         breaker=(state.reason or "tripped") if state and state.status == "tripped" else "",
         frozen=(account["freeze_reason"] or "frozen") if account.get("entries_frozen") else "",
@@ -394,7 +396,7 @@ def desk_facts(deps: ApiDeps, looked: Looked) -> DeskFacts:
 # long: sample values
 def sample_desk(now_ms: int = 1_762_862_400_000) -> DeskFacts:
     "A desk to look at."
-    hero = HeroFacts("paper", "sandbox", KillState("off", "off", "web:maria", "after the roll", "2025-11-11T11:40:00Z"), False, None, None, "", now_ms - 800, True, "", True,
+    hero = HeroFacts("paper", "sandbox", KillState("off", "off", "web:maria", "after the roll", "2025-11-11T11:40:00Z"), False, None, None, "", now_ms - 800, True, "", 10.0, True,
         ("USD_CAD", now_ms - 4_000), ("NZD_USD", now_ms - 3_000), (), (), 180, 180, Decimal("100213.55"), now_ms - 900, "USD", Decimal("213.55"), Decimal("0.0042"), Decimal("0.05"),
         "", "", {"medium": 1, "low": 2})
     session = session_at(InstrumentProfile("EUR_USD"), now_ms)
