@@ -6,7 +6,7 @@
 __all__ = ['CSP', 'PAGE_HEADERS', 'web', 'Who', 'Actor', 'SECTIONS', 'WHY_NOT', 'files', 'asset', 'static_file', 'viewer_in',
            'form_of', 'actor_in', 'head', 'who_box', 'top', 'shell', 'page', 'fragment', 'notice', 'is_part', 'done',
            'field', 'act_form', 'inside', 'to_login', 'error_page', 'PageRules', 'login_view', 'login_page', 'over_tls',
-           'clean_name', 'login', 'logout', 'start']
+           'caller', 'clean_name', 'login', 'logout', 'start']
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #cf3f1b05
 import mimetypes
@@ -20,7 +20,7 @@ import htpy as h
 from fastapi import APIRouter, Depends, FastAPI, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import Scope
-from ..api_auth import token_of
+from ..api_auth import is_loopback, token_of
 from ..api_idempotency import read_body
 from ..api_problems import ApiError
 from ..api_routes import deps_of
@@ -120,12 +120,12 @@ def top(viewer: Viewer, section: str) -> Node:
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #879202bf
 def shell(
     viewer: Viewer, title: str, body: Node,
-    section: str, # a key of `SECTIONS`
+    section: str, # a key of `SECTIONS`; "": none of them
     hero: Node = None, # the strip of the desk, as it was said last
     scripts: Sequence[str] = (), styles: Sequence[str] = (), # names of files
 ) -> Node:
     "A whole page."
-    stream = h.div({"hx-sse:connect": f"/ui/events?topics=hero,{section}"}, id="stream", hx_swap="none")
+    stream = h.div({"hx-sse:connect": f"/ui/events?topics={','.join(filter(None, ('hero', section)))}"}, id="stream", hx_swap="none")
     main = h.main("#main", tabindex="-1")[h.h1[title], body]
     inner: list[Node] = [h.a(".skip", href="#main")["Skip to the page"], top(viewer, section), hero or h.div("#hero.hero.loading")["reading the desk …"],
         h.div("#notices", aria_live="polite", role="status"), main, stream]
@@ -210,7 +210,7 @@ def error_page(
     if is_part(request): return fragment(notice(f"{text} ({error.code})", "bad"), status=error.status, headers=dict(error.headers))
     viewer = viewer_in(request)
     where = h.p[h.a(href="/ui/desk")["To the desk"]]
-    said = HTMLResponse(str(shell(viewer, f"{error.status}", [error_box(text, todo), where], "desk")), error.status, dict(error.headers))
+    said = HTMLResponse(str(shell(viewer, f"{error.status}", [error_box(text, todo), where], "")), error.status, dict(error.headers))
     return said
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #143d0757
@@ -250,6 +250,11 @@ async def login_page(request: Request, next: str = "/ui/desk") -> Response:
 
 def over_tls(request: Request) -> bool: return request.url.scheme == "https" or header_of(request.scope["headers"], "x-forwarded-proto") == "https"
 
+def caller(request: Request) -> str:
+    "Whose tries are counted together. Our own web edge, on this machine, says for whom it speaks."
+    peer, told = request.client.host if request.client else "", header_of(request.scope["headers"], "x-forwarded-for")
+    return told.rpartition(",")[2].strip() if told and is_loopback(peer) else peer
+
 def clean_name(text: str) -> str: return "".join(c for c in text if c.isprintable())[:40].strip() or "operator"
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #1cacc9ed
@@ -258,7 +263,7 @@ async def login(request: Request) -> Response:
     "Exchange a token for a session."
     settings, said = deps_of(request).settings, await form_of(request)
     if not is_own(request.scope["headers"]): raise ApiError("forged")
-    if wait := request.app.state.doorkeeper.tries.wait_s(request.client.host if request.client else ""): raise ApiError("rate_limited", f"Try again in {wait} s.", {"Retry-After": str(wait)})
+    if wait := request.app.state.doorkeeper.tries.wait_s(caller(request)): raise ApiError("rate_limited", f"Try again in {wait} s.", {"Retry-After": str(wait)})
     to, right = inside(said.get("next", "")), right_of(settings, said.get("token", ""))
     if not right: return HTMLResponse(str(login_view(to, "This is not the token.")), 401)
     cookie = session_cookie(settings, clean_name(said.get("name", "")), right == "act" and said.get("as") != "view")

@@ -1,0 +1,176 @@
+"""The door of the dashboard: every address, with every right, whatever pages there are."""
+import re
+
+import httpx
+import pytest
+from api_rig import TOKEN, story
+
+from deskbook.app.dashboard.pages import routers
+from deskbook.app.dashboard.session import COOKIE, csrf_of, session_cookie, viewer_of
+from deskbook.app.dashboard.web import files
+
+VIEW = "look-2b7e151628"
+OPEN = {"/ui/login", "/ui/static/{name:path}", "/", "/ui", "/ui/"}
+EXAMPLE = {"order_id": "00000000-0000-0000-0000-000000000001", "alert_id": "00000000-0000-0000-0000-000000000001", "trace_id": "0" * 32}
+
+
+def addresses(method):
+    """Every page address that takes this method, with its places filled in."""
+    found = [r.path for router in routers() for r in router.routes if method in (r.methods or ())]
+    return sorted({re.sub(r"\{(\w+)(:\w+)?\}", lambda m: EXAMPLE.get(m[1], "x"), p) for p in found if p not in OPEN})
+
+
+def cookie(settings, may_act=True, name="maria"):
+    value = session_cookie(settings, name, may_act)
+    return {"Cookie": f"{COOKIE}={value}"}, csrf_of(settings, viewer_of(settings, value).sid)
+
+
+@pytest.fixture
+def door(api_bench):
+    def open_door(**settings):
+        return api_bench.api(run_desk=False, headers={}, api_view_token=VIEW, **settings)
+    return open_door
+
+
+def test_without_a_session_every_page_asks_who_it_is_and_every_deed_is_refused(door):
+    async def go():
+        async with door() as (_, http):
+            pages, deeds = addresses("GET"), addresses("POST")
+            assert "/ui/events" in pages and "/ui/logout" in deeds
+            for path in pages:
+                answer = await http.get(path)
+                assert answer.status_code in (303, 401), (path, answer.status_code)
+                assert answer.status_code == 401 or answer.headers["location"].startswith("/ui/login?next="), path
+            for path in deeds:
+                assert (await http.post(path, data={"csrf": "x"})).status_code in (303, 401), path
+            bearer = {"Authorization": f"Bearer {TOKEN}"}  # the API's token in a header opens no page: no cookie, no session
+            assert (await http.get("/ui/desk", headers=bearer)).status_code == 303
+    story(go())
+
+
+def test_every_deed_refuses_who_may_only_look_and_who_lacks_the_pages_word(door, api_bench):
+    async def go():
+        async with door() as (_, http):
+            settings = http.app.state.deps.settings
+            looking, _ = cookie(settings, may_act=False)
+            acting, word = cookie(settings)
+            _, other = cookie(settings, name="eve")
+            for path in [p for p in addresses("POST") if p != "/ui/logout"]:
+                refused = [await http.post(path, headers=looking, data={"csrf": csrf_of(settings, "")}),
+                           await http.post(path, headers=acting), await http.post(path, headers=acting, data={"csrf": other}),
+                           await http.post(path, headers={**acting, "Origin": "http://evil.example"}, data={"csrf": word}),
+                           await http.post(path, headers={**acting, "Sec-Fetch-Site": "cross-site"}, data={"csrf": word})]
+                assert [r.status_code for r in refused] == [403] * 5, (path, [r.status_code for r in refused])
+                assert (await http.get(path, headers=acting)).status_code in (404, 405, 200), path  # a GET never acts
+    story(go())
+
+
+def test_a_session_is_for_pages_only(door):
+    async def go():
+        async with door() as (_, http):
+            acting, _ = cookie(http.app.state.deps.settings)
+            assert (await http.get("/api/status", headers=acting)).status_code == 401
+            assert (await http.post("/api/kill-switch", headers=acting, json={"kill_switch": True})).status_code == 401
+    story(go())
+
+
+@pytest.mark.parametrize("path", ["/ui/login", "/ui/desk", "/ui/nothing", "/ui/static/desk.css", "/ui/static/../web.py"])
+def test_every_answer_of_a_page_keeps_foreign_script_out(door, path):
+    async def go():
+        async with door() as (_, http):
+            acting, _ = cookie(http.app.state.deps.settings)
+            answer = await http.get(path, headers=acting)
+            policy = answer.headers["content-security-policy"]
+            assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
+            assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["x-frame-options"] == "DENY"
+            assert not re.search(r"<script(?![^>]*\ssrc=)|\sstyle=|\son\w+=|javascript:", answer.text) or path.endswith((".css", ".js"))
+            assert TOKEN not in answer.text and VIEW not in answer.text
+    story(go())
+
+
+def test_signing_in(door):
+    async def go():
+        async with door() as (_, http):
+            wrong = await http.post("/ui/login", data={"token": "wrong", "name": "eve", "next": "/ui/ops"})
+            assert wrong.status_code == 401 and "set-cookie" not in wrong.headers and "This is not the token" in wrong.text
+            right = await http.post("/ui/login", data={"token": TOKEN, "name": "<maria>", "next": "//evil.example"})
+            assert right.status_code == 303 and right.headers["location"] == "/ui/desk"
+            given = right.headers["set-cookie"]
+            assert "HttpOnly" in given and "SameSite=Strict" in given and "Secure" not in given and TOKEN not in given
+            tls = await http.post("/ui/login", data={"token": TOKEN}, headers={"X-Forwarded-Proto": "https"})
+            assert "; Secure" in tls.headers["set-cookie"]
+            foreign = await http.post("/ui/login", data={"token": TOKEN}, headers={"Origin": "http://evil.example"})
+            assert foreign.status_code == 403
+            for token, chosen, may_act in ((TOKEN, "act", True), (TOKEN, "view", False), (VIEW, "act", False)):
+                answer = await http.post("/ui/login", data={"token": token, "as": chosen})
+                value = answer.cookies.get(COOKIE) or answer.headers["set-cookie"].partition(";")[0].partition("=")[2]
+                assert viewer_of(http.app.state.deps.settings, value).may_act is may_act
+    story(go())
+
+
+def test_many_wrong_tokens_have_to_wait_and_each_caller_is_counted_alone(door):
+    async def go():
+        async with door() as (_, http):
+            tries = [(await http.post("/ui/login", data={"token": "wrong"}, headers={"X-Forwarded-For": "192.0.2.7"})).status_code for _ in range(12)]
+            assert tries[:8] == [401] * 8 and set(tries[8:]) == {429}
+            assert (await http.post("/ui/login", data={"token": TOKEN}, headers={"X-Forwarded-For": "192.0.2.8"})).status_code == 303
+    story(go())
+
+
+def test_signing_out_ends_the_session_also_for_a_copy_of_its_cookie(door):
+    async def go():
+        async with door() as (_, http):
+            acting, word = cookie(http.app.state.deps.settings)
+            assert (await http.post("/ui/logout", headers=acting, data={"csrf": "wrong"})).status_code == 403
+            assert (await http.get("/ui/nothing", headers=acting)).status_code == 404
+            out = await http.post("/ui/logout", headers=acting, data={"csrf": word})
+            assert out.status_code == 303 and "Max-Age=0" in out.headers["set-cookie"]
+            assert (await http.get("/ui/nothing", headers=acting)).status_code == 303
+    story(go())
+
+
+def test_without_a_token_this_machine_may_look_and_nobody_may_act(door):
+    async def go():
+        async with door(token=None) as (_, http):
+            assert (await http.get("/ui/nothing")).status_code == 404  # let in, and there is no such page
+            assert (await http.get("/ui/login")).status_code == 303
+            for path in addresses("POST"):
+                assert (await http.post(path, data={"csrf": ""})).status_code == 403, path
+            far = httpx.ASGITransport(app=http.app, client=("192.0.2.1", 1))
+            async with httpx.AsyncClient(transport=far, base_url="http://192.0.2.9:8000") as stranger:
+                assert (await stranger.get("/ui/desk")).status_code == 403
+    story(go())
+
+
+def test_requests_are_counted_by_session_and_files_are_not_counted(door):
+    async def go():
+        async with door(rate_limit=5) as (_, http):
+            (one, _), (two, _) = cookie(http.app.state.deps.settings), cookie(http.app.state.deps.settings, name="ben")
+            assert [(await http.get("/ui/nothing", headers=one)).status_code for _ in range(7)] == [404] * 5 + [429] * 2
+            assert (await http.get("/ui/nothing", headers=two)).status_code == 404
+            assert all([(await http.get("/ui/static/desk.css")).status_code == 200 for _ in range(9)])
+    story(go())
+
+
+@pytest.mark.parametrize("body, kind", [("csrf=%ff", "application/x-www-form-urlencoded"), ("csrf=a&csrf=b", "application/x-www-form-urlencoded"),
+                                        ("&".join(f"f{i}=1" for i in range(500)), "application/x-www-form-urlencoded"),
+                                        ("a" * 100_000, "application/x-www-form-urlencoded"), ('{"csrf": 1}', "application/json"), ("novalue", "application/x-www-form-urlencoded")])
+def test_a_form_that_is_none_is_refused_in_words(door, body, kind):
+    async def go():
+        async with door() as (_, http):
+            acting, _ = cookie(http.app.state.deps.settings)
+            answer = await http.post("/ui/logout", headers={**acting, "Content-Type": kind}, content=body)
+            assert answer.status_code in (400, 403, 413) and "<main" in answer.text, answer.status_code
+    story(go())
+
+
+def test_files_are_kept_for_good_by_their_hash_and_only_those_of_the_folder_are_served(door):
+    async def go():
+        async with door() as (_, http):
+            for name, (path, digest) in files().items():
+                answer = await http.get(f"/ui/static/{name}?v={digest}")
+                assert answer.content == path.read_bytes() and "immutable" in answer.headers["cache-control"], name
+            assert "immutable" not in (await http.get("/ui/static/desk.css?v=old")).headers["cache-control"]
+            for name in ("..%2fweb.py", "%2e%2e/web.py", "vendor/VENDORED.toml", "", "/etc/passwd", "desk.css%00"):
+                assert (await http.get(f"/ui/static/{name}")).status_code == 404, name
+    story(go())
