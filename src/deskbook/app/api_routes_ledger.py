@@ -22,6 +22,7 @@ from ..core.errors import DeskbookError, NotFound
 from ..stores.ledger import Ledger
 from ..stores.records import acknowledge_alert, audit
 from ..trading.book import OrderRow
+from ..trading.controls import NotAllowed
 from ..trading.desk import SETTLED
 from ..trading.orders import IdempotencyConflict, Intent, OrderRefused
 
@@ -42,6 +43,7 @@ def order_error(
     "The answer to an order that was not accepted."
     more = {"ok": False, **more}
     if isinstance(error, OrderRefused): return ApiError(code_for(error.reasons), error.what, reasons=list(error.reasons), **more)
+    if isinstance(error, NotAllowed): return ApiError(code_for((error.reason,)), error.what, reasons=[error.reason], **more)
     if isinstance(error, IdempotencyConflict): return ApiError("idempotency_conflict", "This key belongs to another order.", **more)
     known = api_error(error)
     return ApiError(known.code, known.what, **more)
