@@ -8,7 +8,8 @@ __all__ = ['BAR_COLUMNS', 'MONTHS_A_PAGE', 'ROWS_LIVE', 'LIVE_AWAY', 'LAKE_AWAY'
            'live_rows', 'over', 'Bars', 'page_of', 'rows_wanted', 'lake_of', 'older', 'read_bars', 'join_older',
            'read_since', 'shelf', 'known_pairs', 'require_pair', 'intervals_of', 'GateMark', 'gate_mark', 'gate_marks',
            'live_gates', 'DecisionMark', 'FillMark', 'decision_marks', 'fill_marks', 'read_marks', 'Tape', 'forming',
-           'with_marks', 'read_tape', 'read_news', 'digits_of', 'gate_out', 'decision_out', 'fill_out', 'tape_out']
+           'with_marks', 'read_tape', 'read_news', 'book_beat', 'beats', 'digits_of', 'gate_out', 'decision_out',
+           'fill_out', 'tape_out']
 
 # %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #190660a2
 import asyncio
@@ -29,7 +30,7 @@ from ...market.candles import CANDLE_SCHEMA, TIMEFRAME_MS, candle_frame, empty_c
 from ...stores.lake import Lake, Partition, from_parquet
 from ...stores.ledger import LedgerDown
 from ...stores.live import Live, LiveUnavailable, said_as_live
-from ...stores.live_state import candles_key, gate_index_key, readable
+from ...stores.live_state import candles_key, gate_index_key, last_gates, newest_candles, readable
 from ...trading.guards import number
 from ...venues.sandbox.candles import Alignment, period_starts
 from ...venues.streamer import lake_venue
@@ -286,7 +287,7 @@ async def live_gates(
 
 # %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #877ac18f
 Show = Literal["all", "paper", "live"]
-WORDS: Mapping[str, str] = {"live": "live", "practice": "paper (practice)", "sandbox": "paper (sandbox)"}
+WORDS: Mapping[str, str] = {"live": "LIVE", "practice": "paper", "sandbox": "sandbox"} # environment of an account, for people
 
 @dataclass(frozen=True)
 class DecisionMark:
@@ -419,14 +420,29 @@ async def read_news(
     await require_pair(deps, pair)
     return await with_marks(deps, pair, interval, show, await read_since(deps, pair, interval, after_ms), None)
 
+# %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #7a8e1ef3
+_BOOK = """SELECT (SELECT coalesce(sum(seq), 0) FROM chain_heads WHERE chain_table = 'order_events') AS events,
+  (SELECT max(d.at) FROM accounts a CROSS JOIN LATERAL (SELECT max(decided_at) AS at FROM decisions WHERE account = a.account) d) AS decided"""
+
+async def book_beat(deps: ApiDeps) -> str:
+    "How far the ledger is; \"\" when it cannot be reached."
+    try: row, = await deps.ledger.rows(_BOOK)
+    except LedgerDown: return ""
+    return f"{row['events']}.{to_ms(row['decided']) if row['decided'] else 0}"
+
+async def beats(deps: ApiDeps) -> dict[str, str]: # by pair
+    "What differs when something happened. Raises `LiveUnavailable`."
+    pairs = deps.settings.hotband_pairs
+    newest, gates, book = await asyncio.gather(newest_candles(deps.live, pairs, deps.settings.candle_granularity), last_gates(deps.live, pairs), book_beat(deps))
+    return {p: f"{newest[p] or 0}/{gate_ms(gates[p] or {})}/{book}" for p in pairs}
+
 # %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #a8c5e79c
 def digits_of(
     frame: pl.DataFrame, # bars
-    most: int = 6,
 ) -> int: # decimals
-    "How many decimals the prices have."
-    said = [f"{c:.{most}f}".rstrip("0") for c in frame["close"].tail(60)]
-    return max([2, *(len(s) - s.index(".") - 1 for s in said)])
+    "How many decimals prices of this size have: five below 20, three below 1,000, two above."
+    price = frame["close"][-1] if frame.height else 1.0
+    return 5 if price < 20 else 3 if price < 1000 else 2
 
 def gate_out(m: GateMark) -> dict[str, Any]:
     return {"t": m.time_ms, "at": m.at_ms, "n": m.gates, "in": m.admitted, "direction": m.direction, "regime": m.regime, "reasons": m.reasons, "hazard": m.hazard, "limit": m.threshold}
