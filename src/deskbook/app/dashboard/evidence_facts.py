@@ -7,8 +7,8 @@ __all__ = ['MOST_BYTES', 'Wary', 'number_at', 'count_at', 'text_at', 'moment_at'
            'Instrument', 'Study', 'study_of', 'detectable_bp', 'RosterRow', 'Roster', 'roster_of', 'Trouble',
            'file_key', 'document_of', 'tried', 'Week', 'week_at', 'Archived', 'archive_of', 'weeks_before', 'Change',
            'changes_of', 'Rate', 'Summary', 'bundles_of', 'regimes_of', 'summary_at', 'RunRow', 'run_row', 'run_names',
-           'runbooks_of', 'RunPage', 'RunShelf', 'run_page', 'run_folder', 'RunFacts', 'traceback_of', 'run_facts',
-           'artefact', 'report_page']
+           'runbooks_of', 'RunPage', 'RunShelf', 'run_page', 'EvidenceFacts', 'week_before', 'shelf_of', 'canonical_of',
+           'evidence_facts', 'run_folder', 'RunFacts', 'traceback_of', 'run_facts', 'artefact', 'report_page']
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #a8707f67
 import json
@@ -23,7 +23,8 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 from ..api_problems import ApiError
-from ..api_routes_market import read_evidence
+from ..api_routes import ApiDeps
+from ..api_routes_market import evidence_path, read_evidence
 from ...core.clock import to_ms
 from ...core.errors import DataError, DeskbookError
 
@@ -32,7 +33,7 @@ from ...core.files import plain, sha256
 from ...ops.evidence import Evidence, seal_problem
 from ...ops.report import RunEntry, plain_text, read_run
 from ...studies.roster import decide_roster, read_ledger, week_numbers, week_of
-from ...studies.weekly import is_simulated
+from ...studies.weekly import CANONICAL, is_simulated
 from .elements import Tone
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #dc44c6c8
@@ -568,6 +569,48 @@ def run_page(
         read, looked, last = read + fresh, looked + 1, run_id
         if row and word in ("", row.word): rows.append(row)
     return RunPage(tuple(rows), "", looked, len(names))
+
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #e056d744
+@dataclass(frozen=True)
+class EvidenceFacts:
+    "Everything the evidence page shows."
+    week: Week | Trouble
+    chosen: str # name in the archive; "": what stands now
+    before: Study | None # the week before
+    archive: tuple[Archived, ...]
+    bundles: Summary | Trouble
+    regimes: Summary | Trouble
+    runs: RunPage
+
+def week_before(study: Study, archive: Sequence[Archived], read: Callable[[str], Week]) -> Study | None:
+    "The study of the week before, if one can be read."
+    for a in weeks_before(archive, study.start_ms)[:6]:
+        found = tried(read, a.name)
+        if isinstance(found, Week) and found.study.venue == study.venue: return found.study
+    return None
+
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #566a5e8b
+_SHELVES: dict[Path, RunShelf] = {}
+
+def shelf_of(reports: Path) -> RunShelf: return _SHELVES.setdefault(reports, RunShelf(reports))
+
+def canonical_of(deps: ApiDeps) -> Path: return evidence_path(deps.settings.signal_evidence, deps, CANONICAL)
+
+def evidence_facts(
+    deps: ApiDeps,
+    chosen: str = "", # name of an archived publication; "": what stands now
+) -> EvidenceFacts:
+    "Everything the page shows. Blocks while it reads."
+    home, s = deps.reports/"evidence", deps.settings
+    archive = archive_of(home/"archive")
+    def read(name: str) -> Week: # "" or one of the archive
+        if name and name not in {a.name for a in archive}: raise ApiError("evidence_missing", "This week is not in the archive.")
+        return week_at(home/"archive"/name if name else canonical_of(deps), home/"roster.jsonl", home/"roster_simulated.jsonl")
+    week = tried(read, chosen)
+    before = week_before(week.study, archive, read) if isinstance(week, Week) else None
+    bundles = tried(summary_at, evidence_path(s.bundle_evidence, deps, "bundle_outcomes.json"), bundles_of)
+    regimes = tried(summary_at, evidence_path(s.roc_evidence, deps, "roc_regime_summary.json"), regimes_of)
+    return EvidenceFacts(week, chosen, before, tuple(archive), bundles, regimes, run_page(shelf_of(deps.reports), per=10, most_read=60))
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #35c59db0
 def run_folder(
