@@ -262,6 +262,7 @@ class Progress:
     traceback: str = ""
     cannot_stop: str = "" # why it cannot be stopped from here
     has_report: bool = False
+    closing: bool = False # it is judged, and its report is still being written
     resumed_from: str = ""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
@@ -284,19 +285,23 @@ def _cannot_stop(evidence: Evidence) -> str:
     return "" if is_runner(words_of(pid)) else "It was started in a notebook; stop it there."
 
 # %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #8a89147d
+_CLOSING_MS = 30_000
+
 def progress_of(
     reports: Path, # the reports folder
     runbook: str, run_id: str,
+    now_ms: int,
 ) -> Progress:
     "Look at a run. Raises `NotFound` or `DataError`. Reads files: not for the event loop."
     folder = run_folder(reports, runbook, run_id)
     e = evidence_in(folder)
     facts, events = run_facts(e, runbook, run_id), log_end(folder)
     lines = [line for x in events if (line := line_of(x))]
-    broke = e.status in ("failed", "died", "timed_out")
+    broke, report = e.status in ("failed", "died", "timed_out"), (folder/"report.html").is_file()
+    closing = e.status != "running" and not report and now_ms - (facts.ended_ms or 0) < _CLOSING_MS
     return Progress(facts, e.title or runbook, e.parameters, step_facts(e, events, facts.going), tuple(e.checks), tuple(e.notes), tuple(lines[-_LINES:]),
         f"{e.error.type}: {e.error.message}" if e.error else "", (e.error.step or "") if e.error else "", traceback_in(folder) if broke else "",
-        _cannot_stop(e) if facts.going else "It has ended.", (folder/"report.html").is_file(), e.resumed_from or "")
+        _cannot_stop(e) if facts.going else "It has ended.", report, closing, e.resumed_from or "")
 
 # %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #a5034177
 def stop_run(

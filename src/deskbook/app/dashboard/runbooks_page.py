@@ -149,7 +149,7 @@ def stop_view(viewer: Viewer, p: Progress) -> Node:
 def ended_view(p: Progress) -> Node:
     "What to do with a run that has ended."
     if p.facts.going: return None
-    report = h.a(".button", href=f"/ui/runs/{p.facts.runbook}/{p.facts.run_id}")["Open the report"] if p.has_report else None
+    report = h.a(".button", href=f"/ui/runs/{p.facts.runbook}/{p.facts.run_id}")["Open the report"] if p.has_report else h.span(".hint")["The report is being written."] if p.closing else None
     again_ = h.a(".button", href=f"/ui/runbooks/{p.facts.runbook}")["Run it again"]
     resume = f"deskbook run {p.facts.runbook} --resume {p.facts.run_id}"
     lost = error_box("The process of this run is gone, and nobody wrote how it ended.", ["Look at what it did. Continue it with ", h.code[resume], "."]) if p.facts.word == "LOST" else None
@@ -171,7 +171,7 @@ def progress_view(viewer: Viewer, p: Progress) -> Node:
     log = h.pre(".log", tabindex="0", aria_label="Newest lines of the log")["\n".join(p.lines)] if p.lines else h.p(".none")["Nothing was said yet."]
     state = h.div(role="status", aria_live="polite")[head]
     notes = [h.p(".note")[n] for n in p.notes]
-    return h.div(f"#{PROGRESS}")[again(f"{run_path(f)}/progress") if f.going else None, state, notes, ended_view(p), stop_view(viewer, p), steps_view(p), checks_view(p), card("Log", log)]
+    return h.div(f"#{PROGRESS}")[again(f"{run_path(f)}/progress") if f.going or p.closing else None, state, notes, ended_view(p), stop_view(viewer, p), steps_view(p), checks_view(p), card("Log", log)]
 
 def run_view(viewer: Viewer, p: Progress) -> Node:
     "The page of a run."
@@ -286,19 +286,19 @@ async def start_page(request: Request, viewer: Who, deps: Deps, key: str) -> Res
 @router.get("/ui/runbooks/runs/{runbook}/{run_id}")
 async def run_page(request: Request, viewer: Who, deps: Deps, runbook: str, run_id: str) -> Response:
     "A run."
-    found = await asyncio.to_thread(progress_of, deps.reports, runbook, run_id)
+    found = await asyncio.to_thread(progress_of, deps.reports, runbook, run_id, deps.clock())
     return page(request, viewer, found.title, run_view(viewer, found), section="runbooks", styles=_STYLES)
 
 @router.get("/ui/runbooks/runs/{runbook}/{run_id}/progress")
 async def run_progress(viewer: Who, deps: Deps, runbook: str, run_id: str) -> Response:
     "The part of it that changes."
-    return fragment(progress_view(viewer, await asyncio.to_thread(progress_of, deps.reports, runbook, run_id)))
+    return fragment(progress_view(viewer, await asyncio.to_thread(progress_of, deps.reports, runbook, run_id, deps.clock())))
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #1b0ce004
 @router.post("/ui/runbooks/runs/{runbook}/{run_id}/stop")
 async def stop(request: Request, viewer: Actor, deps: Deps, runbook: str, run_id: str) -> Response:
     "Stop a run."
-    found = await asyncio.to_thread(progress_of, deps.reports, runbook, run_id)
+    found = await asyncio.to_thread(progress_of, deps.reports, runbook, run_id, deps.clock())
     to = run_path(found.facts)
     try:
         if not found.facts.going or found.cannot_stop: raise Refused(found.cannot_stop)
