@@ -57,7 +57,7 @@ def test_every_deed_refuses_who_may_only_look_and_who_lacks_the_pages_word(door,
             _, other = cookie(settings, name="eve")
             for path in [p for p in addresses("POST") if p != "/ui/logout"]:
                 refused = [await http.post(path, headers=looking, data={"csrf": csrf_of(settings, "")}),
-                           await http.post(path, headers=acting), await http.post(path, headers=acting, data={"csrf": other}),
+                           await http.post(path, headers=acting, data={"x": "1"}), await http.post(path, headers=acting, data={"csrf": other}),
                            await http.post(path, headers={**acting, "Origin": "http://evil.example"}, data={"csrf": word}),
                            await http.post(path, headers={**acting, "Sec-Fetch-Site": "cross-site"}, data={"csrf": word})]
                 assert [r.status_code for r in refused] == [403] * 5, (path, [r.status_code for r in refused])
