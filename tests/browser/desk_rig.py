@@ -197,6 +197,13 @@ class Desk:
     def valkey(self):
         return redis.Redis.from_url(self.servers.valkey_url)
 
+    def forget_gates(self, pair):
+        """As if this pair had had no gate yet."""
+        from deskbook.stores.live_state import gate_key
+
+        with contextlib.closing(self.valkey) as r:
+            r.delete(self.prefix + gate_key(pair))
+
     def external(self, units, instrument="EUR_USD"):
         """Somebody trades on the same account without the desk."""
         s = self.sandbox

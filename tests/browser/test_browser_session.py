@@ -11,6 +11,7 @@ from conftest import session
 from deskbook.app.dashboard.session import LIFE_S, csrf_of
 from deskbook.core.settings import Settings
 from desk_rig import DEAF, TOKEN, VIEW_TOKEN, until
+from playwright.sync_api import expect
 
 REFUSED = r"Failed to load resource: the server responded with a status of (401|403|404|405|429)"
 addresses = (f"127.0.0.{n}" for n in itertools.count(11))  # the desk counts attempts by address
@@ -66,7 +67,7 @@ def test_a_session_that_ends_while_a_page_is_open_asks_for_the_token_again(visit
     """At the latest when the stream has to be opened again."""
     p = visitor.page("/ui/desk", url=wire.url)
     p.watch.expect(REFUSED, r"ERR_(CONNECTION_|EMPTY_RESPONSE|INCOMPLETE|NETWORK|FAILED|ABORTED)", r"(?i)sse|htmx|failed to fetch|network error")
-    p.wait_for_function("document.body.dataset.stream === 'live'")
+    expect(p.locator("body")).to_have_attribute("data-stream", "live")
     p.context.clear_cookies()
     wire.cut()
     wire.mend()
@@ -117,7 +118,7 @@ def address(path):
 
 def evidence_of_deeds(desk):
     """What would have changed."""
-    return desk.killed(), desk.rows("SELECT (SELECT count(*) FROM ops_audit_events WHERE actor LIKE 'web:%'), (SELECT count(*) FROM orders)")[0]
+    return desk.killed(), desk.rows("SELECT (SELECT count(*) FROM ops_audit_events WHERE actor LIKE '%%web:%%'), (SELECT count(*) FROM orders)")[0]
 
 
 SETTINGS = Settings(api_token=TOKEN, api_view_token=VIEW_TOKEN)
@@ -183,7 +184,7 @@ def test_a_page_on_another_port_cannot_act_in_the_name_of_who_is_signed_in(visit
         p.goto(f"http://127.0.0.1:{server.server_address[1]}/")
         until(lambda: p.wait_for_timeout(50) or [a for a in answers if a[0] == "POST"], 10)
         server.shutdown()
-    assert [s for m, _, s in answers if m == "POST"][0] in (303, 401, 403)
+    assert next(status for method, _, status in answers if method == "POST") in (303, 401, 403)
     assert desk.killed(), "it stays engaged"
 
 
