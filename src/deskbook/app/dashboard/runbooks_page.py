@@ -32,6 +32,7 @@ from .runbook_runs import progress_of, read_launch, reserve, run_of, spawn, stop
 from .session import Viewer
 from .stream import LiveSource
 from .web import Actor, Who, act_form, done, form_of, fragment, is_part, page
+from ...core.clock import system_clock
 from ...core.errors import DeskbookError, Refused
 from ...core.loop import within
 from ...ops.evidence import project_root
@@ -217,7 +218,7 @@ async def begin(
 ) -> None:
     "Start a run, once for each key. Raises `Refused`, `BadInput`, `ApiError`."
     clean, home = redactor_of(deps.settings).tree, deps.settings.home
-    launch = Launch(form.key, book.name, form.mode, viewer.by, clean(form.reason), clean(dict(form.values)), deps.clock())
+    launch = Launch(form.key, book.name, form.mode, viewer.by, clean(form.reason), clean(dict(form.values)), system_clock())
     if not await asyncio.to_thread(reserve, home, launch): return
     try:
         audited = await written(deps, viewer, "runbook.start", book.name, {"mode": form.mode, "parameters": launch.parameters, "reason": launch.reason, "key": form.key})
@@ -271,7 +272,7 @@ def _looked(deps: ApiDeps, key: str) -> tuple[Launch, str, tuple[str, str]]: # s
     launch = read_launch(deps.settings.home, key)
     run = run_of(deps.settings.home, launch)
     there = bool(run) and (deps.reports/launch.runbook/run/"evidence.json").is_file()
-    return launch, run if there else "", ending(deps.settings.home, launch, deps.clock())
+    return launch, run if there else "", ending(deps.settings.home, launch, system_clock())
 
 @router.get("/ui/runbooks/starts/{key}")
 async def start_page(request: Request, viewer: Who, deps: Deps, key: str) -> Response:
@@ -286,19 +287,19 @@ async def start_page(request: Request, viewer: Who, deps: Deps, key: str) -> Res
 @router.get("/ui/runbooks/runs/{runbook}/{run_id}")
 async def run_page(request: Request, viewer: Who, deps: Deps, runbook: str, run_id: str) -> Response:
     "A run."
-    found = await asyncio.to_thread(progress_of, deps.reports, runbook, run_id, deps.clock())
+    found = await asyncio.to_thread(progress_of, deps.reports, runbook, run_id, system_clock())
     return page(request, viewer, found.title, run_view(viewer, found), section="runbooks", styles=_STYLES)
 
 @router.get("/ui/runbooks/runs/{runbook}/{run_id}/progress")
 async def run_progress(viewer: Who, deps: Deps, runbook: str, run_id: str) -> Response:
     "The part of it that changes."
-    return fragment(progress_view(viewer, await asyncio.to_thread(progress_of, deps.reports, runbook, run_id, deps.clock())))
+    return fragment(progress_view(viewer, await asyncio.to_thread(progress_of, deps.reports, runbook, run_id, system_clock())))
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #1b0ce004
 @router.post("/ui/runbooks/runs/{runbook}/{run_id}/stop")
 async def stop(request: Request, viewer: Actor, deps: Deps, runbook: str, run_id: str) -> Response:
     "Stop a run."
-    found = await asyncio.to_thread(progress_of, deps.reports, runbook, run_id, deps.clock())
+    found = await asyncio.to_thread(progress_of, deps.reports, runbook, run_id, system_clock())
     to = run_path(found.facts)
     try:
         if not found.facts.going or found.cannot_stop: raise Refused(found.cannot_stop)
