@@ -8,11 +8,15 @@ from api_rig import PAIRS, story
 
 from deskbook.app.dashboard.desk_facts import desk_facts, look_at
 from deskbook.app.dashboard.desk_page import LIVE, look_desk, look_hero
+from deskbook.app.dashboard.desk_widget import watch_desk
 from deskbook.app.dashboard.session import COOKIE, csrf_of, session_cookie, viewer_of
+from deskbook.core.loop import run_sync
 from deskbook.stores.ledger import LedgerDown
+from deskbook.stores.live import open_live
 from deskbook.stores.live_state import DESK_LOOP, NAV_SNAPSHOT, put_gate, put_json
 from deskbook.stores.records import raise_alert
 from deskbook.trading.controls import engage, kill_state
+from deskbook.trading.desk import AccountSpec
 
 EVIL = "<img src=x onerror=alert(1)>"
 
@@ -138,7 +142,7 @@ def test_a_ledger_that_hangs_holds_nothing_up(api_bench, monkeypatch):
 
 def test_the_venue_away_leaves_old_prices_that_are_marked(api_bench, monkeypatch):
     async def go():
-        async with api_bench.api(run_desk=False) as (desk, http):
+        async with api_bench.api(run_desk=False) as (_, http):
             deps = http.app.state.deps
             first = desk_facts(deps, await look_at(deps)).pairs[0]
             assert not first.price_old and first.mid is not None
@@ -241,3 +245,29 @@ def test_what_did_not_change_is_not_sent_again(api_bench):
             assert changed == set(), {k: (first[k], again[k]) for k in changed}
             assert {s.topic for s in LIVE} == {"hero", "desk"}
     story(go())
+
+
+def test_a_notebook_watches_a_running_desk_and_sees_it_stopped(api_bench):
+    """Another process' desk, seen through its stores."""
+    live = open_live(api_bench.valkey_url, api_bench.prefix)
+    spec = AccountSpec(api_bench.account, "sandbox", api_bench.venue_account, api_bench.sandbox.token, api_bench.sandbox.url)
+    view = watch_desk(api_bench.account, 0.1, api_bench.settings(), ledger_url=api_bench.ledger_url, live=live, spec=spec)
+
+    async def go():
+        async with api_bench.desk() as desk:
+            await store(desk, gate("EUR_USD", desk.deps.clock() - 5_000))
+            await engage(desk.kill, "web:maria", "spread looks wrong")
+            for word, part in (("trend_bull", "pair EUR_USD"), ("spread looks wrong", "kill"), ("KILL SWITCH ENGAGED", "hero"), ("1.08417", "pair EUR_USD")):
+                for _ in range(100):
+                    if part in view.parts and word in view.parts[part].value:
+                        break
+                    await asyncio.sleep(0.1)
+                assert word in view.parts[part].value, word
+    try:
+        story(go())
+    finally:
+        view.stop()
+        view.stop()
+        run_sync(live.aclose())
+    shown = view.parts["hero"].value
+    assert view.following is None and EVIL not in shown

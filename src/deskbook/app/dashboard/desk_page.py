@@ -174,10 +174,10 @@ _VERDICT = {"enter": "entered", "exit": "closed", "hold": "held", "refuse": "ref
 
 def held_view(p: PairFacts) -> Node:
     "Position, last decision, hours."
-    link = h.a(href=f"/ui/trace/{p.trace_id}") if p.trace_id.isalnum() else h.span
-    decided = [link[_VERDICT.get(p.verdict, p.verdict)], " ", when(p.decided_ms)] if p.verdict else h.span(".none")["none yet"]
+    said = _VERDICT.get(p.verdict, p.verdict)
+    decided = [h.a(href=f"/ui/trace/{p.trace_id}")[said] if p.trace_id.isalnum() else said, " ", when(p.decided_ms)] if p.verdict else h.span(".none")["none yet"]
     rows = [("Position", "all", [position_view(p), " ", old_badge(p.ledger_old, "PostgreSQL")]), ("Decision", "", decided), ("Hours", "", session_view(p))]
-    return h.dl(".held", id=ident("pair", p.name, "held"))[[h.div(f".{wide}" if wide else None)[h.dt[k], h.dd[v]] for k, wide, v in rows]]
+    return h.dl(".held", id=ident("pair", p.name, "held"))[[h.div(class_=wide or None)[h.dt[k], h.dd[v]] for k, wide, v in rows]]
 
 def pair_card(p: PairFacts) -> Node:
     "One pair."
