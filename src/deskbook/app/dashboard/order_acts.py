@@ -30,6 +30,7 @@ from ...stores.records import audit
 from ...trading.book import COLUMNS, OrderRow, order_row
 from ...trading.controls import KillState, kill_state
 from ...trading.desk import towards_flat
+from .elements import Tone
 from .order_facts import quote_of, step_words
 from ...venues.errors import VenueError
 
@@ -90,6 +91,7 @@ async def taken(deps: ApiDeps, key: str, asked: str) -> Any: # a claim of ours, 
     if mine.found == "conflict": raise ApiError("idempotency_conflict")
     return mine
 
+# %% ../../../../nbs/app/dashboard/32_order_acts.ipynb #c3c4b8fe
 async def once(
     deps: ApiDeps,
     key: str, # of the form
@@ -109,6 +111,7 @@ async def once(
     except LedgerDown: pass # the order itself has the key
     return order
 
+# %% ../../../../nbs/app/dashboard/32_order_acts.ipynb #212b8240
 async def after_a_moment(deps: ApiDeps, order: OrderRow) -> OrderRow:
     "The same order when the venue has had time to answer."
     try: return await deps.desk.wait(order.id, 3.0)
@@ -180,7 +183,7 @@ async def cancel_order(
 # %% ../../../../nbs/app/dashboard/32_order_acts.ipynb #9e1d5546
 def done_words(
     order: OrderRow,
-) -> tuple[str, str]: # what to say, and in which tone
+) -> tuple[str, Tone]: # what to say
     "What became of an order that was accepted."
     what, why = outcome(order), step_words(order.reason)
     filled = f"{order.filled_units.normalize():,f} of {order.units.normalize():,f} {order.instrument} filled"
@@ -188,7 +191,7 @@ def done_words(
     if what in ("done", "on_its_way"): return f"Accepted and on its way: the order is {order.state.replace('_', ' ')}.", "busy"
     return f"The order ended as {order.state}: {why or 'the venue gave no reason'}. Nothing was filled.", "bad"
 
-def cancel_words(order: OrderRow) -> tuple[str, str]:
+def cancel_words(order: OrderRow) -> tuple[str, Tone]:
     "What became of a wish to cancel."
     left = f" {order.filled_units.normalize():,f} {order.instrument} had been filled and stay." if order.filled_units else ""
     if order.state == "cancelled": return f"Cancelled.{left}", "good"
