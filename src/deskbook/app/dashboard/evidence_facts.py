@@ -362,18 +362,22 @@ class Week:
     roster: Roster | Trouble
 
 @lru_cache(maxsize=24)
-def _week(path: Path, key: Any, ledger_file: Path, ledger_key: Any) -> Week: # the keys change when a file does
+def _study(path: Path, key: Any) -> Study: # the key changes when the file does
     document, published_ms = document_of(path)
-    return Week(study_of(document, path.name, published_ms), tried(roster_of, document, ledger_file))
+    return study_of(document, path.name, published_ms)
+
+@lru_cache(maxsize=24)
+def _roster(path: Path, key: Any, ledger_file: Path, ledger_key: Any) -> Roster | Trouble:
+    return tried(lambda: roster_of(document_of(path)[0], ledger_file))
 
 def week_at(
     path: Path, # of a study
     real: Path, simulated: Path, # the roster's ledgers
 ) -> Week:
     "A study with its roster, from memory when nothing changed. Raises `DeskbookError`."
-    key, seen = file_key(path), lambda p: tried(file_key, p)
-    first = _week(path, key, real, seen(real))
-    return _week(path, key, simulated, seen(simulated)) if first.study.simulated else first
+    study = _study(path, key := file_key(path))
+    ledger = simulated if study.simulated else real
+    return Week(study, _roster(path, key, ledger, tried(file_key, ledger)))
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #7f4af0d7
 _ARCHIVED = re.compile(r"outcome_weekly_(?:(\d{4}-\d\d-\d\d)_to_(\d{4}-\d\d-\d\d)_)?(\d{8}T\d{6}Z)\.json")

@@ -6,12 +6,13 @@
 __all__ = ['router', 'LIVE', 'aged', 'origin', 'verdict_of', 'problems_box', 'study_card', 'curve_data', 'curve_label',
            'interval', 'p_value', 'legend', 'curve_view', 'drawn_horizon', 'deciles_view', 'admit_view',
            'instrument_card', 'roster_card', 'dropped_card', 'changes_card', 'archived_label', 'week_form',
-           'bundles_card', 'regimes_card', 'runs_table', 'runs_view', 'newest_line', 'study_view', 'evidence_view',
-           'newest_ms', 'evidence_page', 'runs_page']
+           'bundles_card', 'regimes_card', 'runs_table', 'runs_view', 'newest_line', 'cards_text', 'study_view',
+           'evidence_view', 'newest_ms', 'evidence_page', 'runs_page']
 
 # %% ../../../../nbs/app/dashboard/41_evidence_page.ipynb #112bbb69
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from urllib.parse import urlencode
 import htpy as h
 from fastapi import APIRouter, Request
@@ -73,7 +74,7 @@ def study_card(study: Study, now_ms: int) -> Node:
         ("A true edge would show from", seen or h.span(".none")["not stated"])]
     made = h.details[h.summary["How it was made"], facts([("file", study.file), *study.settings])]
     top = h.p(".row")[origin(study), badge("archived format", "warn") if study.legacy else None, h.strong[said]]
-    return card("Weekly Signal Analytics", top, facts(rows), made, problems_box(study.problems), tone=tone if tone != "quiet" else None)
+    return card("Weekly Signal Analytics", top, h.div(".study")[facts(rows)], made, problems_box(study.problems), tone=tone if tone != "quiet" else None)
 
 # %% ../../../../nbs/app/dashboard/41_evidence_page.ipynb #4395f24b
 def curve_data(i: Instrument) -> dict[str, object]:
@@ -266,14 +267,18 @@ def newest_line(published_ms: int | None) -> Node:
     "When the canonical study was written last."
     return h.p("#evidence-newest.hint")["Newest publication: ", when(published_ms, "moment") if published_ms else "none", ". ", h.a(href="/ui/evidence")["Show it"]]
 
+@lru_cache(maxsize=8)
+def cards_text(study: Study, roster: Roster | Trouble) -> Node:
+    "The cards of all instruments, rendered once for everybody who looks."
+    return str(h.fragment[h.div(".grid.wide2.curves")[[instrument_card(i, study, roster) for i in study.instruments]]])
+
 def study_view(f: EvidenceFacts, now_ms: int) -> Node:
     "The week, or why not."
     if isinstance(f.week, Trouble):
         todo = f.week.todo or "Publish one with `deskbook weekly`."
         return card("Weekly Signal Analytics", empty_box("No weekly study was published yet.", todo) if f.week.missing and not f.chosen else error_box(f.week.what, todo))
     study, roster = f.week.study, f.week.roster
-    cards = h.div(".grid.wide2.curves")[[instrument_card(i, study, roster) for i in study.instruments]]
-    return [study_card(study, now_ms), cards if study.instruments else empty_box("The study has no instruments."), roster_card(roster),
+    return [study_card(study, now_ms), cards_text(study, roster) if study.instruments else empty_box("The study has no instruments."), roster_card(roster),
         h.div(".grid.wide2")[changes_card(study, f.before), dropped_card(study)]]
 
 def evidence_view(f: EvidenceFacts, newest_ms: int | None, now_ms: int) -> Node:
@@ -294,7 +299,7 @@ def newest_ms(deps: ApiDeps) -> int | None:
 async def evidence_page(request: Request, deps: Deps, viewer: Who, week: str = "") -> Response:
     "The week's evidence."
     found, newest = await asyncio.to_thread(lambda: (evidence_facts(deps, week[:120]), newest_ms(deps)))
-    body = await asyncio.to_thread(lambda: evidence_view(found, newest, deps.clock()))
+    body = await asyncio.to_thread(lambda: str(h.fragment[evidence_view(found, newest, deps.clock())])) # off the loop, which also trades
     return page(request, viewer, "Evidence", body, section="evidence", scripts=("vendor/uPlot.iife.min.js", "evidence.js"), styles=("vendor/uPlot.min.css", "evidence.css"))
 
 @router.get("/ui/runs")

@@ -1,4 +1,4 @@
-"use strict"
+"use strict";
 // The two charts of the evidence page, drawn by uPlot from `data-json`: net return over minutes with its intervals, and bars by decile.
 (() => {
   const drawn = new Set()
