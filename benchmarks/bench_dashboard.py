@@ -54,7 +54,7 @@ def a_desk():
     desk_rig.PAIRS = PAIRS
     with tempfile.TemporaryDirectory() as tmp:
         home = Path(tmp)
-        with servers(folder=home / "servers") as both, fresh_database(both.postgres_url) as url, desk_rig.open_market(home / "market") as market:
+        with servers(temporary=True) as both, fresh_database(both.postgres_url) as url, desk_rig.open_market(home / "market") as market:
             migrate(url)
             desk = desk_rig.Desk(home, url, both, market).start()
             try:
@@ -134,9 +134,8 @@ def first_paints(browser, desk, n):
             page, sizes = context.new_page(), []
             page.on("requestfinished", lambda r, sizes=sizes: sizes.append(r.sizes()) if "/ui/events" not in r.url else None)
             page.goto(f"{desk.url}/ui/{name}", wait_until="load")
-            page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length > 0")
+            page.wait_for_timeout(400)  # the frame is painted, and late requests have come
             paints.setdefault(name, []).append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
-            page.wait_for_timeout(300)
             weights[name] = sum(s["responseBodySize"] + s["responseHeadersSize"] for s in sizes)
             context.close()
     return paints, weights
