@@ -7,15 +7,16 @@ __all__ = ['routers', 'live_sources']
 
 # %% ../../../../nbs/app/dashboard/90_pages.ipynb #d53dcceb
 from fastapi import APIRouter
-from . import desk_page, evidence_page, ops_page, run_page, runbooks_page, stream, tape_page, web
+from . import desk_page, evidence_page, ops_page, orders_page, positions_page, run_page
+from . import runbooks_page, stream, tape_page, trace_page, web
 from .stream import LiveSource
 
 # %% ../../../../nbs/app/dashboard/90_pages.ipynb #480c20a3
 def routers() -> list[APIRouter]:
     "The addresses of all pages."
     return [web.web, stream.events, desk_page.router, tape_page.router, evidence_page.router, run_page.router, runbooks_page.router,
-        ops_page.router]
+        orders_page.router, positions_page.router, trace_page.router, ops_page.router]
 
 def live_sources() -> list[LiveSource]:
     "What keeps all pages up to date."
-    return [*desk_page.LIVE, *tape_page.LIVE, *evidence_page.LIVE, *runbooks_page.LIVE, *ops_page.LIVE]
+    return [*desk_page.LIVE, *tape_page.LIVE, *evidence_page.LIVE, *orders_page.LIVE, *positions_page.LIVE, *runbooks_page.LIVE, *ops_page.LIVE]
