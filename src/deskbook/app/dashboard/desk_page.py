@@ -6,13 +6,15 @@
 __all__ = ['LIVE', 'TODO', 'router', 'mode_view', 'moment_of', 'told_by', 'kill_badge', 'kill_view', 'item', 'percent', 'feed',
            'alerts_view', 'drawdown_view', 'doing', 'armed_view', 'down_badges', 'hero_view', 'down_view', 'old_badge',
            'price_view', 'hazard_view', 'gate_view', 'why_view', 'judged_view', 'position_view', 'session_view',
-           'held_view', 'pair_card', 'stop_form', 'clear_form', 'kill_panel', 'desk_view', 'parts_of', 'look_hero',
-           'look_desk', 'plain', 'body_of', 'engaged_words', 'told', 'answered', 'desk_page', 'stop', 'clear']
+           'held_view', 'pair_card', 'why_input', 'why_stop', 'why_clear', 'emptied', 'stop_form', 'clear_form',
+           'kill_panel', 'desk_view', 'parts_of', 'look_hero', 'look_desk', 'plain', 'body_of', 'engaged_words', 'told',
+           'answered', 'desk_page', 'stop', 'clear']
 
 # %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #ed30b9f2
 import unicodedata
 from collections.abc import Mapping
 from decimal import Decimal
+from typing import Any
 import htpy as h
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -59,7 +61,9 @@ def kill_view(kill: KillState) -> Node:
     "Both places, and the last who switched it."
     places = f"File on this machine: {_READ[kill.local]}. Valkey: {_READ[kill.stored]}."
     head = "ENGAGED: nothing is sent" if kill.engaged else "clear: the desk may send"
-    about = [h.p["Engaged " if kill.engaged and kill.by else "Cleared " if kill.by else None, told_by(kill), "."], h.p(".hint")[places, f" {kill.error}" if kill.error else None]]
+    surely = {kill.local, kill.stored} & {"on", "off"}
+    done = {frozenset(["on"]): "Engaged ", frozenset(["off"]): "Cleared "}.get(frozenset(surely), "") if kill.engaged == ("on" in surely) else ""
+    about = [h.p[(done or "Last switched ") if kill.by else None, told_by(kill), "."], h.p(".hint")[places, f" {kill.error}" if kill.error else None]]
     return h.div(f"#kill-state.kill-state.{'engaged' if kill.engaged else 'clear'}", role="status")[h.h2["Kill switch ", head], about]
 
 # %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #7b5cdf0f
@@ -106,7 +110,7 @@ def hero_view(f: HeroFacts) -> Node:
     stopped = [badge("breaker tripped", "bad", f.breaker)] if f.breaker else []
     stopped += [badge("entries frozen", "warn", f.frozen)] if f.frozen else []
     loop = [age(f.loop_ms, f.loop_stale_s), badge(sentence(f.loop_error), "bad") if f.loop_error else None] if f.loop_ms else badge("no round told", "bad")
-    items = [item("NAV", amount(f.nav, f.currency), age(f.nav_ms, 60) if f.nav is None or f.down else None), item("Day", amount(f.day_pnl, f.currency, sign=True), title="realised and unrealised, since 00:00 UTC"),
+    items = [item("NAV", amount(f.nav, f.currency), [" · ", age(f.nav_ms, 60)] if f.nav is not None and f.down else None), item("Day", amount(f.day_pnl, f.currency, sign=True), title="realised and unrealised, since 00:00 UTC"),
         item("Drawdown", drawdown_view(f), tone="dd"), item("Loop", loop, title="the manager's last round"), feed("Candles", f.candle, f.no_candle, f.candle_stale_s, f.market_open),
         feed("Gates", f.gate, f.no_gate, f.gate_stale_s, f.market_open), item("Alerts", alerts_view(f.alerts)), item("Armed", armed_view(f)) if f.mode == "live" else None]
     badges = [kill_badge(f.kill), badge("READ_ONLY", "warn", sentence("read_only")) if f.read_only else None, doing(f), *stopped, down_badges(f.down)]
@@ -119,7 +123,7 @@ _LOST: Mapping[str, str] = {"Valkey": "Gates and candles below are those of befo
 def down_view(down: tuple[Down, ...]) -> Node:
     "A box for each source that does not answer."
     def since(d: Down) -> Node: return [_LOST.get(d.source), " It answered last at ", when(d.seen_ms), "."] if d.seen_ms else "It has not answered since this process started."
-    return h.div("#desk-down")[[error_box(f"{d.source} does not answer: {d.why}", since(d)) for d in down]]
+    return h.div("#desk-down")[[error_box(f"{d.source} does not answer.", [since(d), h.br, h.code[d.why]]) for d in down]]
 
 # %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #a358858f
 def old_badge(is_old: bool, source: str) -> Node: return badge("old", "warn", f"{source} does not answer; this is what it said last") if is_old else None
@@ -139,11 +143,11 @@ def hazard_view(g: GateFacts) -> Node:
     most = max(1e-9, 1.6*(g.threshold or 0), 1.05*(g.hazard or 0))
     return h.div(".hazard")[h.span(".label")["hazard"], meter(g.hazard, g.threshold, "hazard", min(1.0, most)), h.span[amount(g.hazard, digits=2), h.span(".unit")[" / ", amount(g.threshold, digits=2)]]]
 
-def gate_view(g: GateFacts, stale_s: float) -> Node:
+def gate_view(g: GateFacts, stale_s: float, old: Node = None) -> Node:
     "What the last gate says."
     said = badge("admitted", "good") if g.admit else badge("not admitted", "warn")
     regime = [h.b[g.regime or "no regime"], " ", percent(None if g.confidence is None else Decimal(str(g.confidence)), 0)]
-    return [h.div(".gate")[said, h.span(".side")[_ARROW.get(g.direction, g.direction or "no side")], h.span[regime], h.span(".since")[when(g.at_ms, "minute"), " ", age(g.at_ms, stale_s)]], hazard_view(g)]
+    return [h.div(".gate")[said, h.span(".side")[_ARROW.get(g.direction, g.direction or "no side")], h.span[regime], h.span(".since")[old, " ", when(g.at_ms, "minute"), " ", age(g.at_ms, stale_s)]], hazard_view(g)]
 
 def why_view(p: PairFacts) -> Node:
     "Nothing speaks against an entry, or everything that does."
@@ -154,8 +158,9 @@ def why_view(p: PairFacts) -> Node:
 # %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #6be283a0
 def judged_view(p: PairFacts) -> Node:
     "The gate, and why not."
-    gate = gate_view(p.gate, p.gate_stale_s if p.market_open else 1e9) if p.gate else h.p(".none")["No gate is known." if p.live_old else "There is no gate."]
-    return h.div(".judged", id=ident("pair", p.name, "gate"))[old_badge(p.live_old, "Valkey"), gate, why_view(p)]
+    old = old_badge(p.live_old, "Valkey")
+    gate = gate_view(p.gate, p.gate_stale_s if p.market_open else 1e9, old) if p.gate else h.p(".none")["No gate is known. " if p.live_old else "There is no gate.", old]
+    return h.div(".judged", id=ident("pair", p.name, "gate"))[gate, why_view(p)]
 
 def position_view(p: PairFacts) -> Node:
     "What is held, and what it would bring."
@@ -185,14 +190,19 @@ def pair_card(p: PairFacts) -> Node:
     return h.section(".card.pair", id=ident("pair", p.name), aria_label=p.name)[title, price_view(p), judged_view(p), held_view(p)]
 
 # %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #57e8d809
+def why_input(name: str, **more: Any) -> Node: return h.input(id=f"f-{name}", name=name, type="text", maxlength="500", autocomplete="off", **more)
+def why_stop() -> Node: return why_input("why_stop", placeholder="may stay empty")
+def why_clear() -> Node: return why_input("why_clear", required=True, placeholder="what was the cause, why is it over?")
+def emptied(name: str, node: Node) -> Node: return h.Element("hx-partial")(hx_target=f"#f-{name}", hx_swap="outerHTML")[node] # a reason that was given is not given again
+
 def stop_form(viewer: Viewer) -> Node:
     "One click."
-    why = field("why_stop", "Reason, if you like", maxlength=500, autocomplete="off", placeholder="may stay empty")
+    why = field("why_stop", "Reason, if you like", why_stop())
     return act_form(viewer, "/ui/desk/stop", why, button="Stop all sending", tone="bad", ident="stop-form")
 
 def clear_form(viewer: Viewer, f: HeroFacts) -> Node:
     "A reason, and a question."
-    why = field("why_clear", "Reason for clearing it", required=True, maxlength=500, autocomplete="off", placeholder="what was the cause, and why is it over?")
+    why = field("why_clear", "Reason for clearing it", why_clear())
     asked = f"Clear the kill switch of {f.account}? This is {f.mode.upper()}, {_MODES[f.mode]}. The desk may send orders at once."
     return act_form(viewer, "/ui/desk/clear", why, button="Clear the kill switch", confirm=asked, ident="clear-form")
 
@@ -258,7 +268,8 @@ def told(request: Request) -> None:
 async def answered(request: Request, deps: ApiDeps, text: str, tone: Tone) -> Response:
     "What is said, and the switch as it is now."
     told(request)
-    return done(request, text, partial("kill-state", kill_view(await kill_state(deps.desk.kill))), to="/ui/desk", tone=tone)
+    now = partial("kill-state", kill_view(await kill_state(deps.desk.kill)))
+    return done(request, text, now, emptied("why_stop", why_stop()), emptied("why_clear", why_clear()), to="/ui/desk", tone=tone)
 
 router = APIRouter(include_in_schema=False)
 
