@@ -31,12 +31,13 @@ from ...ops.runner import confirm_live
 
 # %% ../../../../nbs/app/dashboard/51_runbook_forms.ipynb #9f8d6072
 _TITLE = re.compile(r"\A\s*# [^\n]*\n?")
+_LABELS = re.compile(r"[ \n]+(?=\*\*[A-Z][A-Za-z ]{1,20}\*\*:)") # **Takes**: and the like begin a paragraph
 
 def prose(
     text: str, # Markdown
 ) -> Node:
     "Prose for a page; its first title is left out, since the page has it."
-    return h.div(".prose")[Markup(sieve(markdown_html(_TITLE.sub("", text))))] # the only place: escaped, then sieved
+    return h.div(".prose")[Markup(sieve(markdown_html(_LABELS.sub("\n\n", _TITLE.sub("", text)))))] # the only place: escaped, then sieved
 
 # %% ../../../../nbs/app/dashboard/51_runbook_forms.ipynb #41e1ae1f
 def text_of(
@@ -173,7 +174,7 @@ def live_part(book: Book, form: Filled) -> Node:
 def wrong_box(form: Filled) -> Node:
     "What is wrong, all at once, each a way to its field."
     if not form.errors: return None
-    named = [h.li[h.a(href=f"#f-{k}")[k.removeprefix("p-").replace("_", " ")], ": ", v] if k else h.li[v] for k, v in form.errors.items()]
+    named = [h.li[h.a(href=f"#f-{k}")["confirmation" if k == "confirm" else k.removeprefix("p-").replace("_", " ")], ": ", v] if k else h.li[v] for k, v in form.errors.items()]
     return error_box("Nothing was started.", h.ul[named], ident="form-errors")
 
 # %% ../../../../nbs/app/dashboard/51_runbook_forms.ipynb #2b0db5ff

@@ -296,7 +296,7 @@ def progress_of(
     folder = run_folder(reports, runbook, run_id)
     e = evidence_in(folder)
     facts, events = run_facts(e, runbook, run_id), log_end(folder)
-    lines = [line for x in events if (line := line_of(x))]
+    lines = [line for x in events if x["event"] != "progress" and (line := line_of(x))] # how far a step is stands at the step
     broke, report = e.status in ("failed", "died", "timed_out"), (folder/"report.html").is_file()
     closing = e.status != "running" and not report and now_ms - (facts.ended_ms or 0) < _CLOSING_MS
     return Progress(facts, e.title or runbook, e.parameters, step_facts(e, events, facts.going), tuple(e.checks), tuple(e.notes), tuple(lines[-_LINES:]),
