@@ -121,7 +121,7 @@ WORKERS: dict[str, Worker] = {w.name: w for w in (
     Worker("gates", "one gate for each closed candle", _gates, ("deskbook.gates.worker", "deskbook.ops.health")),
     Worker("manager", "decides every two seconds, and submits", _manager, ("deskbook.trading.manager", "deskbook.trading.profile"), port=9106),
     Worker("health", "watches all of it, and tells people", _health, ("deskbook.ops.health",), port=9107),
-    Worker("api", "REST and events", _api, ("deskbook.app.api",)),
+    Worker("api", "dashboard, REST and events", _api, ("deskbook.app.api",)),
     Worker("sender", "sends orders, records, reconciles", _sender, leased=False, port=9108))}
 
 def worker(name: str) -> Worker:
