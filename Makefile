@@ -7,7 +7,7 @@ export VENV PYTHON
 # Two settings of a shell that would slow or mislead: no compiled modules, and another active environment.
 unexport PYTHONDONTWRITEBYTECODE VIRTUAL_ENV PYTHONHOME PYTHONPATH
 
-CHECKS := check-notebooks check-export check-ruff check-types check-layers test-notebooks test-python test-outputs test-runbooks
+CHECKS := check-notebooks check-export check-ruff check-types check-layers test-notebooks test-python test-browser test-outputs test-runbooks
 
 .PHONY: help setup servers study test lab bench prepare lock readme clean $(CHECKS)
 .DEFAULT_GOAL := help
@@ -49,7 +49,10 @@ test-notebooks: servers ## run every notebook in nbs/
 	@$(BIN)/nbdev-test --n-workers 2
 
 test-python: servers ## pytest, in two processes
-	@$(BIN)/pytest tests --ignore=tests/runbooks -n 2 --dist worksteal
+	@$(BIN)/pytest tests --ignore=tests/runbooks --ignore=tests/browser -n 2 --dist worksteal
+
+test-browser: servers ## the dashboard in the system's Chromium, at a running desk
+	@$(BIN)/pytest tests/browser
 
 test-outputs: setup ## notebooks whose outputs are the point, compared (nbval)
 	@$(BIN)/pytest --nbval tests/golden_outputs -p no:cacheprovider
