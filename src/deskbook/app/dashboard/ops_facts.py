@@ -319,7 +319,9 @@ class ChainWalk:
 
     async def known(self) -> dict[str, Verified]:
         "What was found so far."
-        if self.verified is None: self.verified = await asyncio.to_thread(read_verified, self.file)
+        if self.verified is None:
+            kept = await asyncio.to_thread(read_verified, self.file)
+            if self.verified is None: self.verified = kept # a walk and a page may ask at the same time: both must have the same one
         return self.verified
 
     def begin(self, whole: bool) -> bool: # False: one goes on already
