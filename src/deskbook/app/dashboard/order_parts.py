@@ -40,7 +40,7 @@ def exact(
     "An amount with the digits that it has."
     if value is None or not value.is_finite(): return unknown()
     exponent = value.normalize().as_tuple().exponent
-    return amount(value, unit, min(most, max(0, -exponent)) if isinstance(exponent, int) else 0, sign)
+    return amount(value, unit, min(most, max(0, -exponent)) if isinstance(exponent, int) else 0, sign and value != 0)
 
 # %% ../../../../nbs/app/dashboard/31_order_parts.ipynb #ef481042
 def trace_at(
