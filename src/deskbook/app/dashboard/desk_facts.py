@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from math import sin
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 from ..api_routes import ApiDeps, gate_out
@@ -411,8 +412,8 @@ def sample_desk(now_ms: int = 1_762_862_400_000) -> DeskFacts:
     def one(i: int, name: str, price: str, digits: int) -> PairFacts:
         bid, hazard = Decimal(price), 0.31 + 0.07*i
         reasons = () if hazard <= 0.55 else ("hazard_exceeds_adaptive_threshold", "cooldown_active") if i % 2 else ("regime_filtered", "hazard_exceeds_adaptive_threshold", "repetitions_short")
-        gate = GateFacts(now_ms - 2_000, not reasons, ("BUY", "SELL", "SELL", "FLAT")[i % 4], reasons[:1], labels[i], 0.5 + 0.06*i, hazard, 0.55)
-        closes = tuple(float(bid)*(1 + 0.0004*((k*(i + 3)) % 11 - 5)/5) for k in range(40))
+        gate = GateFacts(now_ms - 2_000, not reasons, ("BUY", "SELL", "SELL", "BUY")[i % 4], reasons[:1], labels[i], 0.5 + 0.06*i, hazard, 0.55)
+        closes = tuple(float(bid)*(1 + 0.0004*(sin(k*(i + 3)/17) + sin(k*(i + 2)/5)/3)) for k in range(SPARK))
         held = Held(name, Decimal(12_000), bid*Decimal("0.999"), Decimal(0), Decimal(0), Decimal(0), Decimal(0), bid, Decimal("12.4")) if i == 0 else None
         return PairFacts(name, session, gate, 180, reasons, bid, bid + Decimal(14).scaleb(-digits), now_ms - 300, False, digits, closes, now_ms - 2_000,
             "refuse" if reasons else "enter", now_ms - 1_500, "4f2c", held, held.unrealised_pnl if held else None, "USD" if held else "")

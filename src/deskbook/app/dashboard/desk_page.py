@@ -6,9 +6,9 @@
 __all__ = ['LIVE', 'TODO', 'router', 'mode_view', 'moment_of', 'told_by', 'kill_badge', 'kill_view', 'item', 'percent', 'feed',
            'alerts_view', 'drawdown_view', 'doing', 'armed_view', 'down_badges', 'hero_view', 'down_view', 'old_badge',
            'price_view', 'hazard_view', 'gate_view', 'why_view', 'judged_view', 'position_view', 'session_view',
-           'held_view', 'pair_card', 'why_input', 'why_stop', 'why_clear', 'emptied', 'stop_form', 'clear_form',
-           'kill_panel', 'desk_view', 'parts_of', 'look_hero', 'look_desk', 'plain', 'body_of', 'engaged_words', 'told',
-           'answered', 'desk_page', 'stop', 'clear']
+           'held_view', 'pair_card', 'why_stop', 'why_clear', 'emptied', 'stop_form', 'clear_form', 'kill_panel',
+           'desk_view', 'parts_of', 'look_hero', 'look_desk', 'plain', 'body_of', 'engaged_words', 'told', 'answered',
+           'desk_page', 'stop', 'clear']
 
 # %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #ed30b9f2
 import unicodedata
@@ -83,7 +83,7 @@ def alerts_view(alerts: Mapping[str, int] | None) -> Node:
     "How many are not resolved, the worst first."
     if alerts is None: return unknown("the ledger cannot be read")
     rows = [badge(f"{n} {s}", _SEVERITY.get(s, "warn")) for s, n in sorted(alerts.items(), key=lambda x: [*_SEVERITY, x[0]].index(x[0])) if n]
-    return h.a(".plain", href="/ui/ops")[[[r, " "] for r in rows]] if rows else "none"
+    return h.a(".plain", href="/ui/ops")[[[r, " "] for r in rows] or "none"]
 
 def drawdown_view(f: HeroFacts) -> Node:
     "The loss since the highest equity, and how much it may be."
@@ -100,7 +100,7 @@ def doing(f: HeroFacts) -> Node:
 def armed_view(f: HeroFacts) -> Node:
     "Whether a live account may be written to."
     if f.armed is None: return badge("not known, counts as not armed", "warn")
-    if f.armed: return [badge("armed", "bad"), " until ", when(f.armed_until_ms), f" by {f.armed_by}"]
+    if f.armed: return [badge("armed", "warn"), " until ", when(f.armed_until_ms), f" by {f.armed_by}"]
     return [badge("not armed", "quiet"), [" since ", when(f.armed_until_ms, "moment")] if f.armed_until_ms else None]
 
 def down_badges(down: tuple[Down, ...]) -> Node: return [badge(f"{d.source} DOWN", "bad", d.why) for d in down]
@@ -180,8 +180,8 @@ _VERDICT = {"enter": "entered", "exit": "closed", "hold": "held", "refuse": "ref
 def held_view(p: PairFacts) -> Node:
     "Position, last decision, hours."
     said = _VERDICT.get(p.verdict, p.verdict)
-    decided = [h.a(href=f"/ui/trace/{p.trace_id}")[said] if p.trace_id.isalnum() else said, " ", when(p.decided_ms)] if p.verdict else h.span(".none")["none yet"]
-    rows = [("Position", "all", [position_view(p), " ", old_badge(p.ledger_old, "PostgreSQL")]), ("Decision", "", decided), ("Hours", "", session_view(p))]
+    decided = [h.a(href=f"/ui/trace/{p.trace_id}")[said] if p.trace_id.isalnum() else said, " ", when(p.decided_ms, "minute")] if p.verdict else h.span(".none")["none yet"]
+    rows = [("Position", "all", [position_view(p), " ", old_badge(p.ledger_old, "PostgreSQL")]), ("Decided", "", decided), ("Hours", "", session_view(p))]
     return h.dl(".held", id=ident("pair", p.name, "held"))[[h.div(class_=wide or None)[h.dt[k], h.dd[v]] for k, wide, v in rows]]
 
 def pair_card(p: PairFacts) -> Node:
@@ -190,19 +190,22 @@ def pair_card(p: PairFacts) -> Node:
     return h.section(".card.pair", id=ident("pair", p.name), aria_label=p.name)[title, price_view(p), judged_view(p), held_view(p)]
 
 # %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #57e8d809
-def why_input(name: str, **more: Any) -> Node: return h.input(id=f"f-{name}", name=name, type="text", maxlength="500", autocomplete="off", **more)
-def why_stop() -> Node: return why_input("why_stop", placeholder="may stay empty")
-def why_clear() -> Node: return why_input("why_clear", required=True, placeholder="what was the cause, why is it over?")
-def emptied(name: str, node: Node) -> Node: return h.Element("hx-partial")(hx_target=f"#f-{name}", hx_swap="outerHTML")[node] # a reason that was given is not given again
+def why_stop(wired: Mapping[str, Any]) -> Node: return h.input(wired, type="text", maxlength="500", autocomplete="off", placeholder="may stay empty")
+def why_clear(wired: Mapping[str, Any]) -> Node: return h.input(wired, type="text", maxlength="500", autocomplete="off", required=True, placeholder="what was the cause, why is it over?")
+
+def emptied(name: str) -> Node:
+    "A reason that was given is not given again."
+    wired = {"id": f"f-{name}", "name": name}
+    return h.Element("hx-partial")(hx_target=f"#f-{name}", hx_swap="outerHTML")[why_stop(wired) if name == "why_stop" else why_clear(wired)]
 
 def stop_form(viewer: Viewer) -> Node:
     "One click."
-    why = field("why_stop", "Reason, if you like", why_stop())
+    why = field("why_stop", "Reason, if you like", why_stop)
     return act_form(viewer, "/ui/desk/stop", why, button="Stop all sending", tone="bad", ident="stop-form")
 
 def clear_form(viewer: Viewer, f: HeroFacts) -> Node:
     "A reason, and a question."
-    why = field("why_clear", "Reason for clearing it", why_clear())
+    why = field("why_clear", "Reason for clearing it", why_clear)
     asked = f"Clear the kill switch of {f.account}? This is {f.mode.upper()}, {_MODES[f.mode]}. The desk may send orders at once."
     return act_form(viewer, "/ui/desk/clear", why, button="Clear the kill switch", confirm=asked, ident="clear-form")
 
@@ -269,7 +272,7 @@ async def answered(request: Request, deps: ApiDeps, text: str, tone: Tone) -> Re
     "What is said, and the switch as it is now."
     told(request)
     now = partial("kill-state", kill_view(await kill_state(deps.desk.kill)))
-    return done(request, text, now, emptied("why_stop", why_stop()), emptied("why_clear", why_clear()), to="/ui/desk", tone=tone)
+    return done(request, text, now, emptied("why_stop"), emptied("why_clear"), to="/ui/desk", tone=tone)
 
 router = APIRouter(include_in_schema=False)
 
