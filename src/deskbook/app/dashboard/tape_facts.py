@@ -99,7 +99,7 @@ async def live_rows(
     live: Live, pair: str, timeframe: str,
     before_ms: int | None = None, # exclusive
     since_ms: int | None = None,
-    count: int = ROWS_LIVE,
+    count: int = 1000,
 ) -> pl.DataFrame: # candle frame, ascending: the newest so many
     "Candles of Valkey. Raises `LiveUnavailable`."
     high, low = "+inf" if before_ms is None else f"({before_ms}", "-inf" if since_ms is None else since_ms
@@ -190,7 +190,7 @@ async def read_since(
 ) -> Bars: # `more`: there is more between than is told here
     "The newest bars. Raises `LiveUnavailable`."
     base, since = deps.settings.candle_granularity, int(starts_of(pair, interval, [after_ms])[0])
-    rows = await live_rows(deps.live, pair, base, since_ms=since)
+    rows = await live_rows(deps.live, pair, base, since_ms=since, count=ROWS_LIVE)
     if rows.height == ROWS_LIVE: return Bars(bars_of(pair, interval, rows), True, "live store")
     if interval != base and rows.height and (begin := to_ms(rows["time"][0])) > since: # Valkey forgets, and a bar is whole
         try: rows = over((await older(deps, pair, begin, (begin - since)//timeframe_ms(base)))[0].filter(pl.col("time").dt.epoch("ms") >= since), rows)

@@ -86,13 +86,13 @@ def legend(interval: str) -> Node:
 # %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #c7a289f3
 _KEYS = ("Left and Right go from bar to bar, Page Up and Page Down a screen, Shift with Left or Right to the next bar with a fill or a decision, Home to the oldest loaded bar, "
     "End to the newest, plus and minus zoom. Older bars load by themselves.")
-_BUTTONS = (("older", "◀ Older"), ("newer", "Newer ▶"), ("in", "＋ Closer"), ("out", "－ Farther"), ("newest", "Newest"))
+_BUTTONS = (("older", "◀ Older", "older bars"), ("newer", "Newer ▶", "newer bars"), ("in", "+", "zoom in"), ("out", "\u2212", "zoom out"), ("newest", "Newest", "newest bars"))
 
 def chart_place(pair: str, interval: str, show: str) -> Node:
     # long: one element after another
     "Where the tape is drawn."
     name = f"Candles of {pair}, {interval}"
-    buttons = h.div(".row.tools", role="group", aria_label="Move the chart")[[h.button(type="button", data_do=do)[word] for do, word in _BUTTONS]]
+    buttons = h.div(".row.tools", role="group", aria_label="Move the chart")[[h.button(type="button", data_do=do, aria_label=said, title=said)[word] for do, word, said in _BUTTONS]]
     nothing = h.div("#tape-empty", hidden=True)[empty_box(f"There are no candles of {pair} yet.", "They appear here as the streamer brings them. History comes with deskbook candles fetch or import.")]
     wrong = h.div("#tape-error.error", hidden=True, role="alert")[h.p("#tape-error-text"), h.button(type="button", data_do="again")["Try again"]]
     chart = h.div("#tape-chart.tape-chart", tabindex="0", role="application", aria_label=name, aria_describedby="tape-keys", data_pair=pair, data_interval=interval, data_show=show, data_src="/ui/tape/data")

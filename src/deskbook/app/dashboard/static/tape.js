@@ -22,7 +22,8 @@
     ink = Object.fromEntries(NAMES.map(name => { probe.style.color = `var(--${name})`; return [name, getComputedStyle(probe).color] }))
     probe.remove()
   }
-  const font = (px, weight = "") => `${weight} ${px}px system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif`
+  const FAMILY = 'system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif'
+  const font = (px, weight = "") => `${weight} ${px}px ${FAMILY}`
   const strong = environment => ENVIRONMENTS[environment] ?? ENVIRONMENTS.live  // an unknown one counts as real money
 
   // -- asking the desk -----------------------------------------------------------------------------------------------------------------------
@@ -107,7 +108,13 @@
     letter(ctx, text, x, y + 8.5, d.environment === "practice" || d.environment === "sandbox" ? ink[colour] : ink.panel)
     return y + 17
   }
-  function drawFill(ctx, f, x, y, named) {  // live: a disc, full; practice: a diamond; sandbox: a square
+  function fewer(bar) {  // many fills on one bar: one mark for each kind of account and side, with how many there are
+    if (bar.fills.length <= 3) return bar.fills.map(f => [f, 1])
+    const kinds = new Map()
+    for (const f of bar.fills) { const key = `${f.environment} ${f.side}`; kinds.set(key, [f, (kinds.get(key)?.[1] ?? 0) + 1]) }
+    return [...kinds.values()]
+  }
+  function drawFill(ctx, f, count, x, y, named) {  // live: a disc, full; practice: a diamond; sandbox: a square
     const [word, colour] = strong(f.environment), paper = f.environment === "practice", play = f.environment === "sandbox"
     ctx.beginPath()
     if (paper) { ctx.moveTo(x, y - 9); ctx.lineTo(x + 9, y); ctx.lineTo(x, y + 9); ctx.lineTo(x - 9, y); ctx.closePath() } else if (play) ctx.rect(x - 6.5, y - 6.5, 13, 13); else ctx.arc(x, y, 7.5, 0, 2*Math.PI)
@@ -115,7 +122,7 @@
     ctx.lineWidth = 2; ctx.strokeStyle = paper || play ? ink[colour] : ink.panel; ctx.stroke()
     letter(ctx, f.side === "buy" ? "B" : "S", x, y, paper || play ? ink[colour] : ink.panel)
     if (!named) return
-    const text = `${word} ${f.side} ${units(f.units)}`
+    const text = count > 1 ? `${count} × ${word} ${f.side}` : `${word} ${f.side} ${units(f.units)}`
     ctx.font = font(11, "600"); ctx.textAlign = "left"; ctx.textBaseline = "middle"
     const width = ctx.measureText(text).width
     ctx.globalAlpha = 0.85; ctx.fillStyle = ink.panel; ctx.fillRect(x + 11, y - 8, width + 6, 16); ctx.globalAlpha = 1
@@ -128,10 +135,11 @@
       const bar = list[i], x = xAxis.convertToPixel(i)
       let y = yAxis.convertToPixel(bar.low)
       if (bar.gate) y = drawGate(ctx, bar.gate, x, yAxis.convertToPixel(bar.high), y, size)
+      for (const [f, count] of fewer(bar)) { const at = yAxis.convertToPixel(Number(f.price)); fills.push([f, count, x, at]); y = Math.max(y, at + 9) }
       for (const d of bar.decisions.slice(-3)) y = drawDecision(ctx, d, x, y, space >= 9)
-      for (const f of bar.fills) fills.push([f, x, yAxis.convertToPixel(Number(f.price))])
     }
-    fills.forEach(([f, x, y], i) => drawFill(ctx, f, x, y, fills.length <= 24 && !fills.some(([, ox, oy], j) => j > i && Math.abs(oy - y) < 14 && ox - x >= 0 && ox - x < 110)))
+    const covered = (x, y, i) => fills.some(([, , ox, oy], j) => j > i && Math.abs(oy - y) < 14 && ox - x >= 0 && ox - x < 110)
+    fills.forEach(([f, count, x, y], i) => drawFill(ctx, f, count, x, y, fills.length <= 24 && !covered(x, y, i)))
     if (ends && from === 0 && list.length) {
       const x = xAxis.convertToPixel(0) - space
       ctx.strokeStyle = ink.muted; ctx.lineWidth = 1; ctx.setLineDash([4, 4]); ctx.beginPath(); ctx.moveTo(x, 0); ctx.lineTo(x, bounding.height); ctx.stroke(); ctx.setLineDash([])
@@ -235,12 +243,12 @@
   const none = {tooltip: {showRule: "none"}}
   function paint() {
     readColours()
-    const axis = {axisLine: {color: ink.line}, tickLine: {color: ink.line}, tickText: {color: ink.muted}}, tag = {color: ink.panel, backgroundColor: ink.ink, borderColor: ink.ink}
+    const axis = {axisLine: {color: ink.line}, tickLine: {color: ink.line}, tickText: {color: ink.muted, family: FAMILY}}, tag = {color: ink.panel, backgroundColor: ink.ink, borderColor: ink.ink, family: FAMILY}
     const cross = {line: {color: ink.muted}, text: tag}
     chart.setStyles({
       grid: {horizontal: {color: ink.line}, vertical: {color: ink.line}}, xAxis: axis, yAxis: axis, separator: {color: ink.line, activeBackgroundColor: ink.raised}, crosshair: {horizontal: cross, vertical: cross},
       candle: {...none, bar: {upColor: ink.panel, downColor: ink.bad, noChangeColor: ink.muted, upBorderColor: ink.good, downBorderColor: ink.bad, noChangeBorderColor: ink.muted, upWickColor: ink.good, downWickColor: ink.bad, noChangeWickColor: ink.muted},
-        type: "candle_up_stroke", priceMark: {high: {color: ink.muted}, low: {color: ink.muted}, last: {upColor: ink.good, downColor: ink.bad, noChangeColor: ink.muted, text: {color: ink.panel}}}},
+        type: "candle_up_stroke", priceMark: {high: {color: ink.muted, textFamily: FAMILY}, low: {color: ink.muted, textFamily: FAMILY}, last: {upColor: ink.good, downColor: ink.bad, noChangeColor: ink.muted, text: {color: ink.panel, family: FAMILY}}}},
       indicator: {...none, lastValueMark: {show: false}}})
   }
   paint()
@@ -257,15 +265,15 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint)
 
   // -- loading -------------------------------------------------------------------------------------------------------------------------------
-  let digits = 5, ends = false, push = null, turn = 0, cursor = -1, lastBeat = null, heardMs = 0, askedMs = 0, asking = false, again = false, failedMs = 0
+  let digits = 5, ends = false, source = "", push = null, turn = 0, cursor = -1, lastBeat = null, heardMs = 0, askedMs = 0, asking = false, again = false, failedMs = 0
   const hide = (id, hidden) => { get(id).hidden = hidden }
   function trouble(list) { const t = get("tape-trouble"); put(t, list.join(" ")); t.hidden = !list.length }
   function wrong(error) { put(get("tape-error-text"), error ? `The tape cannot be shown. ${error.message}` : ""); hide("tape-error", !error) }
-  function state(page) {
+  function state() {
     const list = chart.getDataList()
     if (!list.length) return put(get("tape-state"), "No candles yet.")
     const first = `${moment(list[0].timestamp).slice(0, 16)} UTC`, newest = `${moment(list[list.length - 1].timestamp).slice(0, 16)} UTC`
-    put(get("tape-state"), `${grouped(list.length)} bars from ${first} to ${newest}. ${ends ? "That is the beginning of what is kept." : "Older bars load when you scroll left."}${page ? ` Source: ${page.source}.` : ""}`)
+    put(get("tape-state"), `${grouped(list.length)} bars from ${first} to ${newest}. ${ends ? "That is the beginning of what is kept." : "Older bars load when you scroll left."}${source ? ` Source of the page read last: ${source}.` : ""}`)
   }
   async function load({type, timestamp, callback}) {
     if (type === "backward") return callback([], {forward: !ends, backward: false})
@@ -277,16 +285,16 @@
       const page = await ask(type === "init" ? {limit: PAGE} : {before: timestamp, limit: PAGE})
       if (mine !== turn) return
       const bars = barsOf(page)
-      ends = !page.more
+      ends = !page.more; source = page.source
       if (type === "init") { digits = page.digits; chart.setSymbol && symbol(page.digits); hide("tape-empty", bars.length > 0); box.classList.toggle("nothing", !bars.length); ends = ends && bars.length > 0 }
       wrong(null); trouble(page.troubles)
       callback(bars, {forward: page.more, backward: false})
-      state(page)
+      state()
     } catch (error) {
       if (mine !== turn) return
       failedMs = Date.now()
       if (type === "init") { wrong(error); callback([], false); put(get("tape-state"), "") }
-      else { callback([], {forward: true, backward: false}); state(null); trouble([`Older bars could not be read: ${error.message}`]) }
+      else { callback([], {forward: true, backward: false}); state(); trouble([`Older bars could not be read: ${error.message}`]) }
     } finally { if (mine === turn) box.removeAttribute("aria-busy") }
   }
   let told = -1
@@ -302,7 +310,7 @@
       const page = await ask({after: last.timestamp})
       if (page.more) { chart.resetData(); return }
       for (const bar of barsOf(page)) push?.(bar)
-      trouble(page.troubles); wrong(null); state(page)
+      trouble(page.troubles); wrong(null); state()
       if (get("tape-tables")?.open) get("tape-tables").dispatchEvent(new CustomEvent("tape-changed"))
     } catch (error) { trouble([`The newest bars could not be read: ${error.message}`]) }
     finally { asking = false; if (again) { again = false; setTimeout(news, 250) } }
@@ -339,7 +347,7 @@
   function reach(index) {
     const list = chart.getDataList()
     cursor = Math.max(0, Math.min(list.length - 1, index))
-    const {from, to} = chart.getVisibleRange(), space = chart.getBarSpace().bar, edge = Math.min(8, Math.floor((to - from)/4))
+    const {realFrom: from, realTo: to} = chart.getVisibleRange(), space = chart.getBarSpace().bar, edge = Math.min(8, Math.floor((to - from)/4))
     if (cursor < from + edge) chart.scrollByDistance((from + edge - cursor)*space)
     else if (cursor > to - edge) chart.scrollByDistance(-(cursor - to + edge)*space)
     const at = chart.convertToPixel({dataIndex: cursor, value: list[cursor].close}, {paneId: "candle_pane"})
@@ -353,7 +361,7 @@
     put(get("tape-said"), `No fill or decision further ${step < 0 ? "left among the loaded bars" : "right"}.`)
     return step < 0 ? 0 : list.length - 1
   }
-  const screen = () => { const {from, to} = chart.getVisibleRange(); return Math.max(1, to - from - 2) }
+  const screen = () => { const {realFrom, realTo} = chart.getVisibleRange(); return Math.max(1, realTo - realFrom - 2) }
   const DEEDS = {
     older: () => chart.scrollByDistance(screen()*0.8*chart.getBarSpace().bar), newer: () => chart.scrollByDistance(-screen()*0.8*chart.getBarSpace().bar),
     in: () => chart.zoomAtCoordinate(1.3), out: () => chart.zoomAtCoordinate(1/1.3), newest: () => chart.scrollToRealTime(), again: () => { failedMs = 0; wrong(null); put(get("tape-state"), "Reading candles …"); chart.resetData() },
