@@ -3,6 +3,7 @@ import asyncio
 import json
 import re
 
+import psycopg
 import pytest
 from api_rig import PAIRS, story
 
@@ -13,7 +14,7 @@ from deskbook.app.dashboard.session import COOKIE, csrf_of, session_cookie, view
 from deskbook.core.loop import run_sync
 from deskbook.stores.ledger import LedgerDown
 from deskbook.stores.live import open_live
-from deskbook.stores.live_state import DESK_LOOP, NAV_SNAPSHOT, put_gate, put_json
+from deskbook.stores.live_state import DESK_LOOP, NAV_SNAPSHOT, candles_key, put_gate, put_json
 from deskbook.stores.records import raise_alert
 from deskbook.trading.controls import engage, kill_state
 from deskbook.trading.desk import AccountSpec
@@ -92,6 +93,18 @@ def test_everything_that_speaks_against_an_entry_stands_once(api_bench):
     story(go())
 
 
+def test_a_position_outside_the_roster_is_named(api_bench):
+    async def go():
+        async with api_bench.api() as (desk, http):
+            signed_in(http)
+            assert "Held outside" not in text_of((await http.get("/ui/desk")).text)
+            await desk.load()
+            order, = await desk.submit([api_bench.intent(-700, instrument="GBP_USD")])
+            await desk.wait(order.id)
+            assert "GBP_USD short 700" in text_of((await look_desk(http.app.state.deps))["strangers"]) and 'id="pair-GBP_USD"' not in (await http.get("/ui/desk")).text
+    story(go())
+
+
 def test_valkey_away_is_named_counts_as_engaged_and_the_rest_goes_on(api_bench, monkeypatch):
     async def go():
         async with api_bench.api() as (desk, http):
@@ -111,7 +124,8 @@ def test_valkey_away_is_named_counts_as_engaged_and_the_rest_goes_on(api_bench, 
     story(go())
 
 
-def test_the_ledger_away_is_named_and_the_rest_goes_on(api_bench, monkeypatch):
+@pytest.mark.parametrize("error", [LedgerDown("ledger 'x' at localhost: connection refused."), psycopg.errors.UndefinedTable('relation "accounts" does not exist')], ids=["down", "wrong"])
+def test_the_ledger_away_is_named_and_the_rest_goes_on(api_bench, monkeypatch, error):
     async def go():
         async with api_bench.api(run_desk=False) as (desk, http):
             signed_in(http)
@@ -119,7 +133,7 @@ def test_the_ledger_away_is_named_and_the_rest_goes_on(api_bench, monkeypatch):
             assert (await http.get("/ui/desk")).status_code == 200
 
             async def down(*_):
-                raise LedgerDown("ledger 'x' at localhost: connection refused.")
+                raise error
             monkeypatch.setattr(desk.ledger, "borrow", down)
             text = text_of((await http.get("/ui/desk")).text)
             for word in ("PostgreSQL does not answer", "ledger_down", "trend_bull", "1.08417", "Kill switch clear"):
@@ -226,6 +240,9 @@ def test_hostile_gates_and_reasons_are_shown_and_never_run(api_bench, when):
             await store(desk, gate("USD_JPY", now, regime=[EVIL], reasons={"a": EVIL}, hazard=float(10**300), direction=["x"]) | {"asof_ms": when})
             await put_json(desk.kill.store(), DESK_LOOP, {"ts_ms": -10**300 if when == 10**300 else now, "error": EVIL})
             await put_json(desk.kill.store(), NAV_SNAPSHOT, [EVIL])
+            live = desk.kill.store()
+            await live.redis.zadd(live.key(candles_key("EUR_USD")), {EVIL: now, f'{{"t": 1, "c": "{EVIL}"}}': now - 60_000})
+            await live.redis.zadd(live.key(candles_key("USD_JPY")), {'{"t": 1, "c": 1e400, "o": null}': now, '{"t": 5, "c": true}': now - 60_000})
             await engage(desk.kill, "x" + EVIL, EVIL)
             page = await http.get("/ui/desk")
             hero = str((await look_hero(http.app.state.deps))["hero"])

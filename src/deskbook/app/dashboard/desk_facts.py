@@ -11,6 +11,7 @@ from decimal import Decimal
 from math import sin
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
+import psycopg
 from ..api_routes import ApiDeps, gate_out
 from ..api_routes_market import from_live, not_asked_lately
 from ..up import environment_of
@@ -66,6 +67,7 @@ class LastSaid:
         try: said = Said(await within(work, LOOK_S), now_ms)
         except TimeoutError: said = self.old(source, f"no answer within {LOOK_S:g} s")
         except DeskbookError as e: said = self.old(source, e.what)
+        except psycopg.Error as e: said = self.old(source, (str(e).strip().splitlines() or [type(e).__name__])[0])
         self.said[source] = said
         return said
 
@@ -89,8 +91,9 @@ async def ask_live(deps: ApiDeps) -> dict[str, Any]:
 async def closes_of(deps: ApiDeps, memory: LastSaid, candles: Mapping[str, int | None]) -> Mapping[str, tuple[float, ...]]:
     "The last closes of each pair, oldest first."
     async def one(name: str, newest: int) -> None:
-        points = await from_live(deps, name, deps.settings.candle_granularity, SPARK)
-        if points: memory.closes[name] = newest, tuple(p["close"] for p in points)
+        try: points = await from_live(deps, name, deps.settings.candle_granularity, SPARK)
+        except (ValueError, KeyError, TypeError, AttributeError): points = [] # what is no candle is thrown away by the gate worker
+        if points: memory.closes[name] = newest, tuple(x for p in points if (x := number(p["close"])) is not None)
     newer = [(n, ms) for n, ms in candles.items() if ms is not None and memory.closes.get(n, (0, ()))[0] != ms]
     await asyncio.gather(*(one(n, ms) for n, ms in newer))
     return {n: closes for n, (_, closes) in memory.closes.items()}
@@ -125,8 +128,8 @@ async def ask_venue(deps: ApiDeps) -> dict[str, Any]:
     "Prices. Raises `VenueError` when it is not even known what may be traded."
     desk = deps.desk
     await desk.load()
-    names = [n for n in deps.settings.hotband_pairs if n in desk.instruments]
-    quotes = await desk.marks.fresh(priced(names, desk.instruments, desk.venue.capabilities().account_currency))
+    names = [n for n in deps.settings.hotband_pairs if n in desk.instruments] # and what else is held, as the manager asks for it
+    quotes = await desk.marks.fresh(priced([*names, *desk.marks.used], desk.instruments, desk.venue.capabilities().account_currency))
     return {"quotes": dict(quotes), "instruments": desk.instruments, "old": frozenset(not_asked_lately(desk.marks, names))}
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #d0fd9a7e
@@ -393,12 +396,14 @@ class DeskFacts:
     "The whole page."
     hero: HeroFacts
     pairs: tuple[PairFacts, ...] # in the order of HOTBAND_PAIRS
+    strangers: tuple[Held, ...] = () # positions in anything else
 
 def desk_facts(deps: ApiDeps, looked: Looked) -> DeskFacts:
     "The page, from one look. Reads nothing."
     hero = hero_facts(deps, looked)
     why = desk_reasons(hero, looked.ledger, looked.live, looked.now_ms)
-    return DeskFacts(hero, tuple(pair_facts(deps, looked, hero, n, why) for n in deps.settings.hotband_pairs))
+    names, held, quotes = deps.settings.hotband_pairs, looked.ledger.get("held", {}), looked.venue.get("quotes", {})
+    return DeskFacts(hero, tuple(pair_facts(deps, looked, hero, n, why) for n in names), tuple(held_of(r, quotes.get(n)) for n, r in held.items() if n not in names))
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #7a5c0ef6
 # long: sample values

@@ -7,12 +7,12 @@ __all__ = ['LIVE', 'TODO', 'router', 'mode_view', 'moment_of', 'told_by', 'kill_
            'alerts_view', 'drawdown_view', 'doing', 'armed_view', 'down_badges', 'hero_view', 'down_view', 'old_badge',
            'price_view', 'hazard_view', 'gate_view', 'why_view', 'judged_view', 'position_view', 'session_view',
            'held_view', 'pair_card', 'why_stop', 'why_clear', 'emptied', 'stop_form', 'clear_form', 'kill_panel',
-           'desk_view', 'parts_of', 'look_hero', 'look_desk', 'plain', 'body_of', 'engaged_words', 'told', 'answered',
-           'desk_page', 'stop', 'clear']
+           'strangers_view', 'desk_view', 'parts_of', 'look_hero', 'look_desk', 'plain', 'body_of', 'engaged_words',
+           'told', 'answered', 'desk_page', 'stop', 'clear']
 
 # %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #ed30b9f2
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 import htpy as h
@@ -29,6 +29,7 @@ from .web import Actor, Who, act_form, done, field, form_of, page
 from ...core.clock import to_ms
 from ...core.errors import BadInput
 from ...trading.controls import KillState, Reading, Switched, kill_state
+from ...trading.desk import Held
 from ...trading.sessions import NEVER_MS
 
 # %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #8fd3af9b
@@ -213,15 +214,22 @@ def kill_panel(viewer: Viewer, f: HeroFacts) -> Node:
     "The switch."
     return h.section(".kill-panel", id="kill", aria_label="Kill switch")[stop_form(viewer), kill_view(f.kill), clear_form(viewer, f)]
 
+# %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #f0e7c77a
+def strangers_view(held: Sequence[Held]) -> Node:
+    "Positions outside the roster."
+    def one(x: Held) -> Node: return [h.b[x.instrument], " long " if x.units > 0 else " short ", amount(abs(x.units), digits=0)]
+    said = ["Held outside HOTBAND_PAIRS, where nothing is entered and positions are only closed: ", [[one(x), "; "] for x in held], h.a(href="/ui/positions")["positions"]]
+    return h.div("#strangers")[h.p(".card.warn")[said] if held else None]
+
 # %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #f9615b10
 def desk_view(facts: DeskFacts, viewer: Viewer) -> Node:
     "All of it below the strip."
     cards = [pair_card(p) for p in facts.pairs] or h.p(".empty")["No pairs are followed. HOTBAND_PAIRS names them."]
-    return [kill_panel(viewer, facts.hero), down_view(facts.hero.down), h.div(".pairs", id="pairs")[cards]]
+    return [kill_panel(viewer, facts.hero), down_view(facts.hero.down), strangers_view(facts.strangers), h.div(".pairs", id="pairs")[cards]]
 
 def parts_of(facts: DeskFacts) -> dict[str, Node]: # by id
     "What changes on the page."
-    made = {"kill-state": kill_view(facts.hero.kill), "desk-down": down_view(facts.hero.down)}
+    made = {"kill-state": kill_view(facts.hero.kill), "desk-down": down_view(facts.hero.down), "strangers": strangers_view(facts.strangers)}
     for p in facts.pairs:
         for node, name in ((price_view(p), "price"), (judged_view(p), "gate"), (held_view(p), "held")): made[ident("pair", p.name, name)] = node
     return made
