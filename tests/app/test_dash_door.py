@@ -1,4 +1,6 @@
 """The door of the dashboard: every address, with every right, whatever pages there are."""
+import asyncio
+import contextlib
 import re
 
 import httpx
@@ -173,4 +175,34 @@ def test_files_are_kept_for_good_by_their_hash_and_only_those_of_the_folder_are_
             assert "immutable" not in (await http.get("/ui/static/desk.css?v=old")).headers["cache-control"]
             for name in ("..%2fweb.py", "%2e%2e/web.py", "vendor/VENDORED.toml", "", "/etc/passwd", "desk.css%00"):
                 assert (await http.get(f"/ui/static/{name}")).status_code == 404, name
+    story(go())
+
+
+def test_a_stream_ends_with_its_session_and_no_other(door, api_bench, monkeypatch):
+    async def go():
+        async with api_bench.served(run_desk=False, headers={}, api_view_token=VIEW) as (_, http):
+            settings = api_bench.settings(api_view_token=VIEW)
+            (mine, word), (other, _) = cookie(settings), cookie(settings, name="ben")
+
+            async def lines(headers, seconds):
+                said = []
+                async with http.stream("GET", "/ui/events?topics=hero", headers=headers) as stream:
+                    assert stream.status_code == 200
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(seconds):
+                            async for line in stream.aiter_lines():
+                                said.append(line)
+                            return said, "ended"
+                return said, "open"
+
+            ours, theirs = asyncio.create_task(lines(mine, 10)), asyncio.create_task(lines(other, 4))
+            await asyncio.sleep(1.5)
+            assert (await http.post("/ui/logout", headers=mine, data={"csrf": word})).status_code == 303
+            said, how = await ours
+            assert how == "ended" and "event: bye" in said and any(line.startswith("data: <hx-partial") for line in said)
+            said, how = await theirs
+            assert how == "open" and said.count("event: tick") >= 1
+            monkeypatch.setattr("deskbook.app.dashboard.session.LIFE_S", 3)  # a session that is over by itself
+            said, how = await lines(cookie(settings, name="zoe")[0], 10)
+            assert how == "ended" and "event: bye" in said
     story(go())

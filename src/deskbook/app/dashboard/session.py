@@ -11,6 +11,7 @@ import hmac
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from hashlib import sha256
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
@@ -38,6 +39,7 @@ class Viewer:
     may_act: bool
     csrf: str # goes with every POST; "": none can be made
     sid: str # names the session
+    left_s: float = 0.0 # until it ends by itself
 
     @property
     def by(self) -> str: return f"web:{self.name}"
@@ -71,9 +73,10 @@ def viewer_of(
 ) -> Viewer | None: # None: no session, or not any more
     "Who a cookie stands for."
     if not token_of(settings): return None
-    try: sid, name, may_act = _signer(settings).loads(cookie, max_age=LIFE_S)
+    try: (sid, name, may_act), since = _signer(settings).loads(cookie, max_age=LIFE_S, return_timestamp=True)
     except (BadData, ValueError, TypeError): return None
-    return None if sid in ended else Viewer(str(name), may_act is True, csrf_of(settings, sid), sid)
+    left_s = LIFE_S - (datetime.now(UTC) - since).total_seconds()
+    return None if sid in ended else Viewer(str(name), may_act is True, csrf_of(settings, sid), sid, left_s)
 
 # %% ../../../../nbs/app/dashboard/01_session.ipynb #6d7837a5
 def set_cookie(

@@ -21,7 +21,7 @@ from ..api_events import Client, Event, EventStream, Hub, Look, Source, frame
 from ..api_problems import ApiError
 from ..api_routes import ApiDeps
 from .elements import Node, partial
-from .web import SECTIONS
+from .web import SECTIONS, Who
 from ...stores.ledger import LedgerDown
 from ...stores.live import LiveUnavailable, said_as_live
 from ...stores.live_state import CANDLE_CHANNEL, GATE_CHANNEL
@@ -53,6 +53,7 @@ class PageHub(Hub):
     "Renders parts of pages and tells them to whoever shows them."
     def __init__(self, deps: ApiDeps, every: Iterable[LiveSource], most_clients: int = 200):
         super().__init__(deps, most_clients=most_clients, every=[as_source(s) for s in every], tick_s=TICK_S)
+        self.sids: dict[Client, str] = {} # whose stream it is
 
     def framed(self, event: Event) -> bytes:
         if event.name == "source": return frame(event.name, event.text, f"{self.ring.boot}-{event.number}")
@@ -67,7 +68,13 @@ class PageHub(Hub):
 
     def leave(self, client: Client) -> None:
         super().leave(client)
+        self.sids.pop(client, None)
         for key in [k for k in self.ring.newest if not any(c.hears(k[0]) for c in self.clients)]: del self.ring.newest[key]
+
+    def end(self, sid: str) -> None:
+        "End the streams of a session that signed out."
+        for client, whose in self.sids.items():
+            if whose == sid: client.end("bye", "signed_out")
 
     def last(self, topic: str, ident: str) -> Node: # None: nobody looks at it now
         "A part as it was told last."
@@ -120,10 +127,13 @@ events = APIRouter(include_in_schema=False)
 TOPICS = frozenset({"hero", *(key for key, _ in SECTIONS)})
 
 @events.get("/ui/events")
-async def stream(request: Request, topics: str = "hero", last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", max_length=64)] = None) -> Response:
+async def stream(request: Request, viewer: Who, topics: str = "hero", last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", max_length=64)] = None) -> Response:
     "Parts of the pages of these topics."
     wanted = frozenset(topics.split(","))
     if not wanted <= TOPICS: raise ApiError("invalid_request", "There is no such topic.")
     hub: PageHub = request.app.state.pages
     def tick() -> bytes: return frame("tick", str(hub.deps.clock()))
-    return EventStream(hub, hub.join(last_event_id, wanted), LIFE_S, tick)
+    client = hub.join(last_event_id, wanted)
+    hub.sids[client] = viewer.sid
+    if viewer.sid: asyncio.get_running_loop().call_later(max(0.0, viewer.left_s), client.end, "bye", "signed_out")
+    return EventStream(hub, client, LIFE_S, tick)

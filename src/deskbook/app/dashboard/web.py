@@ -275,6 +275,7 @@ async def logout(request: Request, viewer: Who) -> Response:
     "End this session."
     if viewer.sid and is_forged(viewer, request.scope["headers"], (await form_of(request)).get("csrf", "")): raise ApiError("forged")
     request.app.state.doorkeeper.ended.add(viewer.sid)
+    request.app.state.pages.end(viewer.sid)
     return RedirectResponse("/ui/login", 303, {"Set-Cookie": set_cookie("", over_tls(request))})
 
 @web.get("/")
