@@ -127,7 +127,7 @@ def bar(step: StepFacts) -> Node: # None: it told nothing
 
 def traceback_view(text: str) -> Node: # None: there is none
     "Where it broke, folded."
-    return h.details(".traceback")[h.summary["Traceback"], h.pre(tabindex="0")[text]] if text else None
+    return h.details(".traceback")[h.summary["Traceback"], h.pre(tabindex="0", role="region", aria_label="Traceback")[text]] if text else None
 
 def step_view(step: StepFacts, traceback: str = "") -> Node:
     "A step."
@@ -179,7 +179,7 @@ def progress_view(viewer: Viewer, p: Progress) -> Node:
     "The part of a run's page that changes."
     f = p.facts
     head = h.div(".row")[badge(f.word, f.tone), badge(f.mode or "dry", "warn" if f.mode == "live" else "quiet"), h.span["began ", age(f.started_ms)] if f.going else took(f) or None, h.span[f.reason]]
-    log = h.pre(".log", tabindex="0", aria_label="Newest lines of the log")["\n".join(p.lines)] if p.lines else h.p(".none")["Nothing was said yet."]
+    log = h.pre(".log", tabindex="0", role="region", aria_label="Newest lines of the log")["\n".join(p.lines)] if p.lines else h.p(".none")["Nothing was said yet."]
     state = h.div(role="status", aria_live="polite")[head]
     notes = [h.p(".note")[n] for n in p.notes]
     return h.div(f"#{PROGRESS}")[again(f"{run_path(f)}/progress") if f.going or p.closing else None, state, notes, ended_view(p), stop_view(viewer, p), steps_view(p), checks_view(p), card("Log", log)]
@@ -193,6 +193,7 @@ def run_view(viewer: Viewer, p: Progress) -> Node:
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #da7ce9e3
 START = "run-start"
+_UNSEEN = h.p(".wrong")["The ledger did not answer: this start stands in no audit."]
 _LOOK = {5: "Look at the run that holds the lock, wait for it, or stop it.", 2: "Correct the parameters.", 4: "Read what the guard says."}
 
 def start_view(launch: Launch, ended: tuple[str, str]) -> Node: # ended: of `ending`
@@ -200,10 +201,10 @@ def start_view(launch: Launch, ended: tuple[str, str]) -> Node: # ended: of `end
     path = f"/ui/runbooks/starts/{launch.key}"
     asks = h.div("#start-again", hx_get=path, hx_trigger="every 1s", hx_target=f"#{START}", hx_swap="outerMorph")
     back = h.p[h.a(href=f"/ui/runbooks/{launch.runbook}")["Back to ", launch.runbook]]
-    unseen = None if launch.audited else h.p(".wrong")["The ledger did not answer: this start stands in no audit."]
+    unseen = None if launch.audited else _UNSEEN
     if not ended[0]:
         return h.div(f"#{START}")[asks, h.p(role="status")[badge("starting", "busy"), " ", launch.runbook, " ", age(launch.asked_ms)], unseen, h.noscript[h.p[h.a(href=path)["Look again"]]], back]
-    said = h.pre(tabindex="0")[ended[1]] if ended[1] else None
+    said = h.pre(tabindex="0", role="region", aria_label="What it said")[ended[1]] if ended[1] else None
     return h.div(f"#{START}")[error_box(ended[0], _LOOK.get(launch.exit_code or 0)), said, unseen, back]
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #1782a8f4
@@ -289,22 +290,25 @@ def _looked(deps: ApiDeps, key: str) -> tuple[Launch, str, tuple[str, str]]: # s
 async def start_page(request: Request, viewer: Who, deps: Deps, key: str) -> Response:
     "What became of a start."
     launch, run, ended = await asyncio.to_thread(_looked, deps, key)
-    to = f"/ui/runbooks/runs/{launch.runbook}/{run}"
+    to = f"/ui/runbooks/runs/{launch.runbook}/{run}{'' if launch.audited else '?audit=none'}"
     if run: return fragment(headers={"HX-Redirect": to}) if is_part(request) else RedirectResponse(to, 303)
     view = start_view(launch, ended)
     return fragment(view) if is_part(request) else page(request, viewer, f"Starting {launch.runbook}", view, section="runbooks", styles=_STYLES)
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #fc44ea97
 @router.get("/ui/runbooks/runs/{runbook}/{run_id}")
-async def run_page(request: Request, viewer: Who, deps: Deps, runbook: str, run_id: str) -> Response:
+async def run_page(request: Request, viewer: Who, deps: Deps, runbook: str, run_id: str, audit: str = "") -> Response:
     "A run."
     found = await asyncio.to_thread(progress_of, deps.reports, runbook, run_id, system_clock())
-    return page(request, viewer, found.title, run_view(viewer, found), section="runbooks", styles=_STYLES)
+    view = [_UNSEEN if audit == "none" else None, run_view(viewer, found)]
+    return page(request, viewer, found.title, view, section="runbooks", styles=_STYLES)
 
 @router.get("/ui/runbooks/runs/{runbook}/{run_id}/progress")
 async def run_progress(viewer: Who, deps: Deps, runbook: str, run_id: str) -> Response:
-    "The part of it that changes."
-    return fragment(progress_view(viewer, await asyncio.to_thread(progress_of, deps.reports, runbook, run_id, system_clock())))
+    "The part of it that changes. A run that cannot be read any more says so once, and nobody asks again."
+    try: found = await asyncio.to_thread(progress_of, deps.reports, runbook, run_id, system_clock())
+    except DeskbookError as e: return fragment(h.div(f"#{PROGRESS}")[error_box(e.what, e.todo)])
+    return fragment(progress_view(viewer, found))
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #1b0ce004
 @router.post("/ui/runbooks/runs/{runbook}/{run_id}/stop")
