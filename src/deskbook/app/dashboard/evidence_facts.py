@@ -71,7 +71,7 @@ def count_at(at: Wary) -> int | None:
     "A whole number, zero or more."
     v = at.value
     if v is None: return None
-    if isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= 10**12: return v
+    if isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v <= 10**12 and v == int(v): return int(v)
     return at.no("count")
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #26b519e8
@@ -468,8 +468,10 @@ def bundles_of(document: Any, published_ms: int | None) -> Summary:
 def regimes_of(document: Any, published_ms: int | None) -> Summary:
     "Read the returns of each regime. Raises `DataError` when there are none."
     doc = Wary(document)
-    if not isinstance(doc["regimes"].value, Mapping): raise DataError("this is no summary of regimes: it has no regimes.")
-    rows = [Rate(k, "", int(hz), count_at(r["count"]), _percent(r["avg_roc_pct"]), None, _frac(r["positive_pct"])) for k, each in named_in(doc["regimes"], 30)
+    bare = isinstance(document, Mapping) and document and all(isinstance(v, Mapping) for v in document.values()) # the archived rollup has no head
+    regimes = doc if bare and "regimes" not in document else doc["regimes"]
+    if not isinstance(regimes.value, Mapping): raise DataError("this is no summary of regimes: it has no regimes.")
+    rows = [Rate(k, "", int(hz), count_at(r["count"]), _percent(r["avg_roc_pct"]), None, _frac(r["positive_pct"])) for k, each in named_in(regimes, 30)
         for hz, r in named_in(each, _MOST_HORIZONS) if hz.isascii() and hz.isdigit() and len(hz) < 6]
     return Summary(moment_at(doc["generated_at"]), published_ms, None, None, tuple(rows), (), count_at(doc["schema_version"]) is None, tuple(doc.problems))
 

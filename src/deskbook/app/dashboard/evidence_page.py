@@ -41,9 +41,9 @@ def aged(
 
 def origin(study: Study) -> Node:
     "Whose candles."
-    if study.simulated: return badge("SIMULATED MARKET: no real prices", "warn")
-    if study.simulated is None: return badge("it is not stated whose candles these are", "warn")
-    return badge(f"Real candles: {study.source or study.venue}", "good")
+    if study.simulated: return h.span(".loud")[badge("SIMULATED MARKET: no real prices", "warn")]
+    if study.simulated is None: return h.span(".loud")[badge("It is not stated whose candles these are", "warn")]
+    return h.span(".loud")[badge(f"Real candles: {study.source or study.venue}", "good")]
 
 # %% ../../../../nbs/app/dashboard/41_evidence_page.ipynb #bf528de9
 def verdict_of(study: Study) -> tuple[str, Tone]:
@@ -62,19 +62,21 @@ def problems_box(problems: Sequence[str]) -> Node:
     many = f"{len(problems)} value{'s' if len(problems) != 1 else ''} of this file cannot be used and {'are' if len(problems) != 1 else 'is'} left out."
     return h.details(".error")[h.summary[many], h.ul[[h.li[p] for p in problems]]]
 
+_METHODS: Mapping[str, str] = {"holm": "Holm", "fdr_bh": "Benjamini and Hochberg"}
+
 def study_card(study: Study, now_ms: int) -> Node:
     "The study in figures."
     said, tone = verdict_of(study)
     seen = " · ".join(f"{bp:.1f} bp at {hz} min" for hz, bp in detectable_bp(study))
     window = [when(study.start_ms, "moment"), " to ", when(study.end_ms, "moment")] if study.start_ms and study.end_ms else h.span(".none")["not stated"]
-    tests = f"{study.tests} at {study.alpha:.0%}, {study.method or 'method not stated'}" if study.tests else "not stated"
-    explored = ", ".join(f"{n:,} by {kind} ({method})" for kind, method, n in study.explored)
+    tests = f"{study.tests} at {study.alpha:.0%}, corrected by {_METHODS.get(study.method, study.method) or 'a method not stated'}" if study.tests else "not stated"
+    explored = "; ".join(f"{n:,} by {kind}, {_METHODS.get(method, method)}" for kind, method, n in study.explored)
     rows = [("Window", window), ("Window ended", aged(study.end_ms, now_ms)), ("Published", aged(study.published_ms, now_ms)), ("Computed", aged(study.made_ms, now_ms)),
-        ("Gates", amount(study.gates, digits=0)), ("Instruments", amount(len(study.instruments), digits=0)), ("Tests of the week", tests), ("Explored besides", explored or "nothing"),
+        ("Run mode", dict(study.settings).get("run mode") or "not stated"), ("Gates", amount(study.gates, digits=0)), ("Instruments", amount(len(study.instruments), digits=0)), ("Tests of the week", tests), ("Explored besides", explored or "nothing"),
         ("A true edge would show from", seen or h.span(".none")["not stated"])]
     made = h.details[h.summary["How it was made"], facts([("file", study.file), *study.settings])]
     top = h.p(".row")[origin(study), badge("archived format", "warn") if study.legacy else None, h.strong[said]]
-    return card("Weekly Signal Analytics", top, h.div(".study")[facts(rows)], made, problems_box(study.problems), tone=tone if tone != "quiet" else None)
+    return card("Weekly Signal Analytics", top, h.div(".roomy")[facts(rows)], made, problems_box(study.problems), tone=tone if tone != "quiet" else None)
 
 # %% ../../../../nbs/app/dashboard/41_evidence_page.ipynb #4395f24b
 def curve_data(i: Instrument) -> dict[str, object]:

@@ -54,11 +54,11 @@ def head_card(f: RunFacts) -> Node:
     e, r = f.evidence, f.row
     if e is None: return card("This run", h.p(".row")[badge(r.word, r.tone)], error_box("Its evidence cannot be read.", r.problem), tone="bad")
     window = [moment(e.window.get("start")), " to ", moment(e.window.get("end"))] if e.window else h.span(".none")["–"]
-    resumed = h.a(href=f"/ui/runs/{quote(e.runbook)}/{quote(e.resumed_from)}")[e.resumed_from] if e.resumed_from else "–"
+    resumed = h.a(href=f"/ui/runs/{quote(e.runbook)}/{quote(e.resumed_from)}")[e.resumed_from] if e.resumed_from else None
     rows = [("Runbook", e.runbook), ("Mode", badge("live", "warn") if e.mode == "live" else e.mode), ("Window, UTC", window), ("Started", moment(e.started)), ("Sealed", moment(e.sealed_at)),
-        ("Took", amount(e.duration_s, "s", 1)), ("Seal", [seal_node(f), " ", f.seal if e.seal else None]), ("Continues", resumed), ("Commit", h.span(".mono")[(e.git_commit or "none")[:12]])]
+        ("Took", amount(e.duration_s, "s", 1)), ("Seal", [seal_node(f), " ", f.seal if e.seal else None]), *([("Continues", resumed)] if resumed else []), ("Commit", h.span(".mono")[(e.git_commit or "none")[:12]])]
     notes = h.ul(".notes")[[h.li[n[:1000]] for n in e.notes[:40]]] if e.notes else None
-    return card("Verdict", h.p(".row")[badge(r.word, r.tone), h.strong[e.reason[:600]]], facts(rows), notes, tone=r.tone)
+    return card("Verdict", h.p(".row")[badge(r.word, r.tone), h.strong[e.reason[:600]]], h.div(".roomy")[facts(rows)], notes, tone=r.tone)
 
 # %% ../../../../nbs/app/dashboard/42_run_page.ipynb #309a01a4
 def error_view(f: RunFacts) -> Node:
@@ -116,15 +116,15 @@ def report_card(f: RunFacts) -> Node:
     where = f"/ui/runs/{quote(f.row.runbook)}/{quote(f.row.run_id)}/report"
     if not f.report: return card("Report", empty_box("There is no report.", "It is written when the run ends."))
     alone = h.p[h.a(href=where)["The report alone"]]
-    return card("Report", alone, h.iframe(".report-frame", sandbox="", src=where, title="The executed report of this run", loading="lazy"), ident="report")
+    return card("Report", alone, h.iframe(".report", sandbox="", src=where, title="The executed report of this run", loading="lazy"), ident="report")
 
 def run_view(f: RunFacts) -> Node:
     "The whole page."
     back = h.p[h.a(href="/ui/runs")["All runs"], " · ", h.a(href=f"/ui/runs?runbook={quote(f.row.runbook)}")[f"Runs of {f.row.runbook}"], " · ", h.a(href="#report")["Report"]]
     if f.evidence is None: return [back, head_card(f), report_card(f)]
     e = f.evidence
-    two = h.div(".grid.wide2")[numbers_card(e), given_card(e), files_card(e)]
-    return [back, head_card(f), error_view(f), h.div(".grid.wide2")[steps_card(e), checks_card(e)], two, report_card(f)]
+    columns = h.div(".grid.wide2")[h.div[steps_card(e), numbers_card(e), files_card(e)], h.div[checks_card(e), given_card(e)]]
+    return [back, head_card(f), error_view(f), columns, report_card(f)]
 
 # %% ../../../../nbs/app/dashboard/42_run_page.ipynb #d8d39055
 router = APIRouter(include_in_schema=False)
