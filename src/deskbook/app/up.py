@@ -51,8 +51,6 @@ def pair_view(
         "units": f"{units:f}" if units else "0"}
 
 # %% ../../../nbs/app/81_up.ipynb #2a552d76
-_DECISIONS = """SELECT DISTINCT ON (instrument) instrument, verdict, reasons FROM decisions
-WHERE account = %s AND decided_at > %s ORDER BY instrument, decided_at DESC"""
 _ORDERS = "SELECT created_at, instrument, side, units, kind, state, reason FROM orders WHERE account = %s ORDER BY created_at DESC LIMIT 5"
 _POSITIONS = "SELECT instrument, units FROM positions WHERE account = %s AND units <> 0"
 _ALERTS = "SELECT severity, message FROM ops_alerts WHERE status = 'open' ORDER BY array_position(ARRAY['high','medium','low'], severity), triggered_at DESC LIMIT 5"
@@ -70,9 +68,9 @@ async def live_part(parts: Parts, now_ms: int) -> dict[str, Any]:
 
 async def ledger_part(parts: Parts) -> dict[str, Any]:
     "What stands in PostgreSQL. Raises `LedgerDown`."
-    from deskbook.core.clock import DAY_MS, to_datetime
-    mine, lately = (parts.account,), (parts.account, to_datetime(parts.clock() - 7*DAY_MS))
-    decisions, orders, positions, alerts = [await parts.ledger.rows(sql, p) for sql, p in ((_DECISIONS, lately), (_ORDERS, mine), (_POSITIONS, mine), (_ALERTS, ()))]
+    from deskbook.app.dashboard.desk_facts import LAST_DECISIONS
+    mine = (parts.account,)
+    decisions, orders, positions, alerts = [await parts.ledger.rows(sql, p) for sql, p in ((LAST_DECISIONS, mine), (_ORDERS, mine), (_POSITIONS, mine), (_ALERTS, ()))]
     shown = [{**o, "created_at": iso(o["created_at"]), "units": f"{o['units']:f}"} for o in orders]
     return {"decisions": {d["instrument"]: d for d in decisions}, "orders": shown, "positions": {p["instrument"]: p["units"] for p in positions},
             "alerts": [dict(a) for a in alerts]}

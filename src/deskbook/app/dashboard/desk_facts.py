@@ -23,10 +23,11 @@ from ...ops.health import is_read_only, is_running
 from ...ops.live_tools import mark_age_s, market_closed
 
 # %% auto #0
-__all__ = ['LOOK_S', 'SPARK', 'Mode', 'Said', 'LastSaid', 'memory_of', 'ask_live', 'closes_of', 'ask_ledger', 'ask_venue',
-           'rules_of', 'Looked', 'look_at', 'mode_of', 'Down', 'HeroFacts', 'nav_of', 'results_of', 'moment', 'oldest',
-           'down_of', 'hero_facts', 'desk_reasons', 'GateFacts', 'share', 'gate_facts', 'PairFacts', 'decision_reasons',
-           'pair_reasons', 'pnl_of', 'digits_of', 'pair_facts', 'DeskFacts', 'desk_facts', 'sample_desk']
+__all__ = ['LOOK_S', 'SPARK', 'LAST_DECISIONS', 'Mode', 'Said', 'LastSaid', 'memory_of', 'ask_live', 'closes_of', 'ask_ledger',
+           'ask_venue', 'rules_of', 'Looked', 'look_at', 'mode_of', 'Down', 'HeroFacts', 'nav_of', 'results_of',
+           'moment', 'oldest', 'down_of', 'hero_facts', 'desk_reasons', 'GateFacts', 'share', 'gate_facts', 'PairFacts',
+           'decision_reasons', 'pair_reasons', 'pnl_of', 'digits_of', 'pair_facts', 'DeskFacts', 'desk_facts',
+           'sample_desk']
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #06e486f5
 from ...stores.live_state import DESK_LOOP, NAV_SNAPSHOT, get_json, last_gates, newest_candles
@@ -106,7 +107,7 @@ WHERE a.account = %s"""
 _ALERTS = "SELECT severity, count(*) AS n FROM ops_alerts WHERE status <> 'resolved' GROUP BY severity LIMIT 10"
 _HELD = "SELECT * FROM positions WHERE account = %s AND units <> 0 ORDER BY instrument LIMIT 200"
 _BLOCKED = "SELECT instrument, reason FROM instrument_blocks WHERE account = %s LIMIT 200"
-_DECIDED = """SELECT DISTINCT ON (instrument) instrument, verdict, action, reasons, decided_at, trace_id FROM
+LAST_DECISIONS = """SELECT DISTINCT ON (instrument) instrument, verdict, action, reasons, decided_at, trace_id FROM
   (SELECT * FROM decisions WHERE account = %s ORDER BY decided_at DESC LIMIT 400) d ORDER BY instrument, decided_at DESC"""
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #87cf493f
@@ -118,7 +119,7 @@ async def ask_ledger(deps: ApiDeps) -> dict[str, Any]:
         mine = await rows(_ACCOUNT)
         policy = await read_policy(tx, deps.desk.account, mine[0]["mode"] if mine else "paper", deps.clock())
         state = await read_state(tx, deps.desk.account)
-        held, blocked, decided, alerts = await rows(_HELD), await rows(_BLOCKED), await rows(_DECIDED), await rows(_ALERTS, ())
+        held, blocked, decided, alerts = await rows(_HELD), await rows(_BLOCKED), await rows(LAST_DECISIONS), await rows(_ALERTS, ())
     return {"account": mine[0] if mine else {}, "policy": policy, "state": state, "held": {r["instrument"]: r for r in held},
         "blocked": {r["instrument"]: r["reason"] for r in blocked}, "decided": {r["instrument"]: r for r in decided},
         "alerts": {r["severity"]: r["n"] for r in alerts}}
@@ -128,7 +129,8 @@ async def ask_venue(deps: ApiDeps) -> dict[str, Any]:
     "Prices. Raises `VenueError` when it is not even known what may be traded."
     desk = deps.desk
     await desk.load()
-    names = [n for n in deps.settings.hotband_pairs if n in desk.instruments] # and what else is held, as the manager asks for it
+    names = [n for n in deps.settings.hotband_pairs if n in desk.instruments]
+    # what else is held is priced too, as the manager does
     quotes = await desk.marks.fresh(priced([*names, *desk.marks.used], desk.instruments, desk.venue.capabilities().account_currency))
     return {"quotes": dict(quotes), "instruments": desk.instruments, "old": frozenset(not_asked_lately(desk.marks, names))}
 
