@@ -88,7 +88,9 @@ PAGES = {
     "trace": lambda d: f"/ui/trace/{d.rows("SELECT trace_id FROM orders WHERE state = 'filled' ORDER BY created_at LIMIT 1")[0][0]}",
     "order": lambda d: f"/ui/orders/{d.rows("SELECT id FROM orders WHERE state = 'filled' ORDER BY created_at LIMIT 1")[0][0]}",
     "positions": lambda d: "/ui/positions",
+    "close": lambda d: "/ui/positions/USD_JPY/close",
     "evidence": lambda d: "/ui/evidence",
+    "runs": lambda d: "/ui/runs",
     "run": lambda d: f"/ui/runs/{d.a_run()}",
     "progress": lambda d: f"/ui/runbooks/runs/{d.a_run()}",
     "runbooks": lambda d: "/ui/runbooks",
@@ -109,8 +111,9 @@ def any_page(request, desk):
 @pytest.fixture(scope="module")
 def browser():
     """For one module: while Playwright runs, nothing else of this process can use asyncio."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=15_000)
     with sync_playwright() as p:
         b = p.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"])
         yield b

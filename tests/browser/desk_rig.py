@@ -78,7 +78,7 @@ def until(what, timeout_s=20.0, every_s=0.1, why=""):
         if said := what():
             return said
         time.sleep(every_s)
-    raise AssertionError(f"not in {timeout_s} s: {why or said!r}")
+    raise AssertionError(f"not in {timeout_s} s: {why() if callable(why) else why or repr(said)}")
 
 
 def free_port():
@@ -111,7 +111,7 @@ class Desk:
         self.process = subprocess.Popen(args, env=self.env, stdout=subprocess.PIPE, stderr=self.log, text=True, cwd=HERE.parents[1])
         threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
         try:
-            until(self.ready, 60, why=f"the desk came up; its log ends with: {self.log_tail()}")
+            until(self.ready, 60, why=lambda: f"the desk came up; its log ends with: {self.log_tail()}")
         except BaseException:
             self.stop()
             raise
@@ -154,6 +154,12 @@ class Desk:
         """The running minute ends now: a candle closes, and a gate follows."""
         self.sandbox.control.set_clock((self.now_ms() // MINUTE_MS + 1) * MINUTE_MS + 100)
 
+    def let_a_minute_pass(self):
+        """And what comes of it: a pause between two entries is over, too."""
+        self.next_minute()
+        time.sleep(1)
+        self.next_minute()
+
     # -- beside the browser
     def deskbook(self, *words, ok=(0,)):
         """A command at a terminal of the same home."""
@@ -173,7 +179,7 @@ class Desk:
             said, _ = self.running.communicate(timeout=60)
             assert self.running.returncode in (0, 1, 6), said
             self.running = None
-        evidence, = self.reports.glob("*/*/evidence.json")
+        evidence = min(self.reports.glob("*/*/evidence.json"))
         return "/".join(evidence.parts[-3:-1])
 
     def killed(self):

@@ -22,12 +22,16 @@ def twin(desk, table, where, **more):
     desk.rows(f"INSERT INTO {table} SELECT (jsonb_populate_record(NULL::{table}, to_jsonb(x) || %s::jsonb)).* FROM {table} x WHERE {where} LIMIT 1", [json.dumps(new)])
 
 
+# What makes a document what it is; with these spoilt it would be refused as a whole.
+SHAPE = ("ts", "time", "asof", "schema", "version", "instrument", "format", "status", "verdict", "mode", "run_id", "runbook")
+
+
 def poisoned(value):
     """The same JSON; every text in it is hostile, except moments and numbers."""
     if isinstance(value, dict):
-        return {k: v if k in ("ts", "time", "asof", "schema", "version", "instrument") else poisoned(v) for k, v in value.items()}
+        return {k: [XSS] if k == "reasons" else v if k in SHAPE else poisoned(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [poisoned(v) for v in value] or [XSS]
+        return [poisoned(v) for v in value]
     return XSS if isinstance(value, str) and value.strip() and not value[0].isdigit() else value
 
 
@@ -61,8 +65,8 @@ def poison_report(desk):
     """Somebody's notebook printed script, and the evidence of its run is full of it."""
     folder = desk.reports / desk.a_run()
     evidence = json.loads((folder / "evidence.json").read_text())
-    kept = {k: evidence[k] for k in ("schema", "schema_version", "status", "verdict", "mode", "run_id", "started", "sealed_at", "runbook") if k in evidence}
-    (folder / "evidence.json").write_text(json.dumps(poisoned(evidence) | kept))
+    evidence |= {"error": {"type": "x", "message": "x", "step": "x", "exit_code": 1}, "notes": ["x"], "reason": "x", "parameters": evidence["parameters"] | {"by": "x", XSS: "x"}, "numbers": {XSS: "x"}}
+    (folder / "evidence.json").write_text(json.dumps(poisoned(evidence)))
     for page in folder.glob("*.html"):
         page.write_text(page.read_text().replace("</body>", f"<p>{MARK}</p><script>window.__xss=1;top.__xss=1</script><img src=x onerror='top.__xss=1'></body>"))
     (folder / "run.log").write_text(XSS)
@@ -99,7 +103,7 @@ def unharmed(page):
 
 
 ADDRESSES = {**PAGES, "trace": lambda d: f"/ui/trace/{TRACE}", "order": lambda d: f"/ui/orders/{ORDER}"}
-SHOWS = {"desk", "orders", "trace", "order", "progress", "ops"}  # there it must be seen, or this test would show nothing
+SHOWS = {"desk", "orders", "trace", "order", "progress", "run", "ops"}  # there it must be seen, or this test would show nothing
 
 
 @pytest.mark.parametrize("name", ADDRESSES)

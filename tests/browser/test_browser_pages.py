@@ -65,7 +65,7 @@ def test_the_keyboard_reaches_everything_that_can_be_done(visitor, any_page):
     assert seen and (seen[0]["what"] == "A Skip to the page" or "/ui/login" in any_page)
     assert not [s["what"] for s in seen if not s["ring"]], "the focus is visible"
     missed = p.evaluate("""() => [...document.querySelectorAll('button, a[href], input:not([type=hidden]), select, textarea, summary')]
-        .filter(e => !e.disabled && !e.dataset.reached && e.getClientRects().length && !(e.type === 'radio')).map(e => e.outerHTML.slice(0, 150))""")
+        .filter(e => !e.matches(':disabled') && !e.dataset.reached && e.getClientRects().length && !(e.type === 'radio')).map(e => e.outerHTML.slice(0, 150))""")
     assert not missed, "\n".join(missed)
 
 

@@ -87,7 +87,7 @@ def test_signing_out_ends_the_session_for_whoever_kept_the_cookie(visitor, desk)
 def test_who_only_looks_finds_every_deed_disabled(visitor, any_page):
     p = visitor.page(any_page, may_act=False)
     p.wait_for_load_state()
-    acting = p.locator("form[method=post] button:not([disabled])")
+    acting = p.locator("form[method=post] button:enabled")
     assert {t.strip() for t in acting.all_inner_texts()} <= {"Sign out", "Sign in", "Sign in, look only"}
     assert "/ui/login" in any_page or p.get_by_text("view only").count(), "the page says so"
 
