@@ -24,6 +24,7 @@ from deskbook.app.dashboard.session import COOKIE, csrf_of, session_cookie, view
 from deskbook.core.clock import iso
 from deskbook.ops.evidence import Evidence, read_evidence, write_evidence
 from deskbook.ops.runbook import RunLock
+from deskbook.stores.ledger import LedgerDown
 
 VIEW = "look-2b7e151628"
 XSS = "<script>alert(1)</script>"
@@ -219,15 +220,18 @@ def test_a_live_run_needs_the_words_and_a_reason(office):
     story(go(), 170)
 
 
-def test_a_live_run_is_not_started_without_its_audit(office, monkeypatch):
-    async def silent(*_): return False
-    monkeypatch.setattr(runbooks_page, "written", silent)
-
+@pytest.mark.timeout(180)
+def test_without_a_ledger_a_live_run_is_refused_and_a_dry_one_says_that_nobody_wrote_it_down(office, monkeypatch):
     async def go():
-        async with office.open() as (_, web):
+        async with office.open() as (desk, web):
+            def down(): raise LedgerDown("the database is away")
+            monkeypatch.setattr(desk.ledger, "transaction", down)
             answer = await web.start(**{"p-mode": "live"}, confirm="live gate_history", reason="now")
             assert answer.status_code == 503 and runbook_runs.launches(office.bench.home) == []
-    story(go())
+            run = await web.run_of(await web.start(**{"p-marks": str(office.marks)}))
+            assert "stands in no audit" in (await web.get(run)).text
+            await web.until(run.partition("?")[0], "PASS")
+    story(go(), 170)
 
 
 @pytest.mark.timeout(180)
@@ -326,6 +330,9 @@ def test_a_run_with_torn_files_still_has_a_page(office):
             text = (await web.get("/ui/runbooks/runs/gate_history/20251111T120000Z-abc123")).text
             assert XSS not in text and "alert(" not in re.sub(r"&lt;script&gt;alert\(.*?\)", "", text) and html.escape(XSS) in text
             (folder / "evidence.json").write_text("{")
-            assert (await web.get("/ui/runbooks/runs/gate_history/20251111T120000Z-abc123")).status_code in (500, 503)
+            for path, part in (("", False), ("/progress", True)):
+                torn = await web.get(f"/ui/runbooks/runs/gate_history/20251111T120000Z-abc123{path}", part)
+                assert torn.status_code == 200 and "evidence.json is not JSON" in torn.text and "every 1s" not in torn.text  # it is not asked for again
+                assert str(office.root) not in torn.text
             assert "UNREADABLE" in (await web.get("/ui/runbooks")).text
     story(go())

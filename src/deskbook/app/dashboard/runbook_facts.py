@@ -201,7 +201,7 @@ def newest_runs(
     for name in names:
         try: found.append(run_facts(evidence_in(reports/runbook/name), runbook, name))
         except NotFound: continue
-        except DeskbookError as e: found.append(RunFacts(runbook, name, "UNREADABLE", "bad", reason=e.what))
+        except DeskbookError as e: found.append(RunFacts(runbook, name, "UNREADABLE", "bad", reason=e.what.replace(f"{reports}/", "")))
     return found
 
 # %% ../../../../nbs/app/dashboard/50_runbook_facts.ipynb #fdcec0c9

@@ -6,8 +6,8 @@
 __all__ = ['PROGRESS', 'START', 'router', 'LIVE', 'run_path', 'run_line', 'state_view', 'link_of', 'inline', 'shelf_view',
            'now_view', 'list_view', 'took', 'runs_view', 'book_view', 'counts_text', 'bar', 'traceback_view',
            'step_view', 'again', 'checks_view', 'stop_view', 'ended_view', 'steps_view', 'progress_view', 'run_view',
-           'start_view', 'written', 'begin', 'new_key', 'list_page', 'book_page', 'start_run', 'start_page', 'run_page',
-           'run_progress', 'stop', 'look_runs']
+           'start_view', 'written', 'begin', 'new_key', 'list_page', 'book_page', 'start_run', 'start_page',
+           'unreadable', 'run_page', 'run_progress', 'stop', 'look_runs']
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #c6351d24
 import asyncio
@@ -33,7 +33,7 @@ from .session import Viewer
 from .stream import LiveSource
 from .web import Actor, Who, act_form, done, form_of, fragment, is_part, page
 from ...core.clock import system_clock
-from ...core.errors import DeskbookError, Refused
+from ...core.errors import DataError, DeskbookError, NotFound, Refused
 from ...core.loop import within
 from ...ops.evidence import project_root
 from ...ops.runbook import live_phrase
@@ -296,10 +296,15 @@ async def start_page(request: Request, viewer: Who, deps: Deps, key: str) -> Res
     return fragment(view) if is_part(request) else page(request, viewer, f"Starting {launch.runbook}", view, section="runbooks", styles=_STYLES)
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #fc44ea97
+def unreadable(deps: ApiDeps, error: DeskbookError) -> Node:
+    "A run whose files are torn or gone."
+    return h.div(f"#{PROGRESS}")[error_box(error.what.replace(f"{deps.reports}/", ""), error.todo), h.p[h.a(href="/ui/runbooks")["All runbooks"]]]
+
 @router.get("/ui/runbooks/runs/{runbook}/{run_id}")
 async def run_page(request: Request, viewer: Who, deps: Deps, runbook: str, run_id: str, audit: str = "") -> Response:
     "A run."
-    found = await asyncio.to_thread(progress_of, deps.reports, runbook, run_id, system_clock())
+    try: found = await asyncio.to_thread(progress_of, deps.reports, runbook, run_id, system_clock())
+    except DataError as e: return page(request, viewer, f"Run of {runbook}", unreadable(deps, e), section="runbooks", styles=_STYLES)
     view = [_UNSEEN if audit == "none" else None, run_view(viewer, found)]
     return page(request, viewer, found.title, view, section="runbooks", styles=_STYLES)
 
@@ -307,7 +312,7 @@ async def run_page(request: Request, viewer: Who, deps: Deps, runbook: str, run_
 async def run_progress(viewer: Who, deps: Deps, runbook: str, run_id: str) -> Response:
     "The part of it that changes. A run that cannot be read any more says so once, and nobody asks again."
     try: found = await asyncio.to_thread(progress_of, deps.reports, runbook, run_id, system_clock())
-    except DeskbookError as e: return fragment(h.div(f"#{PROGRESS}")[error_box(e.what, e.todo)])
+    except (DataError, NotFound) as e: return fragment(unreadable(deps, e))
     return fragment(progress_view(viewer, found))
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #1b0ce004
