@@ -432,7 +432,7 @@ def test_the_ledger_away_leaves_a_box_on_every_tab(api_bench, monkeypatch):
         async with api_bench.api(run_desk=False) as (desk, http):
             csrf = signed_in(http)
             away(desk, monkeypatch)
-            for path, words in {"": ("The list of alerts cannot be shown: ledger", "connection refused", "Check that the server runs."), "/audit": ("The audit trail cannot be shown", "Chains cannot be shown"),
+            for path, words in {"": ("Alerts cannot be shown: ledger", "The list cannot be shown: ledger", "connection refused", "Check that the server runs."), "/audit": ("The audit trail cannot be shown", "Chains cannot be shown"),
                     "/gaps": ("EUR_USD",), "/schedule": ("weekly_signal_study",), "/health": ("The list of workers cannot be shown", "PostgreSQL", "down", "Valkey", "answers")}.items():
                 text = text_of(await shown(http, f"/ui/ops{path}"))
                 assert all(w in text for w in words), (path, text)

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['log', 'HELP', 'Which', 'PER_PAGE', 'MOST_PAGES', 'AUDIT_ROWS', 'AUDIT_SPAN', 'PIECE_ROWS', 'PIECE_PAUSE_S',
-           'MOST_CHAINS', 'GAP_DAYS', 'MOST_GAPS', 'Store', 'SETTLE_MS', 'CellKind', 'MOST_JOBS', 'WorkerState', 'Away',
-           'attempt', 'Kept', 'runbook_for', 'AlertFacts', 'alert_facts', 'AlertPage', 'alert_page', 'AlertCounts',
-           'alert_counts_of', 'alert_counts', 'AuditFilter', 'AuditRow', 'AuditPage', 'read_before', 'audit_row',
-           'merged', 'audit_page', 'Verified', 'read_verified', 'write_verified', 'ChainWalk', 'ChainFacts',
-           'ChainsFacts', 'chain_facts', 'Gap', 'gaps_in', 'Cell', 'cells_of', 'Coverage', 'SeriesFacts', 'coverage_of',
-           'day_pieces', 'live_times', 'lake_times', 'held_granularities', 'GapFacts', 'window_of', 'gap_facts',
-           'fill_command', 'JobFacts', 'job_facts', 'ScheduleFacts', 'schedule_facts', 'WorkerFacts', 'process_since',
-           'own_copies', 'worker_facts', 'StoreFacts', 'timed', 'ask_ledger', 'ledger_size', 'ask_live', 'ask_lake',
-           'disk_of', 'VerdictFacts', 'verdict_of', 'Memory', 'memory_of', 'kept_gaps', 'kept_jobs', 'HealthFacts',
-           'health_facts', 'versions']
+           'MOST_CHAINS', 'GAP_DAYS', 'MOST_GAPS', 'Store', 'SETTLE_MS', 'CellKind', 'MOST_JOBS', 'WorkerState',
+           'Workers', 'Away', 'attempt', 'also', 'Kept', 'runbook_for', 'AlertFacts', 'alert_facts', 'AlertPage',
+           'alert_page', 'AlertCounts', 'alert_counts_of', 'alert_counts', 'AuditFilter', 'AuditRow', 'AuditPage',
+           'read_before', 'audit_row', 'merged', 'audit_page', 'Verified', 'read_verified', 'write_verified',
+           'ChainWalk', 'ChainFacts', 'ChainsFacts', 'chain_facts', 'Gap', 'gaps_in', 'Cell', 'cells_of', 'Coverage',
+           'SeriesFacts', 'coverage_of', 'day_pieces', 'live_times', 'lake_times', 'held_granularities', 'GapFacts',
+           'window_of', 'gap_facts', 'fill_command', 'JobFacts', 'job_facts', 'ScheduleFacts', 'schedule_facts',
+           'WorkerFacts', 'process_since', 'own_copies', 'worker_facts', 'StoreFacts', 'timed', 'ask_ledger',
+           'ledger_size', 'ask_live', 'ask_lake', 'disk_of', 'VerdictFacts', 'verdict_of', 'Memory', 'memory_of',
+           'kept_gaps', 'kept_jobs', 'HealthFacts', 'ledger_parts', 'health_facts', 'versions']
 
 # %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #8108f10f
 import asyncio
@@ -80,6 +80,10 @@ async def attempt[T](
     except Exception as e:
         log.exception("%s cannot be shown", name)
         return Away(f"{name} cannot be shown: {type(e).__name__}.", "The log of the API says more.")
+
+def also(part: Away, name: str) -> Away:
+    "The same for another part that asks the same source, without waiting for it a second time."
+    return Away(f"{name} cannot be shown{part.what.partition(' cannot be shown')[2]}", part.todo)
 
 # %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #0f6458c6
 class Kept[T]:
@@ -777,18 +781,25 @@ class HealthFacts:
     workers: tuple[WorkerFacts, ...] | Away
     stores: tuple[StoreFacts, ...]
 
+Workers = tuple[WorkerFacts, ...]
+
+async def ledger_parts(deps: ApiDeps) -> tuple[StoreFacts, Workers | Away]:
+    "PostgreSQL and what stands in it, one question after another: the pool is the desk's, too."
+    store = await timed("PostgreSQL", ask_ledger(deps.ledger))
+    if store.error: return store, Away(f"The list of workers cannot be shown: {store.error}", store.todo)
+    async def workers() -> Workers: return worker_facts(await deps.ledger.rows(_LEASES), deps.desk.account, own_copies())
+    those = await attempt("The list of workers", workers(), 3.0)
+    size = await attempt("Sizes", memory_of(deps).size.get(lambda: ledger_size(deps.ledger)), 3.0)
+    return store if isinstance(size, Away) else replace(store, facts=(*store.facts, *size)), those
+
+# %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #c62d0835
 async def health_facts(deps: ApiDeps) -> HealthFacts:
     "Ask everything at once. Never raises."
-    memory = memory_of(deps)
     async def verdict() -> VerdictFacts: return verdict_of(await get_json(deps.live, OPS_HEALTH))
-    async def workers() -> tuple[WorkerFacts, ...]: return worker_facts(await deps.ledger.rows(_LEASES), deps.desk.account, own_copies())
-    async def kept_lake() -> Any: return await memory.lake.get(lambda: asyncio.to_thread(ask_lake, deps.settings.lake_url))
-    asked = asyncio.gather(timed("PostgreSQL", ask_ledger(deps.ledger)), timed("Valkey", ask_live(deps.live)), timed("Lake", kept_lake()),
-        timed("Disk", asyncio.to_thread(disk_of, deps.settings.home)))
-    said, those, sizes, (postgres, *stores) = await asyncio.gather(attempt("The verdict", verdict(), 3.0), attempt("The list of workers", workers(), 3.0),
-        attempt("Sizes", memory.size.get(lambda: ledger_size(deps.ledger)), 3.0), asked)
-    if not isinstance(sizes, Away) and not postgres.error: postgres = replace(postgres, facts=(*postgres.facts, *sizes))
-    return HealthFacts(said, those, (postgres, *stores))
+    async def kept_lake() -> Any: return await memory_of(deps).lake.get(lambda: asyncio.to_thread(ask_lake, deps.settings.lake_url))
+    others = asyncio.gather(timed("Valkey", ask_live(deps.live)), timed("Lake", kept_lake()), timed("Disk", asyncio.to_thread(disk_of, deps.settings.home)))
+    said, (postgres, workers), rest = await asyncio.gather(attempt("The verdict", verdict(), 3.0), ledger_parts(deps), others)
+    return HealthFacts(said, workers, (postgres, *rest))
 
 def versions() -> tuple[tuple[str, str], ...]:
     "What this process is made of."

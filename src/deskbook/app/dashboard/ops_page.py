@@ -7,9 +7,9 @@ __all__ = ['TABS', 'LIVE', 'router', 'tabs', 'to_book', 'away_box', 'counts_view
            'alert_card', 'to_alerts', 'pager', 'alerts_view', 'chain_state', 'chain_row', 'chains_view', 'verify_forms',
            'metadata_view', 'audit_line', 'to_audit', 'audit_form', 'audit_view', 'strip', 'share', 'coverage_view',
            'gap_table', 'series_card', 'gaps_view', 'next_view', 'last_view', 'job_card', 'schedule_view',
-           'verdict_view', 'worker_line', 'workers_view', 'store_card', 'stores_view', 'versions_view', 'look_alerts',
-           'look_chains', 'look_health', 'health_parts', 'tab', 'page_number', 'which', 'alerts_page', 'uuid_of',
-           'acknowledge_alert', 'audit_tab', 'verify_history', 'gaps_tab', 'schedule_tab', 'health_tab']
+           'verdict_view', 'lease_end', 'worker_line', 'workers_view', 'store_card', 'stores_view', 'versions_view',
+           'look_alerts', 'look_chains', 'look_health', 'health_parts', 'tab', 'page_number', 'which', 'alerts_page',
+           'uuid_of', 'acknowledge_alert', 'audit_tab', 'verify_history', 'gaps_tab', 'schedule_tab', 'health_tab']
 
 # %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #3ba61d54
 import json
@@ -29,7 +29,7 @@ from ..api_routes_ledger import acknowledge_one
 from .elements import Node, Tone, age, amount, badge, card, empty_box, error_box, facts, ident, partial, table, unknown, when
 from .ops_facts import (AUDIT_SPAN, GAP_DAYS, AlertCounts, AlertFacts, AlertPage, AuditFilter, AuditPage, AuditRow, Away, ChainFacts, ChainsFacts,
     Coverage, GapFacts, HealthFacts, JobFacts, MOST_PAGES, ScheduleFacts, SeriesFacts, StoreFacts, VerdictFacts, Which, WorkerFacts, WorkerState)
-from .ops_facts import (alert_counts, alert_facts, alert_page, attempt, audit_page, chain_facts, fill_command, health_facts, kept_gaps, kept_jobs,
+from .ops_facts import (alert_counts, alert_facts, alert_page, also, attempt, audit_page, chain_facts, fill_command, health_facts, kept_gaps, kept_jobs,
     memory_of, read_before, runbook_for, versions)
 
 # %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #75df321c
@@ -65,7 +65,7 @@ def measured(a: AlertFacts) -> Node:
     "The value against its threshold."
     if a.value is None: return unknown("nothing was measured")
     limit = [h.span(".unit")[" against "], figure(a.threshold)] if a.threshold is not None else None
-    return [figure(a.value), limit, h.span(".unit")[f" {a.metric}"] if a.metric else None]
+    return [h.span(".unit")[f"{a.metric} "] if a.metric else None, figure(a.value), limit]
 
 def figure(value: float) -> Node:
     "A number of any size, with no more digits than it needs."
@@ -121,7 +121,7 @@ def chain_state(c: ChainFacts) -> Node:
 def chain_row(c: ChainFacts) -> Sequence[Node]:
     "One chain."
     v = c.verified
-    return h.code[c.name], amount(c.rows, digits=0), amount(v.seq, digits=0) if v.at_ms else unknown("it was never verified"), age(v.at_ms), when(v.whole_ms, "moment"), chain_state(c)
+    return h.code[c.name], chain_state(c), amount(v.seq, digits=0) if v.at_ms else unknown("it was never verified"), amount(c.rows, digits=0), age(v.at_ms), when(v.whole_ms, "moment")
 
 def chains_view(f: ChainsFacts | Away) -> Node:
     "All chains, and the walk that goes on."
@@ -129,8 +129,8 @@ def chains_view(f: ChainsFacts | Away) -> Node:
     walk = h.p(role="status")[badge("verifying", "busy"), f" {'every row' if f.whole else 'the rows that came since'}: {f.rows:,} rows so far, at ", h.code[f.at or "the first chain"]] if f.going else None
     failed = error_box(f"The last verification stopped: {f.error}") if f.error and not f.going else None
     wrong = [error_box(f"{c.name}: {c.verified.broken}.", "Stop sending, keep the database as it is, and compare it with a copy. `deskbook ledger verify` says more.") for c in f.chains if c.verified.broken]
-    head = ("Chain", "Newest row", "Verified to row", "At", "All of it", "State")
-    return h.div("#ops-chains")[wrong, failed, walk, table(head, map(chain_row, f.chains), "Chains of the ledger: each row holds the hash of the one before it", "There is no row yet.", right=(1, 2))]
+    head = ("Chain", "State", "Verified to row", "Newest row", "Verified", "All of it")
+    return h.div("#ops-chains")[wrong, failed, walk, table(head, map(chain_row, f.chains), "Chains of the ledger: each row holds the hash of the one before it", "There is no row yet.", right=(2, 3))]
 
 # %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #e249bc5f
 def verify_forms(viewer: Viewer) -> Node:
@@ -172,7 +172,7 @@ def audit_view(p: AuditPage | Away, chain: str = "") -> Node:
     none = f"None of these {p.looked:,} rows fits." if p.older else "Nothing fits." if f.actor or f.action else "Nothing was done yet."
     newest = to_audit(f, chain) if f.before else ""
     far = h.span(".unit")[f"looked at {p.looked:,} rows"] if (f.actor or f.action) and p.looked >= AUDIT_SPAN else None
-    return [table(head, map(audit_line, p.rows), "Who did what, newest first", none), pager(newest, to_audit(f, chain, p.older) if p.older else "", far)]
+    return [h.div(".trail")[table(head, map(audit_line, p.rows), "Who did what, newest first", none)], pager(newest, to_audit(f, chain, p.older) if p.older else "", far)]
 
 # %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #0d3a25a0
 _PLACE = {"whole": ("0", "12"), "part": ("6", "6"), "none": ("10", "2")} # top and height
@@ -213,7 +213,7 @@ def gap_table(s: SeriesFacts, account: str) -> Node:
 
 def series_card(s: SeriesFacts, account: str) -> Node:
     "One pair at one granularity."
-    ends = h.div(".row.spread.unit")[when(s.start_ms, "day"), when(s.end_ms, "day")]
+    ends = h.div(".row.spread.unit")[when(s.start_ms, "moment"), when(s.end_ms, "moment")]
     return h.section(".card", id=ident("gaps", s.instrument, s.granularity))[h.h2[s.instrument, " ", h.span(".unit")[s.granularity]],
         coverage_view(s.live, s) if s.live else None, coverage_view(s.lake, s), ends, gap_table(s, account)]
 
@@ -224,7 +224,7 @@ def gaps_view(g: GapFacts | Away, account: str) -> Node:
     "All pairs."
     if isinstance(g, Away): return away_box(g)
     def key(kind: str) -> Node: return h.svg(".strip.key", viewBox="0 0 24 12", aria_hidden="true")[h.rect(f".{kind}", width="24", y=_PLACE[kind][0], height=_PLACE[kind][1])]
-    legend = h.p(".row.unit")[[h.span[key(k), " ", text] for k, text in _LEGEND], "empty: the market is closed", h.span["looked ", age(g.looked_ms)]]
+    legend = h.p(".row.unit")[[h.span[key(k), " ", text] for k, text in _LEGEND], h.span["empty: the market is closed"], h.span["lines: midnight, UTC"], h.span["looked ", age(g.looked_ms)]]
     lacking = [s for s in g.series if any(c and c.missing for c in (s.live, s.lake))]
     total = h.p[badge(f"{len(lacking)} of {len(g.series)} series lack candles", "warn") if lacking else badge("no candle is missing", "good")] if not (g.live_error or g.lake_error) else None
     down = [error_box(f"{n} could not be read: {e}", "What it holds is not known now.") for n, e in (("Valkey", g.live_error), ("The lake", g.lake_error)) if e]
@@ -245,7 +245,7 @@ def job_card(j: JobFacts) -> Node:
     "One job."
     wrong = error_box("This job will not start.", h.ul[[h.li[p] for p in j.problems]]) if j.problems else None
     coming = h.ol(".next")[[next_view(at, j.zone) for at in j.next]] if j.next else unknown("the time cannot be read")
-    said = facts([("When", [j.words or unknown(), " ", h.code(".none")[j.cron]]), ("Next runs", coming), ("Last run", last_view(j)), ("Runbook", to_book(j.runbook) if j.runbook else unknown()),
+    said = facts([("When", [j.words or unknown(), h.div[h.code(".none")[j.cron]]]), ("Next runs", coming), ("Last run", last_view(j)), ("Runbook", to_book(j.runbook) if j.runbook else unknown()),
         ("Owner", j.owner or unknown()), ("Mode", badge(j.mode, "warn" if j.mode == "live" else "quiet")), ("Time zone", j.zone or unknown())])
     return h.section(".card.job", id=ident("job", j.name))[h.h2[j.name], h.p[j.description] if j.description else None, wrong, said]
 
@@ -276,18 +276,22 @@ def _helps(name: str) -> Node:
 # %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #3b7f7878
 _WORKER: Mapping[WorkerState, tuple[str, Tone]] = {"running": ("running", "good"), "expired": ("lease has run out", "bad"), "absent": ("never ran", "warn")}
 
+def lease_end(w: WorkerFacts) -> Node:
+    "When it ran out. One that is held is renewed every few seconds, which nobody needs to see."
+    return unknown("there is none") if w.expires_ms is None else h.span(".unit")["held"] if w.state == "running" else ["ran out ", age(w.expires_ms)]
+
 def worker_line(w: WorkerFacts) -> Sequence[Node]:
     "One worker."
     word, tone = _WORKER[w.state]
     state = [badge(word, tone), " ", badge("this process waits for it", "quiet") if w.here == "waits" and w.state == "running" else None]
     crashes = unknown("it runs in another process") if w.restarts is None else amount(w.restarts, digits=0)
-    return [h.b[w.name], h.div(".unit")[w.what]], state, h.code[w.owner] if w.owner else unknown(), when(w.since_ms, "moment") if w.since_ms else unknown("its process is on another machine, or gone"), age(w.expires_ms) if w.expires_ms else unknown(), \
+    return [h.b[w.name], h.div(".unit")[w.what]], state, h.code[w.owner] if w.owner else unknown(), when(w.since_ms, "moment") if w.since_ms else unknown("its process is on another machine, or gone"), lease_end(w), \
         amount(w.hands, digits=0), crashes
 
 def workers_view(those: Sequence[WorkerFacts] | Away) -> Node:
     "All of them."
     if isinstance(those, Away): return h.div("#ops-workers")[away_box(those)]
-    head = ("Worker", "State", "Holder", "Process began", "Lease ends", "Taken", "Crashes")
+    head = ("Worker", "State", "Holder", "Process began", "Lease", "Taken", "Crashes")
     return h.div("#ops-workers")[table(head, map(worker_line, those), "Workers: who holds the lease, since when, and how often it changed hands", right=(5, 6))]
 
 # %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #183a34b2
@@ -334,7 +338,7 @@ async def alerts_page(request: Request, deps: Deps, viewer: Who) -> Response:
     "What needs a person."
     asked = request.query_params
     counts = await attempt("Alerts", alert_counts(deps.ledger))
-    rows = await attempt("The list of alerts", alert_page(deps.ledger, which(asked.get("shown", "")), page_number(asked.get("page", ""))))
+    rows = also(counts, "The list") if isinstance(counts, Away) else await attempt("The list", alert_page(deps.ledger, which(asked.get("shown", "")), page_number(asked.get("page", ""))))
     return tab(request, viewer, "", counts_view(counts), alerts_view(rows, viewer, "" if isinstance(counts, Away) else counts.mark))
 
 # %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #d417908a
@@ -361,7 +365,7 @@ async def audit_tab(request: Request, deps: Deps, viewer: Who) -> Response:
     chains = (chain,) if chain else every
     wanted = AuditFilter(chains, asked.get("actor", "").replace("\0", "")[:100], asked.get("action", "").replace("\0", "")[:100], read_before(asked.get("before", ""), len(chains)))
     walk = await attempt("Chains", chain_facts(memory_of(deps).walk))
-    rows = await attempt("The audit trail", audit_page(deps.ledger, wanted))
+    rows = also(walk, "The audit trail") if isinstance(walk, Away) else await attempt("The audit trail", audit_page(deps.ledger, wanted))
     return tab(request, viewer, "audit", card("Is the history whole?", chains_view(walk), verify_forms(viewer)), card("Trail", audit_form(wanted, chain, every), audit_view(rows, chain)))
 
 @router.post("/ui/ops/audit/verify")
