@@ -16,7 +16,7 @@ from deskbook.stores.ledger import LedgerDown
 from deskbook.stores.live import open_live
 from deskbook.stores.live_state import DESK_LOOP, NAV_SNAPSHOT, candles_key, put_gate, put_json
 from deskbook.stores.records import raise_alert
-from deskbook.trading.controls import engage, kill_state
+from deskbook.trading.controls import clear, engage, kill_state
 from deskbook.trading.desk import AccountSpec
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -90,6 +90,9 @@ def test_everything_that_speaks_against_an_entry_stands_once(api_bench):
             await put_json(desk.kill.store(), DESK_LOOP, {"ts_ms": now})
             facts = desk_facts(http.app.state.deps, await look_at(http.app.state.deps))
             assert "manager_silent" not in facts.pairs[0].reasons and not facts.hero.trading
+            await clear(desk.kill, "test", "over")  # what the decision then said of the switch is over, too
+            facts = desk_facts(http.app.state.deps, await look_at(http.app.state.deps))
+            assert [r for r in facts.pairs[0].reasons if not r.startswith("session_")] == ["cooldown_active", "max_leverage"] and facts.hero.trading
     story(go())
 
 
@@ -121,6 +124,17 @@ def test_valkey_away_is_named_counts_as_engaged_and_the_rest_goes_on(api_bench, 
             assert "old" in text_of(parts["pair-EUR_USD-gate"]) and "missing_payload" not in text_of(parts["pair-EUR_USD-gate"])
             hero = text_of((await look_hero(http.app.state.deps))["hero"])
             assert "Valkey DOWN" in hero and "KILL SWITCH ENGAGED" in hero and "NOT TRADING" in hero
+    story(go())
+
+
+def test_without_valkey_from_the_start_nothing_is_said_of_gates_that_nobody_saw(api_bench, monkeypatch):
+    async def go():
+        async with api_bench.api(run_desk=False) as (desk, http):
+            await gone(desk.kill.store(), monkeypatch)
+            facts = desk_facts(http.app.state.deps, await look_at(http.app.state.deps))
+            assert "valkey_unavailable" in facts.pairs[0].reasons and "missing_payload" not in facts.pairs[0].reasons and facts.hero.down[0].seen_ms is None
+            signed_in(http)
+            assert "It has not answered since this process started" in text_of((await http.get("/ui/desk")).text)
     story(go())
 
 
