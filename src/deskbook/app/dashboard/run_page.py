@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['router', 'value', 'seal_node', 'moment', 'head_card', 'error_view', 'steps_card', 'checks_card', 'numbers_card',
-           'given_card', 'files_card', 'report_card', 'run_view', 'one_run', 'run_report', 'run_file']
+           'given_card', 'address', 'files_card', 'report_card', 'run_view', 'one_run', 'run_report', 'run_file']
 
 # %% ../../../../nbs/app/dashboard/42_run_page.ipynb #e7b626d9
 import asyncio
@@ -17,7 +17,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
 from ..api_routes import Deps
 from .elements import Node, amount, badge, card, empty_box, error_box, facts, table, when
-from .evidence_facts import RunFacts, Wary, artefact, moment_at, report_page, run_facts
+from .evidence_facts import RunFacts, RunRow, Wary, artefact, moment_at, report_page, run_facts
 from .web import Who, page
 from ...ops.evidence import CheckRecord, Evidence, StepRecord
 from ...ops.report import report_policy
@@ -54,7 +54,7 @@ def head_card(f: RunFacts) -> Node:
     e, r = f.evidence, f.row
     if e is None: return card("This run", h.p(".row")[badge(r.word, r.tone)], error_box("Its evidence cannot be read.", r.problem), tone="bad")
     window = [moment(e.window.get("start")), " to ", moment(e.window.get("end"))] if e.window else h.span(".none")["–"]
-    resumed = h.a(href=f"/ui/runs/{quote(e.runbook)}/{quote(e.resumed_from)}")[e.resumed_from] if e.resumed_from else None
+    resumed = h.a(href=f"/ui/runs/{quote(f.row.runbook, safe='')}/{quote(e.resumed_from, safe='')}")[e.resumed_from] if e.resumed_from else None
     rows = [("Runbook", e.runbook), ("Mode", badge("live", "warn") if e.mode == "live" else e.mode), ("Window, UTC", window), ("Started", moment(e.started)), ("Sealed", moment(e.sealed_at)),
         ("Took", amount(e.duration_s, "s", 1)), ("Seal", [seal_node(f), " ", f.seal if e.seal else None]), *([("Continues", resumed)] if resumed else []), ("Commit", h.span(".mono")[(e.git_commit or "none")[:12]])]
     notes = h.ul(".notes")[[h.li[n[:1000]] for n in e.notes[:40]]] if e.notes else None
@@ -67,7 +67,7 @@ def error_view(f: RunFacts) -> Node:
     if e is None or e.error is None: return None
     where = f" in the step “{e.error.step[:120]}”" if e.error.step else ""
     trace = h.details[h.summary["Traceback"], h.pre(".trace", tabindex="0")[f.traceback]] if f.traceback else None
-    again = h.p(".hint")["It goes on after the last finished step with ", h.code[f"deskbook run {e.runbook} --resume {e.run_id}"], "."]
+    again = h.p(".hint")["It goes on after the last finished step with ", h.code[f"deskbook run {f.row.runbook} --resume {f.row.run_id}"], "."]
     return h.div(".error", role="alert")[h.p[h.strong[f"{e.error.type[:80]}{where}"]], h.p[e.error.message[:2000]], again, trace]
 
 # %% ../../../../nbs/app/dashboard/42_run_page.ipynb #5508aa80
@@ -103,17 +103,21 @@ def given_card(e: Evidence) -> Node:
     return card("What it was given", parameters, h.details[h.summary[f"{len(e.inputs)} inputs"], inputs], h.details[h.summary["Versions"], on] if e.versions else None)
 
 # %% ../../../../nbs/app/dashboard/42_run_page.ipynb #faae0ab9
-def files_card(e: Evidence) -> Node:
+def address(row: RunRow, more: str = "") -> str: # by the names of its folder: what the evidence calls itself may be anything
+    "Where a run is shown."
+    return f"/ui/runs/{quote(row.runbook, safe='')}/{quote(row.run_id, safe='')}{more}"
+
+def files_card(f: RunFacts, e: Evidence) -> Node:
     "Files to take."
     def cells(a: Mapping[str, Any]) -> list[Node]:
         name = str(a.get("name", ""))[:200]
-        return [h.a(href=f"/ui/runs/{quote(e.runbook)}/{quote(e.run_id)}/files/{quote(name)}", download=name.rpartition("/")[2])[name], value(a.get("bytes")), h.span(".mono")[str(a.get("sha256", ""))[:16]]]
+        return [h.a(href=address(f.row, f"/files/{quote(name)}"), download=name.rpartition("/")[2])[name], value(a.get("bytes")), h.span(".mono")[str(a.get("sha256", ""))[:16]]]
     return card("Files", table(("file", "bytes", "SHA-256 begins"), map(cells, e.artefacts[:200]), "Each is checked against its hash when it is taken", "It left no file besides its report.", right=[1]))
 
 # %% ../../../../nbs/app/dashboard/42_run_page.ipynb #bb9d46fe
 def report_card(f: RunFacts) -> Node:
     "The executed report."
-    where = f"/ui/runs/{quote(f.row.runbook)}/{quote(f.row.run_id)}/report"
+    where = address(f.row, "/report")
     if not f.report: return card("Report", empty_box("There is no report.", "It is written when the run ends."))
     alone = h.p[h.a(href=where)["The report alone"]]
     return card("Report", alone, h.iframe(".report", sandbox="", src=where, title="The executed report of this run", loading="lazy"), ident="report")
@@ -123,8 +127,9 @@ def run_view(f: RunFacts) -> Node:
     back = h.p[h.a(href="/ui/runs")["All runs"], " · ", h.a(href=f"/ui/runs?runbook={quote(f.row.runbook)}")[f"Runs of {f.row.runbook}"], " · ", h.a(href="#report")["Report"]]
     if f.evidence is None: return [back, head_card(f), report_card(f)]
     e = f.evidence
-    columns = h.div(".grid.wide2")[h.div[steps_card(e), numbers_card(e), files_card(e)], h.div[checks_card(e), given_card(e)]]
-    return [back, head_card(f), error_view(f), columns, report_card(f)]
+    follow = h.p[h.a(".button", href=f"/ui/runbooks/runs/{quote(f.row.runbook, safe='')}/{quote(f.row.run_id, safe='')}")["Follow it step by step"]] if e.status == "running" else None
+    columns = h.div(".grid.wide2")[h.div[steps_card(e), numbers_card(e), files_card(f, e)], h.div[checks_card(e), given_card(e)]]
+    return [back, head_card(f), follow, error_view(f), columns, report_card(f)]
 
 # %% ../../../../nbs/app/dashboard/42_run_page.ipynb #d8d39055
 router = APIRouter(include_in_schema=False)
