@@ -15,6 +15,7 @@ from deskbook.app.dashboard.session import session_cookie
 from deskbook.app.dashboard.tape_facts import BAR_COLUMNS, LAKE_AWAY, LEDGER_AWAY, LIVE_AWAY, bars_of, beats
 from deskbook.app.dashboard.tape_page import look_at_beats
 from deskbook.core.clock import MINUTE_MS, to_datetime, to_ms
+from deskbook.gates.payload import GATE_SCHEMA
 from deskbook.market.simulated import simulate_candles
 from deskbook.stores.lake import Lake
 from deskbook.stores.ledger import LedgerDown
@@ -231,6 +232,25 @@ def test_gates_of_a_longer_bar_are_summed_up(api_bench, candles):
     story(go())
 
 
+def test_gates_that_valkey_forgot_come_from_the_lake(api_bench, candles):
+    async def go():
+        async with api_bench.api(run_desk=False) as (desk, http):
+            live, lake, viewer = desk.kill.store(), Lake(api_bench.settings().lake_url), Viewer(api_bench, http)
+            lake.write_candles(candles.tail(200), "sandbox")
+            times = candles["time"].tail(200)
+            blank = {n: pl.lit(None, kind).alias(n) for n, kind in GATE_SCHEMA.items()}
+            made = pl.DataFrame({"instrument": "EUR_USD", "time": times, "asof": times.dt.offset_by("1m"), "admit": [i % 2 == 0 for i in range(200)], "regime": "chaotic", "hazard": 0.1})
+            lake.write_gates(made.with_columns(blank[n] for n in GATE_SCHEMA if n not in made.columns), "sound", "sandbox")
+            newest = [gate(t, True) for t in times.dt.epoch("ms").tail(20)]
+            await put_gate_history(live, "EUR_USD", [(g["ts_ms"], json.dumps(g)) for g in newest], 100)
+            gates = (await viewer.data())["gates"]
+            assert [g["t"] for g in gates] == times.dt.epoch("ms").to_list()
+            assert [g["regime"] for g in gates] == ["chaotic"]*180 + ["trend_bull"]*20 and [g["in"] for g in gates[:4]] == [1, 0, 1, 0]
+            older = await viewer.data(before=gates[50]["t"])
+            assert [g["t"] for g in older["gates"]] == [b[0] for b in older["bars"]] == [g["t"] for g in gates[:50]]
+    story(go())
+
+
 # ---- what is refused, and what is away
 
 def test_only_who_is_signed_in_sees_it_and_looking_is_enough(api_bench, candles):
@@ -290,6 +310,8 @@ def test_a_store_that_is_away_takes_only_its_own_part(api_bench, candles, monkey
             away(live)
             page = await viewer.data()
             assert (len(page["bars"]), page["troubles"]) == (200, [LIVE_AWAY])
+            news = await viewer.data(after=page["bars"][-1][0])
+            assert (news["bars"], news["troubles"], news["more"]) == ([], [LIVE_AWAY], False)
             html = (await viewer.get("/ui/tape")).text
             assert LIVE_AWAY in html and await look_at_beats(http.app.state.deps) == {}
             monkeypatch.setattr(tape_facts, "lake_rows", broken)

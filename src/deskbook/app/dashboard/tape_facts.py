@@ -7,9 +7,9 @@ __all__ = ['BAR_COLUMNS', 'MONTHS_A_PAGE', 'ROWS_LIVE', 'LIVE_AWAY', 'LAKE_AWAY'
            'Show', 'WORDS', 'MARKS', 'alignment_of', 'starts_of', 'bars_of', 'files_of', 'month_of', 'lake_rows',
            'live_rows', 'over', 'Bars', 'page_of', 'rows_wanted', 'lake_of', 'older', 'read_bars', 'join_older',
            'read_since', 'shelf', 'known_pairs', 'require_pair', 'intervals_of', 'GateMark', 'gate_mark', 'gate_marks',
-           'live_gates', 'DecisionMark', 'FillMark', 'decision_marks', 'fill_marks', 'read_marks', 'Tape', 'forming',
-           'with_marks', 'read_tape', 'read_news', 'book_beat', 'beats', 'digits_of', 'gate_out', 'decision_out',
-           'fill_out', 'tape_out']
+           'live_gates', 'gate_files', 'lake_gates', 'older_gates', 'DecisionMark', 'FillMark', 'decision_marks',
+           'fill_marks', 'read_marks', 'Tape', 'forming', 'with_marks', 'read_tape', 'read_news', 'book_beat', 'beats',
+           'digits_of', 'gate_out', 'decision_out', 'fill_out', 'tape_out']
 
 # %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #190660a2
 import asyncio
@@ -188,9 +188,10 @@ async def read_since(
     deps: ApiDeps, pair: str, interval: str,
     after_ms: int, # open of the newest bar that is known
 ) -> Bars: # `more`: there is more between than is told here
-    "The newest bars. Raises `LiveUnavailable`."
+    "The newest bars; none, and a word about it, while Valkey is away."
     base, since = deps.settings.candle_granularity, int(starts_of(pair, interval, [after_ms])[0])
-    rows = await live_rows(deps.live, pair, base, since_ms=since, count=ROWS_LIVE)
+    try: rows = await live_rows(deps.live, pair, base, since_ms=since, count=ROWS_LIVE)
+    except LiveUnavailable: return Bars(bars_of(pair, interval, empty_candles()), False, "", (LIVE_AWAY,))
     if rows.height == ROWS_LIVE: return Bars(bars_of(pair, interval, rows), True, "live store")
     if interval != base and rows.height and (begin := to_ms(rows["time"][0])) > since: # Valkey forgets, and a bar is whole
         try: rows = over((await older(deps, pair, begin, (begin - since)//timeframe_ms(base)))[0].filter(pl.col("time").dt.epoch("ms") >= since), rows)
@@ -284,6 +285,40 @@ async def live_gates(
     high = "+inf" if before_ms is None else f"({before_ms}"
     with said_as_live(live.url): texts = await live.redis.zrevrangebyscore(live.key(gate_index_key(pair)), high, since_ms, start=0, num=GATES_LIVE)
     return await asyncio.to_thread(_gates, texts[::-1])
+
+# %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #1f0afba4
+_GATE_COLUMNS = ("time", "asof", "admit", "direction", "hazard", "hazard_threshold", "regime", "reasons")
+
+def gate_files(lake: Lake, pair: str, timeframe: str, since_ms: int, before_ms: int) -> list[Partition]: # oldest first
+    "The files that can hold gates of a window."
+    first, last = f"{to_datetime(since_ms):%Y-%m}", f"{to_datetime(before_ms - 1):%Y-%m}"
+    found = [p for p in lake.partitions("gates") if (p["instrument"], p["timeframe"]) == (pair, timeframe) and first <= p["month"] <= last]
+    best = max((p.keys[:2] for p in found), default=None) # "sound" sorts behind "compat"
+    return sorted((p for p in found if p.keys[:2] == best), key=lambda p: p["month"])
+
+def lake_gates(lake: Lake, files: Sequence[Partition], since_ms: int, before_ms: int) -> list[dict[str, Any]]: # oldest first
+    "Gates as documents. Raises `DataError` for a file that cannot be read."
+    frames = [from_parquet(data, p.path).select(_GATE_COLUMNS) for p in files if (data := lake.storage.read(p.path)) is not None]
+    if not frames: return []
+    every = pl.concat(frames).with_columns(pl.col("time", "asof").dt.epoch("ms")).filter(pl.col("time").is_between(since_ms, before_ms, closed="left"))
+    return every.sort("time").tail(GATES_LIVE).rename({"time": "ts_ms", "asof": "asof_ms"}).to_dicts()
+
+# %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #19aabb0a
+async def older_gates(
+    deps: ApiDeps, pair: str,
+    gates: list[dict[str, Any]], # of Valkey, oldest first
+    since_ms: int, before_ms: int | None, # of the window; exclusive
+) -> list[dict[str, Any]]:
+    "The same with those of the lake before them."
+    base = deps.settings.candle_granularity
+    known = [ts for g in gates[:1] if isinstance(ts := g.get("ts_ms"), int)]
+    end = known[0] if known else before_ms if before_ms is not None else deps.clock()
+    if end - since_ms <= 2*timeframe_ms(base): return gates
+    def read() -> list[dict[str, Any]]:
+        lake = lake_of(deps)
+        return lake_gates(lake, gate_files(lake, pair, base, since_ms, end), since_ms, end)
+    try: return [*await asyncio.to_thread(read), *gates]
+    except (DeskbookError, OSError, pl.exceptions.PolarsError): return gates
 
 # %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #877ac18f
 Show = Literal["all", "paper", "live"]
@@ -396,7 +431,8 @@ async def with_marks(
     since = int(frame["time"][0])
     gates, marks = await asyncio.gather(_tried(live_gates(deps.live, pair, since, before_ms), LiveUnavailable, LIVE_AWAY, troubles),
         _tried(read_marks(deps, pair, interval, show, since, before_ms), LedgerDown, LEDGER_AWAY, troubles))
-    summed, (decisions, fills) = await asyncio.to_thread(gate_marks, pair, interval, gates or []), marks or ([], [])
+    every = await older_gates(deps, pair, gates or [], since, before_ms)
+    summed, (decisions, fills) = await asyncio.to_thread(gate_marks, pair, interval, every), marks or ([], [])
     return Tape(pair, interval, show, now, bars, summed, decisions, fills, tuple(dict.fromkeys(troubles)), grows)
 
 # %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #c74ca5cc
@@ -416,7 +452,7 @@ async def read_news(
     deps: ApiDeps, pair: str, interval: str, show: Show,
     after_ms: int, # open of the newest bar that is known
 ) -> Tape:
-    "What came since. Raises as `read_tape`."
+    "What came since. Raises `ApiError` for a pair nobody knows."
     await require_pair(deps, pair)
     return await with_marks(deps, pair, interval, show, await read_since(deps, pair, interval, after_ms), None)
 

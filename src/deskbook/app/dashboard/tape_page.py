@@ -84,7 +84,7 @@ def legend(interval: str) -> Node:
         h.p(".hint")["Hazard strip: the line is the hazard, the dashed line its threshold; where it lies above, the ground is hatched and no gate is admitted."], longer_said(interval)]
 
 # %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #c7a289f3
-_KEYS = ("Left and Right go from bar to bar, Page Up and Page Down a screen, Shift with Left or Right to the next bar with a fill or a decision, Home to the oldest loaded bar, "
+_KEYS = ("Point at a bar to read what happened there. With keys: Left and Right go from bar to bar, Page Up and Page Down a screen, Shift with Left or Right to the next bar with a fill or a decision, Home to the oldest loaded bar, "
     "End to the newest, plus and minus zoom. Older bars load by themselves.")
 _BUTTONS = (("older", "◀ Older", "older bars"), ("newer", "Newer ▶", "newer bars"), ("in", "+", "zoom in"), ("out", "\u2212", "zoom out"), ("newest", "Newest", "newest bars"))
 
@@ -97,7 +97,7 @@ def chart_place(pair: str, interval: str, show: str) -> Node:
     wrong = h.div("#tape-error.error", hidden=True, role="alert")[h.p("#tape-error-text"), h.button(type="button", data_do="again")["Try again"]]
     chart = h.div("#tape-chart.tape-chart", tabindex="0", role="application", aria_label=name, aria_describedby="tape-keys", data_pair=pair, data_interval=interval, data_show=show, data_src="/ui/tape/data")
     return h.section("#tape.card", aria_label=name)[h.div(".row.spread")[h.h2[f"{pair.replace('_', '/')} · {interval}"], buttons], h.p("#tape-state.hint", role="status")["Reading candles …"],
-        h.p("#tape-trouble.wrong", hidden=True, role="status"), wrong, nothing, chart, h.p("#tape-readout.readout")["Point at a bar, or use the keys, to read what happened there."],
+        h.p("#tape-trouble.wrong", hidden=True, role="status"), wrong, nothing, h.div(".tape-frame")[chart, h.div("#tape-readout.readout")],
         h.p("#tape-said.sr", aria_live="polite"), h.p("#tape-keys.hint")[_KEYS], h.noscript[h.p(".hint")["The chart needs scripts. The tables below do not."]], legend(interval)]
 
 # %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #32140d76

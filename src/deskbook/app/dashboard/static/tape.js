@@ -76,7 +76,7 @@
     const p = x => x.toFixed(digits)
     const said = [`${moment(bar.timestamp)} UTC${bar.forming ? " (still forming)" : ""}`, `open ${p(bar.open)}, high ${p(bar.high)}, low ${p(bar.low)}, close ${p(bar.close)}, volume ${grouped(Math.round(bar.volume))}`]
     said.push(bar.gate ? gateWords(bar.gate) : "no gate")
-    return [...said, ...bar.decisions.map(decisionWords), ...bar.fills.map(fillWords)]
+    return [...said.map(text => [text, ""]), ...bar.decisions.map(d => [decisionWords(d), d.environment]), ...bar.fills.map(f => [fillWords(f), f.environment])]
   }
 
   // -- drawing -------------------------------------------------------------------------------------------------------------------------------
@@ -265,9 +265,9 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint)
 
   // -- loading -------------------------------------------------------------------------------------------------------------------------------
-  let digits = 5, ends = false, source = "", push = null, turn = 0, cursor = -1, lastBeat = null, heardMs = 0, askedMs = 0, asking = false, again = false, failedMs = 0
+  let digits = 5, ends = false, source = "", push = null, turn = 0, cursor = -1, lastBeat = null, askedMs = 0, asking = false, again = false, failedMs = 0, ailing = false, halved = false  // halved: bars were read while a store was away
   const hide = (id, hidden) => { get(id).hidden = hidden }
-  function trouble(list) { const t = get("tape-trouble"); put(t, list.join(" ")); t.hidden = !list.length }
+  function trouble(list) { const t = get("tape-trouble"); put(t, list.join(" ")); t.hidden = !list.length; ailing = list.length > 0 }
   function wrong(error) { put(get("tape-error-text"), error ? `The tape cannot be shown. ${error.message}` : ""); hide("tape-error", !error) }
   function state() {
     const list = chart.getDataList()
@@ -278,6 +278,7 @@
   async function load({type, timestamp, callback}) {
     if (type === "backward") return callback([], {forward: !ends, backward: false})
     const mine = type === "init" ? ++turn : turn
+    if (type === "init") askedMs = Date.now()
     box.setAttribute("aria-busy", "true")
     if (type !== "init") put(get("tape-state"), "Reading older bars …")
     try {
@@ -288,6 +289,7 @@
       ends = !page.more; source = page.source
       if (type === "init") { digits = page.digits; chart.setSymbol && symbol(page.digits); hide("tape-empty", bars.length > 0); box.classList.toggle("nothing", !bars.length); ends = ends && bars.length > 0 }
       wrong(null); trouble(page.troubles)
+      halved = (type !== "init" && halved) || ailing
       callback(bars, {forward: page.more, backward: false})
       state()
     } catch (error) {
@@ -308,7 +310,7 @@
     asking = true; askedMs = Date.now()
     try {
       const page = await ask({after: last.timestamp})
-      if (page.more) { chart.resetData(); return }
+      if (page.more || (halved && !page.troubles.length)) { chart.resetData(); return }
       for (const bar of barsOf(page)) push?.(bar)
       trouble(page.troubles); wrong(null); state()
       if (get("tape-tables")?.open) get("tape-tables").dispatchEvent(new CustomEvent("tape-changed"))
@@ -318,14 +320,13 @@
   function beat() {
     const mine = [...document.querySelectorAll("#tape-beats [data-pair]")].find(e => e.dataset.pair === pair)
     if (!mine) return
-    heardMs = Date.now()
     if (mine.dataset.beat === lastBeat) return
-    const first = lastBeat === null
     lastBeat = mine.dataset.beat
-    if (!first) news()
+    news()
   }
   new MutationObserver(beat).observe(get("main") ?? document.body, {subtree: true, childList: true, attributes: true, attributeFilter: ["data-beat"]})
-  setInterval(() => { if (!document.hidden && Date.now() - askedMs > (document.body.dataset.stream === "live" && Date.now() - heardMs < QUIET_MS ? 30000 : POLL_MS)) news() }, 1000)
+  const isTold = () => !ailing && document.body.dataset.stream === "live" && lastBeat !== null  // the stream says when to ask; else it is asked by the clock
+  setInterval(() => { if (!document.hidden && Date.now() - askedMs > (isTold() ? QUIET_MS : POLL_MS)) news() }, 1000)
   document.addEventListener("visibilitychange", () => { if (!document.hidden) news() })
   get("tape-tables")?.addEventListener("toggle", event => { if (event.target.open) event.target.dispatchEvent(new CustomEvent("tape-changed")) })
 
@@ -335,8 +336,15 @@
     if (!bar) return
     const lines = barWords(bar)
     const readout = get("tape-readout")
-    readout.replaceChildren(...lines.map(text => { const s = document.createElement("span"); s.textContent = text; return s }))
-    if (aloud) put(get("tape-said"), lines.join(". "))
+    readout.replaceChildren(...lines.map(([text, environment]) => {
+      const line = document.createElement("span")
+      line.textContent = text
+      if (environment) line.className = `of-${ENVIRONMENTS[environment] ? environment : "live"}`
+      return line
+    }))
+    const at = chart.convertToPixel({dataIndex: index, value: bar.close}, {paneId: "candle_pane"})
+    readout.classList.toggle("flip", at.x < box.clientWidth/2)
+    if (aloud) put(get("tape-said"), lines.map(([text]) => text).join(". "))
   }
   chart.subscribeAction("onCrosshairChange", at => {
     if (typeof at?.x !== "number") return
