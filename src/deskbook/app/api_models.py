@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Name', 'Timeframe', 'Who', 'SignedText', 'SizeText', 'Units', 'Size', 'Count', 'Price', 'EVERYWHERE', 'EVERY_POST',
-           'Body', 'exact', 'KillSwitchBody', 'OrderBody', 'CloseBody', 'CandlesBody', 'AcknowledgeBody', 'Switches',
-           'Health', 'ServiceHealth', 'DeskStatus', 'Ready', 'KillSwitchState', 'KillSwitchSet', 'PositionOut',
-           'Positions', 'NavFacts', 'Nav', 'Account', 'GateOut', 'Gates', 'PriceOut', 'Prices', 'Point', 'PriceHistory',
-           'CandlesFetched', 'OrderOut', 'Orders', 'OrderDone', 'OrderEventOut', 'FillOut', 'OrderStory', 'DecisionOut',
-           'Decisions', 'AlertOut', 'Alerts', 'Acknowledged', 'AuditOut', 'AuditTrail', 'Problem', 'answers']
+           'Body', 'exact', 'KillSwitchBody', 'OrderBody', 'CloseBody', 'CancelBody', 'CandlesBody', 'AcknowledgeBody',
+           'Switches', 'Health', 'ServiceHealth', 'DeskStatus', 'Ready', 'KillSwitchState', 'KillSwitchSet',
+           'PositionOut', 'Positions', 'NavFacts', 'Nav', 'Account', 'GateOut', 'Gates', 'PriceOut', 'Prices', 'Point',
+           'PriceHistory', 'CandlesFetched', 'OrderOut', 'Orders', 'OrderDone', 'OrderEventOut', 'FillOut',
+           'OrderStory', 'DecisionOut', 'Decisions', 'AlertOut', 'Alerts', 'Acknowledged', 'AuditOut', 'AuditTrail',
+           'Problem', 'answers']
 
 # %% ../../../nbs/app/71_api_models.ipynb #125f039e
 from decimal import Decimal
@@ -68,6 +69,11 @@ class CloseBody(Body):
     reduce_only: bool = Field(False, description="true: also while the kill switch is engaged; never while the desk is read-only")
 
 # %% ../../../nbs/app/71_api_models.ipynb #4ca99083
+class CancelBody(Body):
+    "Ask for an order to be cancelled."
+    by: Who
+    reason: str = Field(min_length=1, max_length=300, description="why, for the audit", pattern=r"^[!-~][ -~]*$")
+
 class CandlesBody(Body):
     "Fetch candles from the venue and store them."
     instrument: Name

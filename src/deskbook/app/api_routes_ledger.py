@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['orders', 'WAIT_S', 'Limit', 'Before', 'records', 'Verdict', 'ALERT', 'AlertStatus', 'code_for', 'order_error',
            'order_out', 'outcome', 'key_of', 'finished', 'require_credentials', 'place_order', 'close_trade',
-           'list_orders', 'event_out', 'fill_out', 'show_order', 'decisions', 'alerts', 'acknowledge_one',
-           'acknowledge', 'audit_trail']
+           'list_orders', 'event_out', 'fill_out', 'show_order', 'cancel_order', 'decisions', 'alerts',
+           'acknowledge_one', 'acknowledge', 'audit_trail']
 
 # %% ../../../nbs/app/74_api_routes_ledger.ipynb #89977480
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
-from .api_models import AcknowledgeBody, Acknowledged, Alerts, AuditTrail, CloseBody, Decisions, Name, OrderBody, OrderDone, Orders
+from .api_models import AcknowledgeBody, Acknowledged, Alerts, AuditTrail, CancelBody, CloseBody, Decisions, Name, OrderBody, OrderDone, Orders
 from .api_models import OrderStory, answers, exact
 from .api_problems import ApiError, api_error
 from .api_routes import ApiDeps, Deps, Once, missing_for, said
@@ -24,7 +24,7 @@ from ..stores.records import acknowledge_alert, audit
 from ..trading.book import OrderRow
 from ..trading.controls import NotAllowed
 from ..trading.desk import SETTLED
-from ..trading.orders import IdempotencyConflict, Intent, OrderRefused
+from ..trading.orders import TERMINAL, IdempotencyConflict, Intent, OrderRefused
 
 # %% ../../../nbs/app/74_api_routes_ledger.ipynb #83cbc778
 _FIRST = (("read_only", "read_only"), ("kill_switch", "kill_switch"), ("kill_switch_unreadable", "kill_switch"), ("not_armed", "not_armed"),
@@ -126,6 +126,15 @@ async def show_order(deps: Deps, order_id: Annotated[UUID, Path()]) -> Response:
     order = await deps.desk.order(order_id)
     events, fills = await deps.desk.history(order_id)
     return said({"order": order_out(order), "events": [event_out(e) for e in events], "fills": [fill_out(f) for f in fills]})
+
+# %% ../../../nbs/app/74_api_routes_ledger.ipynb #671bcf0e
+@orders.post("/api/orders/{order_id}/cancel", responses=answers(OrderDone, "not_found", "read_only", post=True, status_202=_LATER))
+async def cancel_order(deps: Deps, order_id: Annotated[UUID, Path()], body: CancelBody, once: Once = None) -> Response:
+    "Ask for an order to be cancelled. The answer has its state: cancelled, or what it was too late for."
+    try: order = await deps.desk.cancel(order_id, f"api:{body.by}", body.reason)
+    except NotAllowed as e: raise order_error(e) from e
+    order = await deps.desk.wait(order.id, WAIT_S, TERMINAL)
+    return said({"ok": True, "response": order_out(order)}, 200 if order.ended else 202)
 
 # %% ../../../nbs/app/74_api_routes_ledger.ipynb #5c7cbc30
 records = APIRouter(tags=["records"])

@@ -7,9 +7,9 @@ __all__ = ['STATE_WORDS', 'STEP_WORDS', 'MOST_STEPS', 'MOST_FILLS', 'PAGE', 'MOS
            'FAR', 'MOST_MOVES', 'MOST_POSITIONS', 'state_tone', 'step_words', 'lasted', 'moment_ms', 'Step', 'Fill',
            'Story', 'steps_of', 'fill_in', 'sample_story', 'sample_steps', 'read_stories', 'OrderFilter', 'place_text',
            'place_of', 'filter_of', 'OrderPage', 'read_page', 'place_of_order', 'OrderFacts', 'read_order', 'GateSeen',
-           'gate_seen', 'DecisionFacts', 'decision_in', 'Lap', 'After', 'Trace', 'laps', 'id_in', 'find_trace',
-           'position_after', 'read_trace', 'Move', 'History', 'history_of', 'read_history', 'PositionFacts', 'quote_of',
-           'Positions']
+           'gate_seen', 'DecisionFacts', 'decision_in', 'Lap', 'After', 'Trace', 'laps', 'laps_between', 'id_in',
+           'find_trace', 'position_after', 'read_trace', 'Move', 'History', 'history_of', 'read_history',
+           'PositionFacts', 'quote_of', 'Positions']
 
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #b0794038
 import asyncio
@@ -37,7 +37,7 @@ from ...trading.stack import Stack, Ticket, after_fill
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #629f1b3d
 STATE_WORDS: Mapping[str, str] = {
     "created": "accepted by the desk, waits for the sender", "submitting": "on its way to the venue", "open": "rests at the venue",
-    "partially_filled": "filled in part, the rest still rests", "filled": "filled", "cancelled": "cancelled",
+    "partially_filled": "filled in part, the rest still rests", "filled": "all of it was executed", "cancelled": "it ended without the rest being executed",
     "rejected": "refused; nothing of it is at the venue", "expired": "its time was over before it could be filled",
     "unknown": "nobody knows yet whether the venue has it; it is being looked for", "cancel_pending": "the venue was asked to cancel it"}
 _TONES: Mapping[str, Tone] = {"filled": "good", "rejected": "bad", "unknown": "warn", "cancelled": "quiet", "expired": "quiet"}
@@ -339,7 +339,7 @@ class Lap:
     "One part of the way."
     name: str # e.g. "decided → accepted"
     begin_ms: float # epoch ms
-    ms: float # negative: the clocks of two machines differ
+    ms: float | None # None: the clocks of two machines differ by more than it can have taken
 
 @dataclass(frozen=True)
 class After:
@@ -373,8 +373,19 @@ def laps(
         ended, last = story.first(*TERMINAL), story.order.state
         told = (("accepted", story.first("created")), ("sent", story.first("submitting")), ("filled", end) if end else (last.replace("_", " "), ended))
         points += [(name, moment_ms(at)) for name, at in told if at]
-    known = [(name, at) for name, at in points if at is not None]
-    return tuple(Lap(f"{a} → {b}", t, u - t) for (a, t), (b, u) in pairwise(known))
+    return laps_between([(name, at) for name, at in points if at is not None])
+
+# %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #e401630e
+_CLOCKS = (-1000.0, 600_000.0) # no step before the sending takes longer: an order that nobody sends expires
+
+def laps_between(known: Sequence[tuple[str, float]]) -> tuple[Lap, ...]: # names and moments
+    "Parts of the way. Where a clock jumps between two machines, what follows begins where it should have."
+    made, behind = list[Lap](), 0.0
+    for (a, t), (b, u) in pairwise(known):
+        skewed = b == "accepted" and not _CLOCKS[0] <= u - t <= _CLOCKS[1]
+        made.append(Lap(f"{a} → {b}", t - behind, None if skewed else u - t))
+        if skewed: behind += u - t
+    return tuple(made)
 
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #c018f16f
 MOST_ORDERS, FAR = 20, 20_000

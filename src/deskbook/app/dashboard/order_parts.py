@@ -79,11 +79,12 @@ def source_words(
 # %% ../../../../nbs/app/dashboard/31_order_parts.ipynb #40ff5cef
 def folded(
     what: str, # what it is
-    value: Any, # JSON types, Decimal, times
+    value: Any, # JSON types, Decimal, times; it never changes
+    ident: str | None = None, # whoever has opened it keeps it open when the part around it comes again
 ) -> Node:
     "Something long, closed until somebody opens it."
     if not value: return None
-    return h.details[h.summary[what], h.pre[strict_json(json_value(value), 2)]]
+    return h.details({"hx-morph-skip": True} if ident else {}, id=ident)[h.summary[what], h.pre[strict_json(json_value(value), 2)]]
 
 # %% ../../../../nbs/app/dashboard/31_order_parts.ipynb #d93ea650
 _WIDE, _THIN = 1000.0, 6.0
@@ -102,21 +103,21 @@ def life_bar(story: Story) -> Node:
     return h.svg(".life", viewBox="0 0 1000 12", preserveAspectRatio="none", role="img", aria_label=f"where time went: {words}")[pieces]
 
 # %% ../../../../nbs/app/dashboard/31_order_parts.ipynb #3a78c8f2
-def step_view(step: Step) -> Node:
+def step_view(step: Step, name: str) -> Node: # name: of its payload's part
     "One step of the timeline."
     after = None if step.since_ms is None else h.span(".after")[f"+{lasted(step.since_ms)}"]
     same = step.from_state == step.to_state
     was = h.span(".none")["made" if step.from_state is None else "unchanged" if same else f"was {step.from_state.replace('_', ' ')}"]
     why = h.p(".why")[step_words(step.reason), " ", h.code[step.reason]] if step.reason else None
     return h.li(f".{state_tone(step.to_state)}")[h.div(".row")[badge(step.to_state.replace("_", " "), state_tone(step.to_state)), was, moment(step.at), after],
-        h.p(".hint")[STATE_WORDS.get(step.to_state, "")], why, folded(f"what was said ({len(step.payload)})", step.payload)]
+        h.p(".hint")[STATE_WORDS.get(step.to_state, "")], why, folded(f"what was said ({len(step.payload)})", step.payload, name)]
 
 def timeline(story: Story) -> Node:
     "All steps."
     if not story.steps: return h.p(".none")["No event of this order is in the ledger."]
     whole = h.p(".hint")[f"{len(story.steps)} steps in {lasted(story.whole_ms)}, by the ledger's clock."]
     more = h.p(".hint")["There is more than is shown here: the oldest are shown."] if story.cut else None
-    return [life_bar(story), whole, h.ol(".timeline")[[step_view(s) for s in story.steps]], more]
+    return [life_bar(story), whole, h.ol(".timeline")[[step_view(s, ident("said", story.order.id, i)) for i, s in enumerate(story.steps)]], more]
 
 # %% ../../../../nbs/app/dashboard/31_order_parts.ipynb #999686cc
 def fills_table(fills: Sequence[Fill], instrument: str, empty: str = "Nothing of it is filled.") -> Node:
@@ -174,26 +175,26 @@ def order_cells(o: OrderRow) -> list[Node]:
     state = [badge(o.state.replace("_", " "), state_tone(o.state), STATE_WORDS.get(o.state)), h.div(".hint")[step_words(o.reason)] if o.reason else None]
     filled = exact(o.filled_units) if o.filled_units else h.span(".none")["0"]
     how = "market" if o.type == "market" or o.price is None else [o.type, " ", exact(o.price)]
-    return [open_link(o), h.a(href=pair_url(o.instrument))[o.instrument], o.side, exact(o.units), how, o.kind, state, filled, exact(o.average_price), trace_link(o)]
+    return [open_link(o), state, h.a(href=pair_url(o.instrument))[o.instrument], o.side, exact(o.units), how, o.kind, filled, exact(o.average_price), trace_link(o)]
 
-_HEAD = ("made", "pair", "side", "units", "at", "kind", "state", "filled", "average price", "trace")
+_HEAD = ("made", "state", "pair", "side", "units", "at", "kind", "filled", "average price", "trace")
 
 def order_table(orders: Iterable[OrderRow], caption: str, empty: str, ident: str | None = None) -> Node:
     "Orders."
-    return table(_HEAD, [order_cells(o) for o in orders], caption, empty, right=(3, 7, 8), ident=ident)
+    return table(_HEAD, [order_cells(o) for o in orders], caption, empty, right=(4, 7, 8), ident=ident)
 
 # %% ../../../../nbs/app/dashboard/31_order_parts.ipynb #c6cfd80f
 def lap_bar(lap: Lap, begin: float, whole: float) -> Node:
     "The bar of one part."
     left = max(0.0, min(99.0, (lap.begin_ms - begin)/whole*100)) if whole > 0 else 0.0
-    width = max(0.8, min(100 - left, max(0.0, lap.ms)/whole*100)) if whole > 0 else 0.8
+    width = max(0.8, min(100 - left, max(0.0, lap.ms or 0.0)/whole*100)) if whole > 0 else 0.8
     return h.svg(".lap", viewBox="0 0 100 10", preserveAspectRatio="none", aria_hidden="true")[
-        h.rect(".back", width="100", height="10"), h.rect(".bar", x=f"{left:.2f}", width=f"{width:.2f}", height="10")]
+        h.rect(".back", width="100", height="10"), None if lap.ms is None else h.rect(".bar", x=f"{left:.2f}", width=f"{width:.2f}", height="10")]
 
 def laps_view(parts: Sequence[Lap]) -> Node:
     "Where time went between gate and fill."
     if not parts: return h.p(".none")["Only one moment is known, so there is nothing to measure."]
-    begin, end = min(p.begin_ms for p in parts), max(p.begin_ms + max(0.0, p.ms) for p in parts)
-    skewed = h.p(".hint")["A negative length: two clocks differ by more than that part took."] if any(p.ms < 0 for p in parts) else None
+    begin, end = min(p.begin_ms for p in parts), max(p.begin_ms + max(0.0, p.ms or 0.0) for p in parts)
+    skewed = h.p(".hint")["One part is not known: the clocks of the desk and of the ledger differ by more than it took."] if any(p.ms is None or p.ms < 0 for p in parts) else None
     rows = [h.li[h.span(".lap-name")[p.name], lap_bar(p, begin, end - begin), h.span(".lap-time.num")[lasted(p.ms)]] for p in parts]
     return [h.ol(".laps")[rows], h.p(".hint")[f"{lasted(end - begin)} in all."], skewed]
