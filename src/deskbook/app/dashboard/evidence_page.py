@@ -70,7 +70,7 @@ def study_card(study: Study, now_ms: int) -> Node:
     seen = " · ".join(f"{bp:.1f} bp at {hz} min" for hz, bp in detectable_bp(study))
     window = [when(study.start_ms, "moment"), " to ", when(study.end_ms, "moment")] if study.start_ms and study.end_ms else h.span(".none")["not stated"]
     tests = f"{study.tests} at {study.alpha:.0%}, corrected by {_METHODS.get(study.method, study.method) or 'a method not stated'}" if study.tests else "not stated"
-    explored = "; ".join(f"{n:,} by {kind}, {_METHODS.get(method, method)}" for kind, method, n in study.explored)
+    explored = "; ".join(f"{', '.join(f'{n:,} by {kind}' for kind, m, n in study.explored if m == method)} ({_METHODS.get(method, method)})" for method in dict.fromkeys(m for _, m, _ in study.explored))
     rows = [("Window", window), ("Window ended", aged(study.end_ms, now_ms)), ("Published", aged(study.published_ms, now_ms)), ("Computed", aged(study.made_ms, now_ms)),
         ("Run mode", dict(study.settings).get("run mode") or "not stated"), ("Gates", amount(study.gates, digits=0)), ("Instruments", amount(len(study.instruments), digits=0)), ("Tests of the week", tests), ("Explored besides", explored or "nothing"),
         ("A true edge would show from", seen or h.span(".none")["not stated"])]
