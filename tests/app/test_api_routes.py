@@ -3,6 +3,7 @@ import asyncio
 import json
 import os
 from decimal import Decimal
+from uuid import UUID
 
 import polars as pl
 import pytest
@@ -15,6 +16,7 @@ from deskbook.stores.lake import Lake
 from deskbook.stores.ledger import LedgerDown
 from deskbook.stores.live_state import DESK_LOOP, NAV_SNAPSHOT, RISK_SUMMARY, put_candles, put_gate, put_json, read_candles
 from deskbook.stores.records import raise_alert
+from deskbook.trading.controls import ReadOnlyOn
 
 
 def gate(instrument, ts_ms, **more):
@@ -323,7 +325,6 @@ def test_what_the_desk_and_the_broker_refuse(api_bench, monkeypatch):
             is_problem(await http.post("/api/trade/close", json={"instrument": "EUR_USD"}), "nothing_to_close")
             await http.post("/api/kill-switch", json={"kill_switch": False})
             async def refuse(write):
-                from deskbook.trading.controls import ReadOnlyOn
                 raise ReadOnlyOn("The desk is read-only.")
             monkeypatch.setattr(desk.intake, "guard", refuse)
             is_problem(await order(), "read_only")
@@ -342,6 +343,30 @@ def test_a_person_gets_out_under_the_kill_switch_but_never_read_only(api_bench):
             assert (done.status_code, done.json()["response"]["state"]) == (200, "filled")
             assert await desk.positions() == []
         assert api_bench.problems() == []
+    story(go())
+
+
+def test_an_order_that_rests_is_cancelled_with_a_reason(api_bench, monkeypatch):
+    async def go():
+        async with api_bench.api() as (desk, http):
+            order, = await desk.submit([api_bench.intent(1000, type="limit", price="1.05", time_in_force="GTC")])
+            await desk.wait(order.id)
+            url, body = f"/api/orders/{order.id}/cancel", {"by": "anna", "reason": "wrong price"}
+            for bad in ({}, {"by": "anna"}, {**body, "reason": ""}, {**body, "state": "cancelled"}):
+                is_problem(await http.post(url, json=bad), "invalid_request")
+            is_problem(await http.post(f"/api/orders/{UUID(int=1)}/cancel", json=body), "not_found")
+            async def refuse(write):
+                raise ReadOnlyOn("The desk is read-only.")
+            with monkeypatch.context() as m:
+                m.setattr(desk, "guard", refuse)
+                is_problem(await http.post(url, json=body), "read_only")
+            assert (await desk.order(order.id)).state == "open"
+            await http.post("/api/kill-switch", json={"kill_switch": True})
+            done = await http.post(url, json=body)
+            assert (done.status_code, done.json()["response"]["state"]) == (200, "cancelled")
+            row, = await audits(desk, "order.cancel")
+            assert (row["actor"], row["metadata"]["why"]) == ("api:anna", "wrong price")
+            assert (await http.post(url, json=body)).json()["response"]["state"] == "cancelled" and len(await audits(desk, "order.cancel")) == 1
     story(go())
 
 
