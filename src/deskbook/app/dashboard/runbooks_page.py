@@ -36,7 +36,6 @@ from ...core.clock import system_clock
 from ...core.errors import DataError, DeskbookError, NotFound, Refused
 from ...core.loop import within
 from ...ops.evidence import project_root
-from ...ops.runbook import live_phrase
 from ...stores.ledger import LedgerDown
 from ...stores.records import audit
 
@@ -235,7 +234,7 @@ async def begin(
     try:
         audited = await written(deps, viewer, "runbook.start", book.name, {"mode": form.mode, "parameters": launch.parameters, "reason": launch.reason, "key": form.key})
         if form.mode == "live" and not audited: raise ApiError("ledger_unavailable", "The ledger does not answer, and a live run is not started without its audit. Nothing was started.")
-        words = command_of(book.path.resolve(), form.values, live_phrase(book.name) if form.mode == "live" else "")
+        words = command_of(book.path.resolve(), form.values, form.confirm if form.mode == "live" else "") # as typed: the runner judges it, too
         env = environment_of(os.environ, home, deps.reports)
         await asyncio.to_thread(spawn, home, Launch(**{**launch.__dict__, "audited": audited}), words, env, project_root(book.path.parent))
     except Exception:
