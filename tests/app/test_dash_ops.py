@@ -11,11 +11,10 @@ import psycopg
 import pytest
 from api_rig import story
 
-from deskbook.app.dashboard.ops_facts import AUDIT_ROWS, PER_PAGE, Verified, audit_page, gap_facts, lake_times, memory_of, read_verified
-from deskbook.app.dashboard.ops_facts import AuditFilter
+from deskbook.app.dashboard.ops_facts import AUDIT_ROWS, PER_PAGE, AuditFilter, Verified, audit_page, coverage_of, gap_facts, lake_times, memory_of, read_verified
 from deskbook.app.dashboard.ops_page import LIVE
 from deskbook.app.dashboard.session import COOKIE, csrf_of, session_cookie, viewer_of
-from deskbook.core.clock import DAY_MS, MINUTE_MS, to_ms
+from deskbook.core.clock import DAY_MS, HOUR_MS, MINUTE_MS, to_ms
 from deskbook.market.calendar import calendar_for
 from deskbook.stores.lake import Lake
 from deskbook.stores.ledger import LedgerDown
@@ -353,6 +352,20 @@ def test_gaps_of_both_stores_are_found_in_market_hours_only(api_bench):
             assert "90 missing" in html and "deskbook candles fetch EUR_USD --timeframe M1 --start 2025-11-10T09:00:00Z --end 2025-11-10T10:30:00Z" in html
             assert "/ui/runbooks/manual_candle_fetch" in html and 'class="part"' in html and 'class="none"' in html
     story(go(), 120)
+
+
+def test_cells_of_a_strip_say_what_a_count_of_every_hour_says():
+    calendar, end = calendar_for("EUR_USD"), to_ms("2025-11-11T12:00:00Z")
+    every = np.arange(end - 7 * DAY_MS, end, MINUTE_MS)
+    due, chance = every[calendar.is_open(every)], np.random.default_rng(3)
+    for share in (0.0, 0.01, 0.5, 0.995, 1.0):
+        held = due[chance.random(due.size) < share]
+        found = coverage_of("live", held, calendar, MINUTE_MS, end - 7 * DAY_MS, end)
+        assert (found.there, found.due) == (held.size, due.size)
+        for cell in found.cells:
+            for hour in range(cell.start_ms, cell.end_ms, HOUR_MS):
+                want, have = (((t >= hour) & (t < hour + HOUR_MS)).sum() for t in (due, held))
+                assert cell.kind == ("closed" if not want else "whole" if want == have else "none" if not have else "part"), (share, cell)
 
 
 def test_one_store_of_candles_away_leaves_the_other(api_bench):

@@ -8,12 +8,13 @@ __all__ = ['log', 'HELP', 'Which', 'PER_PAGE', 'MOST_PAGES', 'AUDIT_ROWS', 'AUDI
            'Workers', 'Away', 'attempt', 'also', 'Kept', 'runbook_for', 'AlertFacts', 'alert_facts', 'AlertPage',
            'alert_page', 'AlertCounts', 'alert_counts_of', 'alert_counts', 'AuditFilter', 'AuditRow', 'AuditPage',
            'read_before', 'audit_row', 'merged', 'audit_page', 'Verified', 'read_verified', 'write_verified',
-           'ChainWalk', 'ChainFacts', 'ChainsFacts', 'chain_facts', 'Gap', 'gaps_in', 'Cell', 'cells_of', 'Coverage',
-           'SeriesFacts', 'coverage_of', 'day_pieces', 'live_times', 'lake_times', 'held_granularities', 'GapFacts',
-           'window_of', 'gap_facts', 'fill_command', 'JobFacts', 'job_facts', 'ScheduleFacts', 'schedule_facts',
-           'WorkerFacts', 'process_since', 'own_copies', 'worker_facts', 'StoreFacts', 'timed', 'ask_ledger',
-           'ledger_size', 'ask_live', 'ask_lake', 'disk_of', 'VerdictFacts', 'verdict_of', 'Memory', 'memory_of',
-           'kept_gaps', 'kept_jobs', 'HealthFacts', 'ledger_parts', 'health_facts', 'versions']
+           'ChainWalk', 'ChainFacts', 'ChainsFacts', 'chain_facts', 'Gap', 'gaps_in', 'Cell', 'lost_by', 'cells_of',
+           'Coverage', 'SeriesFacts', 'coverage_of', 'day_pieces', 'live_times', 'lake_times', 'held_granularities',
+           'GapFacts', 'window_of', 'live_coverage', 'lake_coverage', 'gap_facts', 'fill_command', 'JobFacts',
+           'job_facts', 'ScheduleFacts', 'schedule_facts', 'WorkerFacts', 'process_since', 'own_copies', 'worker_facts',
+           'StoreFacts', 'timed', 'ask_ledger', 'ledger_size', 'ask_live', 'ask_lake', 'disk_of', 'VerdictFacts',
+           'verdict_of', 'Memory', 'memory_of', 'kept_gaps', 'kept_jobs', 'HealthFacts', 'ledger_parts', 'health_facts',
+           'versions']
 
 # %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #8108f10f
 import asyncio
@@ -430,6 +431,17 @@ class Cell:
     end_ms: int
     kind: CellKind
 
+def lost_by(
+    gaps: Sequence[Gap], # oldest first
+    calendar: TradingCalendar,
+    edges_ms: np.ndarray,
+) -> np.ndarray: # int64 ms of open time that is missing between each two edges
+    "All gaps at once: a thousand of them must not cost a thousand looks at the calendar."
+    a, b, at = (calendar.open_ms(x) for x in ([g.start_ms for g in gaps] or [0], [g.end_ms for g in gaps] or [0], edges_ms))
+    before, k = np.concatenate([[0], np.cumsum(b - a)]), np.searchsorted(a, at, "right")
+    return np.diff(before[k] - np.where(k > 0, np.maximum(b[k - 1] - at, 0), 0))
+
+# %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #1a08e4b4
 def cells_of(
     gaps: Sequence[Gap],
     calendar: TradingCalendar,
@@ -438,11 +450,7 @@ def cells_of(
 ) -> tuple[Cell, ...]:
     "The strip of a window."
     edges = np.append(np.arange(start_ms, end_ms, HOUR_MS), end_ms).astype(np.int64)
-    due = calendar.open_between(edges[:-1], edges[1:])
-    lost = np.zeros_like(due)
-    for g in gaps:
-        a, b = np.maximum(edges[:-1], g.start_ms), np.minimum(edges[1:], g.end_ms)
-        lost += np.where(b > a, calendar.open_between(a, np.maximum(a, b)), 0)
+    due, lost = calendar.open_between(edges[:-1], edges[1:]), lost_by(gaps, calendar, edges)
     kinds: list[CellKind] = ["closed" if d < min(step_ms, HOUR_MS) and not n else "whole" if not n else "none" if n >= d else "part" for d, n in zip(due, lost)]
     runs = [list(r) for _, r in groupby(range(len(kinds)), key=kinds.__getitem__)]
     return tuple(Cell(int(edges[r[0]]), int(edges[r[-1] + 1]), kinds[r[0]]) for r in runs)
@@ -540,25 +548,35 @@ def window_of(now_ms: int, step_ms: int, store: Store, keep_days: float = 0) -> 
     days = min(GAP_DAYS, keep_days) if keep_days > 0 else GAP_DAYS
     return -(-(now_ms - round(days*DAY_MS))//step_ms)*step_ms, end
 
+async def live_coverage(deps: ApiDeps, name: str, tf: str, calendar: TradingCalendar, now_ms: int) -> Coverage:
+    "One series in Valkey. Raises `LiveUnavailable`."
+    step = timeframe_ms(tf)
+    start, end = window_of(now_ms, step, "live", deps.settings.candle_retention_days)
+    times = await live_times(deps.live, name, tf, calendar, start, end)
+    return await asyncio.to_thread(coverage_of, "live", times, calendar, step, start, end)
+
+def lake_coverage(lake: Lake, venue: str, name: str, tf: str, calendar: TradingCalendar, now_ms: int) -> Coverage: # reads files: not for the event loop
+    "One series in the lake. Raises `DeskbookError`."
+    step = timeframe_ms(tf)
+    start, end = window_of(now_ms, step, "lake")
+    return coverage_of("lake", lake_times(lake, venue, name, tf, start, end), calendar, step, start, end)
+
+# %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #e633a47a
 async def gap_facts(deps: ApiDeps) -> GapFacts:
-    # long: two stores of each series, and each of them may be down
     "Look at every series. Never raises for a store that is away."
     s, now, venue, lake = deps.settings, deps.clock(), lake_venue(deps.desk.venue), Lake(deps.settings.lake_url)
-    live_error = lake_error = ""
+    live_error, lake_error, series = "", "", list[SeriesFacts]()
     try: wanted = await asyncio.to_thread(held_granularities, lake, venue, s.hotband_pairs, s.candle_granularity)
     except (DeskbookError, OSError) as e: wanted, lake_error = [(i, s.candle_granularity) for i in s.hotband_pairs], str(e)
-    series = []
     for name, tf in wanted:
-        calendar, step = calendar_for(name), timeframe_ms(tf)
-        spans = {k: window_of(now, step, k, s.candle_retention_days if k == "live" else 0) for k in SETTLE_MS}
-        live, kept = None, Coverage("lake", error=lake_error)
+        calendar, live, kept = calendar_for(name), None, Coverage("lake", error=lake_error)
         if tf == s.candle_granularity:
-            try: live = coverage_of("live", await live_times(deps.live, name, tf, calendar, *spans["live"]), calendar, step, *spans["live"]) if not live_error else Coverage("live", error=live_error)
+            try: live = await live_coverage(deps, name, tf, calendar, now) if not live_error else Coverage("live", error=live_error)
             except DeskbookError as e: live, live_error = Coverage("live", error=e.what), e.what
         if not lake_error:
-            try: kept = coverage_of("lake", await asyncio.to_thread(lake_times, lake, venue, name, tf, *spans["lake"]), calendar, step, *spans["lake"])
+            try: kept = await asyncio.to_thread(lake_coverage, lake, venue, name, tf, calendar, now)
             except (DeskbookError, OSError) as e: kept = Coverage("lake", error=str(e))
-        series.append(SeriesFacts(name, tf, spans["lake"][0], now, live, kept))
+        series.append(SeriesFacts(name, tf, window_of(now, timeframe_ms(tf), "lake")[0], now, live, kept))
     return GapFacts(tuple(series), now, venue, live_error, lake_error)
 
 # %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #b336ee33
