@@ -9,7 +9,7 @@ __all__ = ['BAR_COLUMNS', 'MONTHS_A_PAGE', 'ROWS_LIVE', 'LIVE_AWAY', 'LAKE_AWAY'
            'read_since', 'shelf', 'known_pairs', 'require_pair', 'intervals_of', 'GateMark', 'gate_mark', 'gate_marks',
            'live_gates', 'gate_files', 'lake_gates', 'older_gates', 'DecisionMark', 'FillMark', 'decision_marks',
            'fill_marks', 'read_marks', 'Tape', 'forming', 'with_marks', 'read_tape', 'read_news', 'book_beat', 'beats',
-           'digits_of', 'gate_out', 'decision_out', 'fill_out', 'tape_out']
+           'digits_of', 'gate_out', 'decision_out', 'fill_out', 'words_of', 'tape_out']
 
 # %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #190660a2
 import asyncio
@@ -22,6 +22,7 @@ import polars as pl
 from pydantic_core import from_json
 from ..api_problems import ApiError
 from ..api_routes import ApiDeps, gate_ms
+from .elements import sentence
 from ...core.clock import to_datetime, to_ms
 from ...core.errors import DeskbookError
 from ...gates.analytics import label_of
@@ -492,8 +493,13 @@ def fill_out(m: FillMark) -> dict[str, Any]:
         "environment": m.environment, "order": m.order_id, "trace": m.trace_id}
 
 # %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #2cd7f9da
+def words_of(tape: Tape) -> dict[str, str]: # reason -> sentence
+    "What the reasons of a page mean."
+    return {r: sentence(r) for r in sorted({r for m in (*tape.gates, *tape.decisions) for r in m.reasons})}
+
+# %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #db5ea3a5
 def tape_out(tape: Tape) -> dict[str, Any]: # JSON types
     "A page as the chart takes it."
     return {"pair": tape.pair, "interval": tape.interval, "show": tape.show, "now": tape.now_ms, "bars": [list(r) for r in tape.bars.frame.iter_rows()],
-        "forming": tape.forming, "more": tape.bars.more, "digits": digits_of(tape.bars.frame), "source": tape.bars.source, "troubles": list(tape.troubles),
+        "forming": tape.forming, "more": tape.bars.more, "digits": digits_of(tape.bars.frame), "source": tape.bars.source, "troubles": list(tape.troubles), "words": words_of(tape),
         "gates": [gate_out(m) for m in tape.gates], "decisions": [decision_out(m) for m in tape.decisions], "fills": [fill_out(m) for m in tape.fills]}

@@ -81,7 +81,7 @@ def legend(interval: str) -> Node:
     letters = [h.li[h.b(".letter")[letter], " ", word] for letter, word in _LETTERS]
     regimes = [h.li[h.b(f".letter.regime-{code}")[letter], " ", word] for letter, word, code in _REGIMES]
     return h.details(".legend")[h.summary["What the marks mean"], h.ul[marks, letters], h.p(".hint")["Regime strip: colour, pattern and letter."], h.ul[regimes],
-        h.p(".hint")["Hazard strip: the line is the hazard, the dashed line its threshold; where it lies above, the ground is hatched and no gate is admitted."], longer_said(interval)]
+        h.p(".hint")["Hazard strip: the line is the hazard, the dashed line its threshold; where it lies above, the ground is hatched."], longer_said(interval)]
 
 # %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #c7a289f3
 _KEYS = ("Point at a bar to read what happened there. With keys: Left and Right go from bar to bar, Page Up and Page Down a screen, Shift with Left or Right to the next bar with a fill or a decision, Home to the oldest loaded bar, "

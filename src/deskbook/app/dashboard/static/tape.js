@@ -50,6 +50,7 @@
       while (low < high) { const middle = (low + high + 1) >> 1; if (bars[middle].timestamp <= t) low = middle; else high = middle - 1 }
       return bars[low]
     }
+    for (const [reason, said] of Object.entries(page.words)) sentences.set(reason, String(said))
     if (!bars.length) return bars
     for (const gate of page.gates) holding(gate.t).gate = gate
     for (const decision of page.decisions) holding(decision.t).decisions.push(decision)
@@ -62,7 +63,8 @@
   const clock = ms => new Date(ms).toISOString().slice(11, 19)
   const grouped = text => String(text).replace(/\B(?=(\d{3})+(?!\d))/g, ",")
   const units = text => { const [whole, rest] = String(text).split("."); return grouped(whole) + (rest === undefined ? "" : `.${rest}`) }
-  const because = reasons => reasons?.length ? `: ${reasons.map(r => String(r).replaceAll("_", " ")).join(", ")}` : ""
+  const sentences = new Map()  // reason -> what it means, as the desk says it
+  const because = reasons => reasons?.length ? `: ${reasons.map(r => sentences.get(r) ?? String(r)).join("; ")}` : ""
   function gateWords(g) {
     const count = g.n > 1 ? ` (${g.in} of ${g.n})` : "", measured = g.hazard === null ? "" : `, hazard ${g.hazard.toFixed(3)}${g.limit === null ? "" : ` against ${g.limit.toFixed(3)}`}`
     return `gate ${g.in ? "admitted" : "not admitted"}${count} ${g.direction}${measured}, regime ${g.regime ? g.regime.replaceAll("_", " ") : "unknown"}${g.in ? "" : because(g.reasons)}`
