@@ -67,6 +67,7 @@ def test_the_page_says_what_the_desk_knows(api_bench):
             text, html = text_of(page.text), page.text
             for word in ("Kill switch clear", "Stop all sending", "EUR_USD", "1.08417", "trend_bull", "long 1,000", "regime_filtered", "the gate is too old", "gate_stale"):
                 assert word in text, word
+            assert text.index("kill switch clear") < text.index("Stop all sending") and "reading the desk" not in text  # the strip is there with the first paint
             assert all(f'id="pair-{n}"' in html for n in PAIRS) and "style=" not in html.replace("stylesheet", "") and " onclick" not in html
             hero = text_of((await look_hero(http.app.state.deps))["hero"])
             for word in ("SANDBOX", desk.account, "kill switch clear", "100,250.50", "1 high", "USD_JPY"):
@@ -261,6 +262,21 @@ def test_hostile_gates_and_reasons_are_shown_and_never_run(api_bench, when):
             page = await http.get("/ui/desk")
             hero = str((await look_hero(http.app.state.deps))["hero"])
             assert page.status_code == 200 and "<img" not in page.text and "<img" not in hero and "&lt;img" in page.text
+    story(go())
+
+
+def test_who_looks_in_the_same_moment_shares_a_look_and_who_comes_later_does_not(api_bench):
+    async def go():
+        async with api_bench.api(run_desk=False) as (_, http):
+            deps = http.app.state.deps
+            first = asyncio.create_task(look_at(deps))
+            second = asyncio.create_task(look_at(deps))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            later = asyncio.create_task(look_at(deps))  # the first look is under way
+            assert not first.done()
+            a, b, c = await asyncio.gather(first, second, later)
+            assert a is b and c is not a
     story(go())
 
 

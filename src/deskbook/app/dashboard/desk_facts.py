@@ -24,10 +24,10 @@ from ...ops.live_tools import mark_age_s, market_closed
 
 # %% auto #0
 __all__ = ['LOOK_S', 'SPARK', 'LAST_DECISIONS', 'Mode', 'Said', 'LastSaid', 'memory_of', 'ask_live', 'closes_of', 'ask_ledger',
-           'ask_venue', 'rules_of', 'Looked', 'look_at', 'mode_of', 'Down', 'HeroFacts', 'nav_of', 'results_of',
-           'moment', 'oldest', 'down_of', 'hero_facts', 'desk_reasons', 'GateFacts', 'share', 'gate_facts', 'PairFacts',
-           'decision_reasons', 'pair_reasons', 'pnl_of', 'digits_of', 'pair_facts', 'DeskFacts', 'desk_facts',
-           'sample_desk']
+           'ask_venue', 'rules_of', 'Looked', 'ask_all', 'look_at', 'mode_of', 'Down', 'HeroFacts', 'nav_of',
+           'results_of', 'moment', 'oldest', 'down_of', 'hero_facts', 'desk_reasons', 'GateFacts', 'share',
+           'gate_facts', 'PairFacts', 'decision_reasons', 'pair_reasons', 'pnl_of', 'digits_of', 'pair_facts',
+           'DeskFacts', 'desk_facts', 'sample_desk']
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #06e486f5
 from ...stores.live_state import DESK_LOOP, NAV_SNAPSHOT, get_json, last_gates, newest_candles
@@ -62,6 +62,7 @@ class LastSaid:
     def __init__(self) -> None:
         self.said, self.closes = dict[str, Said](), dict[str, tuple[int, tuple[float, ...]]]()
         self.profile: tuple[Profile | None, str] | None = None # what the file says, or why it cannot be read
+        self.next: asyncio.Task[Looked] | None = None # a look that has not begun
 
     async def ask(self, source: str, work: Awaitable[Mapping[str, Any]], now_ms: int) -> Said:
         "Ask, and remember. Never raises for a source that is away."
@@ -143,7 +144,7 @@ async def rules_of(deps: ApiDeps, memory: LastSaid) -> tuple[Profile, str]: # an
     profile, error = memory.profile
     return profile or Profile(InstrumentProfile()), error
 
-# %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #6796718b
+# %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #16b2a96f
 @dataclass(frozen=True)
 class Looked:
     "What all sources said."
@@ -156,13 +157,23 @@ class Looked:
     profile: Profile = field(default_factory=lambda: Profile(InstrumentProfile()))
     profile_error: str = ""
 
-async def look_at(deps: ApiDeps) -> Looked:
-    "Ask everything. Never raises for a source that is away."
-    memory, now = memory_of(deps), deps.clock()
+async def ask_all(deps: ApiDeps, memory: LastSaid) -> Looked:
+    "One look."
+    now = deps.clock()
     live, ledger, venue, kill, (profile, wrong) = await asyncio.gather(memory.ask("Valkey", ask_live(deps), now),
         memory.ask("PostgreSQL", ask_ledger(deps), now), memory.ask("venue", ask_venue(deps), now), kill_state(deps.desk.kill), rules_of(deps, memory))
     closes = {} if live.error else await closes_of(deps, memory, live.get("candles", {}))
     return Looked(now, live, ledger, venue, kill, closes or {n: c for n, (_, c) in memory.closes.items()}, profile, wrong)
+
+# %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #6796718b
+async def look_at(deps: ApiDeps) -> Looked:
+    "Ask everything. Never raises for a source that is away."
+    memory = memory_of(deps)
+    def begun() -> None: memory.next = None
+    if (look := memory.next) is None:
+        look = memory.next = asyncio.create_task(ask_all(deps, memory), name="desk-look")
+        asyncio.get_running_loop().call_soon(begun)
+    return await look
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #f69a203a
 Mode = Literal["sandbox", "paper", "live"]
@@ -214,7 +225,7 @@ class HeroFacts:
     @property
     def trading(self) -> bool: # whether an order could be sent now
         armed = self.mode != "live" or self.armed is True
-        return self.running and not self.loop_error and not self.kill.engaged and not self.read_only and armed
+        return self.running and armed and not (self.loop_error or self.kill.engaged or self.read_only or self.breaker or self.frozen or self.down)
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #2addd23d
 def nav_of(live: Said, account: Mapping[str, Any], now_ms: int) -> tuple[Decimal | None, int | None]: # and its moment

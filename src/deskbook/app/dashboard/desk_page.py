@@ -17,7 +17,7 @@ from decimal import Decimal
 from typing import Any
 import htpy as h
 from fastapi import APIRouter, Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from ..api_models import KillSwitchBody
 from ..api_problems import ApiError
 from ..api_routes import ApiDeps, Deps, switch
@@ -25,7 +25,7 @@ from .desk_facts import DeskFacts, Down, GateFacts, HeroFacts, Mode, PairFacts, 
 from .elements import Node, Tone, age, amount, badge, error_box, ident, meter, partial, reason_list, sentence, sparkline, unknown, when
 from .session import Viewer
 from .stream import LiveSource
-from .web import Actor, Who, act_form, done, field, form_of, page
+from .web import Actor, Who, act_form, done, field, form_of, shell
 from ...core.clock import to_ms
 from ...core.errors import BadInput
 from ...trading.controls import KillState, Reading, Switched, kill_state
@@ -286,10 +286,10 @@ router = APIRouter(include_in_schema=False)
 
 # %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #95d3063a
 @router.get("/ui/desk")
-async def desk_page(request: Request, deps: Deps, viewer: Who) -> Response:
-    "The page."
+async def desk_page(deps: Deps, viewer: Who) -> Response:
+    "The page, with the strip as it is now."
     facts = desk_facts(deps, await look_at(deps))
-    return page(request, viewer, "Desk", desk_view(facts, viewer), section="desk", styles=("desk_page.css",))
+    return HTMLResponse(str(shell(viewer, "Desk", desk_view(facts, viewer), "desk", hero_view(facts.hero), styles=("desk_page.css",))))
 
 @router.post("/ui/desk/stop")
 async def stop(request: Request, deps: Deps, viewer: Actor) -> Response:
