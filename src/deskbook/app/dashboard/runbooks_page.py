@@ -24,7 +24,7 @@ from ..api_problems import ApiError, redactor_of
 from ..api_routes import ApiDeps, Deps
 from .elements import Node, Tone, age, badge, card, empty_box, error_box, facts, ident, partial, table, unknown, when
 from .runbook_facts import FOLDERS, Book, RunFacts, Shelf, book_of, newest_runs, shelves
-from .runbook_forms import Filled, filled, prefilled, prose, run_form
+from .runbook_forms import Filled, filled, missing_lab, prefilled, prose, run_form
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #2e9fc260
 from .runbook_runs import Launch, Progress, StepFacts, command_of, ending, environment_of, give_up, launch_folder
@@ -270,7 +270,7 @@ async def book_page(request: Request, viewer: Who, deps: Deps, name: str) -> Res
 async def start_run(request: Request, viewer: Actor, deps: Deps, name: str) -> Response:
     "Start a run."
     book, sent = await asyncio.to_thread(book_of, name), await form_of(request)
-    if book.problem: raise ApiError("invalid_request", f"This runbook cannot be started. {book.problem}")
+    if problem := book.problem or missing_lab(): raise ApiError("invalid_request", f"This runbook cannot be started. {problem}")
     form = filled(book, sent, redactor_of(deps.settings))
     launch_folder(deps.settings.home, form.key)
     if form.errors: return await _book_page(request, viewer, deps, book, form, form.key, 422)
