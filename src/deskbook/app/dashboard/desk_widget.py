@@ -34,7 +34,7 @@ def scoped_style() -> str:
     "The pages' style for what stands inside `.deskbook-view`."
     css = style_sheet() + (STATIC/"desk_page.css").read_text(encoding="utf-8")
     inside = re.sub(r"(?<![\w.#-])(:root|body|html)(?=[\s.\[{:])", ":scope", css)
-    return f"@scope (.deskbook-view) {{ {inside} }} {_THEMES} .deskbook-view {{ border-radius: 8px; background: none }}"
+    return f"@scope (.deskbook-view) {{ {inside} }} {_THEMES} .deskbook-view .kill-state {{ padding: .3rem 1rem }}"
 
 # %% ../../../../nbs/app/dashboard/12_desk_widget.ipynb #3132e9ee
 _AGE = re.compile(r'<time class="age" datetime="[^"]*" data-ms="(-?\d+)"(?: data-stale-s="([^"]+)")?>[^<]*</time>')
@@ -48,12 +48,12 @@ def aged(
     markup: str, # of a fragment
     now_ms: int,
 ) -> str:
-    "The same with every age as text."
+    "The same with every age as text, and without links."
     def said(m: re.Match[str]) -> str:
         s = (now_ms - int(m[1]))/1000
         old = ' class="stale"' if m[2] and s > float(m[2]) else ""
         return f"<time{old}>{span_of(s)} ago</time>" if s >= 0 else f"<time>in {span_of(s)}</time>"
-    return _AGE.sub(said, markup)
+    return _AGE.sub(said, markup).replace(' href="/ui/', ' data-page="/ui/')
 
 # %% ../../../../nbs/app/dashboard/12_desk_widget.ipynb #65956443
 Reader = Callable[[], Awaitable[DeskFacts]]
