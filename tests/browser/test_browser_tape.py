@@ -1,5 +1,6 @@
 """The tape in a browser: bars come, history is loaded by mouse and keys, and what happened at a bar is said in words."""
 import re
+from itertools import pairwise
 
 import pytest
 from playwright.sync_api import expect
@@ -44,13 +45,13 @@ def test_older_bars_come_as_one_scrolls_and_none_twice(visitor, desk):
             break
     expect(p.locator("#tape-state")).to_contain_text(re.compile("bars from"))
     seen = bars(p)
-    assert all(a < b for a, b in zip(seen, seen[1:])) and seen[-len(first):][0] <= first[0]
+    assert all(a < b for a, b in pairwise(seen)) and seen[-len(first):][0] <= first[0]
     assert len(seen) > len(first) or "beginning of what is kept" in p.locator("#tape-state").inner_text()
 
 
 def test_keys_go_from_bar_to_bar_and_to_the_fills_and_say_what_was(visitor, desk):
     pair, account = traded(desk)
-    p, said = tape(visitor, pair), None
+    p = tape(visitor, pair)
     chart, said = p.locator("#tape-chart"), p.locator("#tape-said")
     chart.focus()
     p.keyboard.press("End")
