@@ -1,14 +1,17 @@
 """The evidence pages over the real servers: good, old, archived, hostile and missing studies, runs by the thousand, and a report that must not run."""
+import asyncio
 import html
 import json
 import os
 import re
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from api_rig import story
 
-from deskbook.app.dashboard import evidence_facts
+from deskbook.app.dashboard import evidence_facts, evidence_page
 from deskbook.app.dashboard.session import COOKIE, session_cookie
 from deskbook.core.clock import iso
 from deskbook.core.files import sha256
@@ -132,6 +135,30 @@ def test_earlier_weeks_are_chosen_by_name_and_compared(api_bench):
             page = await http.get("/ui/evidence", params={"week": bad})
             assert page.status_code == 200 and "This week is not in the archive." in text_of(page)
             is_clean(page)
+    pages(api_bench, go)
+
+
+def test_many_who_look_at_once_wait_for_each_other_and_not_the_desk(api_bench, monkeypatch):
+    at_work, seen = [], []
+    read = evidence_page.evidence_facts
+
+    def slow(*args):
+        at_work.append(threading.current_thread())
+        seen.append((len(at_work), threading.current_thread() is threading.main_thread()))
+        time.sleep(0.02)
+        try:
+            return read(*args)
+        finally:
+            at_work.pop()
+
+    monkeypatch.setattr(evidence_page, "evidence_facts", slow)
+
+    async def go(reports, http, desk):
+        put(reports, study())
+        evidence_page.cards_text.cache_clear()
+        answers = await asyncio.gather(*(http.get("/ui/evidence") for _ in range(20)))
+        assert {a.status_code for a in answers} == {200} and len({len(a.text) for a in answers}) == 1
+        assert seen == [(1, False)] * 20 and evidence_page.cards_text.cache_info().misses == 1
     pages(api_bench, go)
 
 

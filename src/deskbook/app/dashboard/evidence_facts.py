@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['MOST_BYTES', 'Wary', 'number_at', 'count_at', 'text_at', 'moment_at', 'named_in', 'listed_in', 'Point', 'Band',
-           'Instrument', 'Study', 'study_of', 'detectable_bp', 'RosterRow', 'Roster', 'roster_of', 'Trouble',
+           'Instrument', 'Study', 'study_of', 'detectable_bp', 'RosterRow', 'Roster', 'roster_of', 'aside', 'Trouble',
            'file_key', 'document_of', 'tried', 'Week', 'week_at', 'Archived', 'archive_of', 'weeks_before', 'Change',
            'changes_of', 'Rate', 'Summary', 'bundles_of', 'regimes_of', 'summary_at', 'RunRow', 'run_row', 'run_names',
            'runbooks_of', 'RunPage', 'RunShelf', 'run_page', 'EvidenceFacts', 'week_before', 'shelf_of', 'canonical_of',
            'evidence_facts', 'run_folder', 'RunFacts', 'traceback_of', 'run_facts', 'artefact', 'report_page']
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #a8707f67
+import asyncio
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -31,13 +33,13 @@ from ...core.errors import DataError, DeskbookError
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #3dcbb118
 from ...core.files import plain, sha256
 from ...ops.evidence import Evidence, seal_problem
-from ...ops.report import RunEntry, plain_text, read_run
+from ...ops.report import RunEntry, plain_text, read_run, report_policy
 from ...studies.roster import decide_roster, read_ledger, week_numbers, week_of
 from ...studies.weekly import CANONICAL, is_simulated
 from .elements import Tone
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #dc44c6c8
-MOST_BYTES = 12_000_000 # of a file; a study of seven pairs has under one million
+MOST_BYTES = 8_000_000 # of a file; a study of seven pairs has under one million
 _MOST_PROBLEMS = 50
 
 @dataclass(frozen=True)
@@ -315,6 +317,13 @@ def roster_of(
     other = bool(entry) and entry.get("numbers") != plain(week_numbers(document)) # type: ignore[union-attr]
     decided = moment_at(Wary(entry.get("decided_at"))) if entry else None
     return Roster(week, decided, other, tuple(_roster_row(r) for r in listed_in(Wary(rows), _MOST_NAMES)))
+
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #2ac1c302
+_ASIDE = ThreadPoolExecutor(1, "evidence")
+
+async def aside[T](work: Callable[..., T], *args: Any) -> T:
+    "Do slow work where nothing else waits for it."
+    return await asyncio.get_running_loop().run_in_executor(_ASIDE, work, *args)
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #c5617ccd
 @dataclass(frozen=True)
@@ -638,7 +647,7 @@ class RunFacts:
     traceback: str # of what stopped it
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #350d633f
-_MOST_REPORT = 40_000_000
+_MOST_REPORT = 20_000_000
 
 def traceback_of(folder: Path) -> str: # "": none
     "The last error in the executed notebook."
@@ -675,9 +684,18 @@ def artefact(
     if sha256(data := path.read_bytes()) != known[name]: raise ApiError("evidence_invalid", f"{name} was changed after the run wrote it. It is not given out.")
     return data
 
-def report_page(reports: Path, runbook: str, run_id: str) -> str:
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #799dec3d
+def report_page(
+    reports: Path, runbook: str, run_id: str,
+) -> tuple[str, str]: # HTML, what it may do
     "The executed report. Raises `ApiError`. Blocks while it reads."
     path = run_folder(reports, runbook, run_id)/"report.html"
     if not path.is_file() or path.is_symlink(): raise ApiError("not_found", "This run has no report yet.")
-    if path.stat().st_size > _MOST_REPORT: raise ApiError("too_large", "The report is too large for a page; open it from the folder of the run.")
-    return path.read_text(encoding="utf-8", errors="replace")
+    at = path.stat()
+    if at.st_size > _MOST_REPORT: raise ApiError("too_large", "The report is too large for a page; open it from the folder of the run.")
+    return _report(path, (at.st_mtime_ns, at.st_size, at.st_ino))
+
+@lru_cache(maxsize=4)
+def _report(path: Path, key: Any) -> tuple[str, str]: # the key changes when the file does
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return text, report_policy(text)

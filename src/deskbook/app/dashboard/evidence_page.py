@@ -23,7 +23,7 @@ from .elements import Node, Tone, age, amount, badge, card, chart_box, empty_box
 
 # %% ../../../../nbs/app/dashboard/41_evidence_page.ipynb #2d0ef5ce
 from .evidence_facts import (Archived, Band, Change, EvidenceFacts, Instrument, Point, Rate, Roster, RunPage, RunRow, Study,
-    Summary, Trouble, canonical_of, changes_of, detectable_bp, evidence_facts, file_key, run_page, runbooks_of, shelf_of, tried)
+    Summary, Trouble, aside, canonical_of, changes_of, detectable_bp, evidence_facts, file_key, run_page, runbooks_of, shelf_of, tried)
 from .stream import LiveSource
 from .web import Who, page
 
@@ -300,15 +300,14 @@ def newest_ms(deps: ApiDeps) -> int | None:
 @router.get("/ui/evidence")
 async def evidence_page(request: Request, deps: Deps, viewer: Who, week: str = "") -> Response:
     "The week's evidence."
-    found, newest = await asyncio.to_thread(lambda: (evidence_facts(deps, week[:120]), newest_ms(deps)))
-    body = await asyncio.to_thread(lambda: str(h.fragment[evidence_view(found, newest, deps.clock())])) # off the loop, which also trades
+    body = await aside(lambda: str(h.fragment[evidence_view(evidence_facts(deps, week[:120]), newest_ms(deps), deps.clock())]))
     return page(request, viewer, "Evidence", body, section="evidence", scripts=("vendor/uPlot.iife.min.js", "evidence.js"), styles=("vendor/uPlot.min.css", "evidence.css"))
 
 @router.get("/ui/runs")
 async def runs_page(request: Request, deps: Deps, viewer: Who, runbook: str = "", verdict: str = "", after: str = "") -> Response:
     "All runs."
-    runs, books = await asyncio.to_thread(lambda: (run_page(shelf_of(deps.reports), runbook, verdict, after), runbooks_of(deps.reports)))
-    return page(request, viewer, "Runs", runs_view(runs, books, runbook, verdict, after), section="evidence", styles=("evidence.css",))
+    def work() -> str: return str(runs_view(run_page(shelf_of(deps.reports), runbook, verdict, after), runbooks_of(deps.reports), runbook, verdict, after))
+    return page(request, viewer, "Runs", await aside(work), section="evidence", styles=("evidence.css",))
 
 # %% ../../../../nbs/app/dashboard/41_evidence_page.ipynb #8a81694f
 async def _newest(deps: ApiDeps) -> Mapping[str, Node]:

@@ -7,7 +7,6 @@ __all__ = ['router', 'value', 'seal_node', 'moment', 'head_card', 'error_view', 
            'given_card', 'address', 'files_card', 'report_card', 'run_view', 'one_run', 'run_report', 'run_file']
 
 # %% ../../../../nbs/app/dashboard/42_run_page.ipynb #e7b626d9
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,10 +16,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
 from ..api_routes import Deps
 from .elements import Node, amount, badge, card, empty_box, error_box, facts, table, when
-from .evidence_facts import RunFacts, RunRow, Wary, artefact, moment_at, report_page, run_facts
+from .evidence_facts import RunFacts, RunRow, Wary, artefact, aside, moment_at, report_page, run_facts
 from .web import Who, page
 from ...ops.evidence import CheckRecord, Evidence, StepRecord
-from ...ops.report import report_policy
 
 # %% ../../../../nbs/app/dashboard/42_run_page.ipynb #158b06a2
 def value(
@@ -137,22 +135,23 @@ router = APIRouter(include_in_schema=False)
 @router.get("/ui/runs/{runbook}/{run_id}")
 async def one_run(request: Request, deps: Deps, viewer: Who, runbook: str, run_id: str) -> Response:
     "The page of a run."
-    found = await asyncio.to_thread(run_facts, deps.reports, runbook, run_id)
-    body = await asyncio.to_thread(lambda: str(h.fragment[run_view(found)])) # off the loop, which also trades
-    return page(request, viewer, found.row.title or runbook, body, section="evidence", styles=("evidence.css",))
+    def work() -> tuple[str, Node]:
+        found = run_facts(deps.reports, runbook, run_id)
+        return found.row.title or runbook, str(h.fragment[run_view(found)])
+    title, body = await aside(work)
+    return page(request, viewer, title, body, section="evidence", styles=("evidence.css",))
 
 _WALLS = "; sandbox; frame-ancestors 'self'"
 
 @router.get("/ui/runs/{runbook}/{run_id}/report")
 async def run_report(deps: Deps, viewer: Who, runbook: str, run_id: str) -> Response:
     "The executed report, for the frame."
-    text = await asyncio.to_thread(report_page, deps.reports, runbook, run_id)
-    policy = await asyncio.to_thread(report_policy, text)
+    text, policy = await aside(report_page, deps.reports, runbook, run_id)
     return HTMLResponse(text, headers={"Content-Security-Policy": policy + _WALLS, "X-Frame-Options": "SAMEORIGIN", "Referrer-Policy": "no-referrer"})
 
 @router.get("/ui/runs/{runbook}/{run_id}/files/{name:path}")
 async def run_file(deps: Deps, viewer: Who, runbook: str, run_id: str, name: str) -> Response:
     "A file that the run wrote."
-    data = await asyncio.to_thread(artefact, deps.reports, runbook, run_id, name)
+    data = await aside(artefact, deps.reports, runbook, run_id, name)
     headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name.rpartition('/')[2], safe='')}", "Content-Security-Policy": "default-src 'none'; sandbox"}
     return Response(data, headers=headers, media_type="application/octet-stream")
