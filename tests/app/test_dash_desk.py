@@ -68,6 +68,8 @@ def test_the_page_says_what_the_desk_knows(api_bench):
             for word in ("Kill switch clear", "Stop all sending", "EUR_USD", "1.08417", "trend_bull", "long 1,000", "regime_filtered", "the gate is too old", "gate_stale"):
                 assert word in text, word
             assert text.index("kill switch clear") < text.index("Stop all sending") and "reading the desk" not in text  # the strip is there with the first paint
+            for link in set(re.findall(r'href="(/ui/[^"]*)"', html)):
+                assert (await http.get(link.replace("&amp;", "&"))).status_code in (200, 303), link
             assert all(f'id="pair-{n}"' in html for n in PAIRS) and "style=" not in html.replace("stylesheet", "") and " onclick" not in html
             hero = text_of((await look_hero(http.app.state.deps))["hero"])
             for word in ("SANDBOX", desk.account, "kill switch clear", "100,250.50", "1 high", "USD_JPY"):

@@ -348,7 +348,7 @@ _JUDGED_HERE = frozenset({"kill_switch", "kill_switch_unreadable", "read_only", 
 
 def decision_reasons(decision: Mapping[str, Any] | None, gate: GateFacts | None) -> list[str]:
     "What only the last decision knows."
-    if not decision or decision["verdict"] == "enter": return []
+    if not decision or decision["verdict"] in ("enter", "exit"): return [] # of an exit they say why it was made
     if gate is None or gate.at_ms is None or to_ms(decision["decided_at"]) < gate.at_ms: return []
     return [r for r in decision["reasons"] if r.partition(":")[0] not in _JUDGED_HERE]
 

@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
+from urllib.parse import quote, urlencode
 import htpy as h
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
@@ -144,7 +145,7 @@ def hazard_view(g: GateFacts) -> Node:
     most = max(1e-9, 1.6*(g.threshold or 0), 1.05*(g.hazard or 0))
     return h.div(".hazard")[h.span(".label")["hazard"], meter(g.hazard, g.threshold, "hazard", min(1.0, most)), h.span[amount(g.hazard, digits=2), h.span(".unit")[" / ", amount(g.threshold, digits=2)]]]
 
-def gate_view(g: GateFacts, stale_s: float, old: Node = None) -> Node:
+def gate_view(g: GateFacts, stale_s: float | None, old: Node = None) -> Node:
     "What the last gate says."
     said = badge("admitted", "good") if g.admit else badge("not admitted", "warn")
     regime = [h.b[g.regime or "no regime"], " ", percent(None if g.confidence is None else Decimal(str(g.confidence)), 0)]
@@ -160,7 +161,7 @@ def why_view(p: PairFacts) -> Node:
 def judged_view(p: PairFacts) -> Node:
     "The gate, and why not."
     old = old_badge(p.live_old, "Valkey")
-    gate = gate_view(p.gate, p.gate_stale_s if p.market_open else 1e9, old) if p.gate else h.p(".none")["No gate is known. " if p.live_old else "There is no gate.", old]
+    gate = gate_view(p.gate, p.gate_stale_s if p.market_open else None, old) if p.gate else h.p(".none")["No gate is known. " if p.live_old else "There is no gate.", old]
     return h.div(".judged", id=ident("pair", p.name, "gate"))[gate, why_view(p)]
 
 def position_view(p: PairFacts) -> Node:
@@ -181,13 +182,13 @@ _VERDICT = {"enter": "entered", "exit": "closed", "hold": "held", "refuse": "ref
 def held_view(p: PairFacts) -> Node:
     "Position, last decision, hours."
     said = _VERDICT.get(p.verdict, p.verdict)
-    decided = [h.a(href=f"/ui/trace/{p.trace_id}")[said] if p.trace_id.isalnum() else said, " ", when(p.decided_ms, "minute")] if p.verdict else h.span(".none")["none yet"]
+    decided = [h.a(href=f"/ui/trace/{quote(p.trace_id, safe='')}")[said] if p.trace_id else said, " ", when(p.decided_ms, "minute")] if p.verdict else h.span(".none")["none yet"]
     rows = [("Position", "all", [position_view(p), " ", old_badge(p.ledger_old, "PostgreSQL")]), ("Decided", "", decided), ("Hours", "", session_view(p))]
     return h.dl(".held", id=ident("pair", p.name, "held"))[[h.div(class_=wide or None)[h.dt[k], h.dd[v]] for k, wide, v in rows]]
 
 def pair_card(p: PairFacts) -> Node:
     "One pair."
-    title = h.h2[h.a(href=f"/ui/tape?instrument={p.name}")[p.name]]
+    title = h.h2[h.a(href=f"/ui/tape?{urlencode({'pair': p.name})}")[p.name]]
     return h.section(".card.pair", id=ident("pair", p.name), aria_label=p.name)[title, price_view(p), judged_view(p), held_view(p)]
 
 # %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #57e8d809
