@@ -129,7 +129,7 @@ def test_acknowledging_is_audited_once_and_the_second_is_told(api_bench):
             await quiet(desk)
             ident, csrf = await alert(desk, "health:gates"), signed_in(http)
             done = await http.post(f"/ui/ops/alerts/{ident}/acknowledge", data={"csrf": csrf}, headers=HTMX)
-            assert done.status_code == 200 and "Acknowledged." in done.text and "acknowledged" in text_of(done.text) and "1 acknowledged" in text_of(done.text)
+            assert done.status_code == 200 and "Acknowledged." in done.text and "1 acknowledged" in text_of(done.text) and "<button" not in done.text
             again = await http.post(f"/ui/ops/alerts/{ident}/acknowledge", data={"csrf": signed_in(http, name="bo")}, headers=HTMX)
             assert again.status_code == 200 and "It was not open any more: acknowledged by maria." in text_of(again.text)
             rows = await desk.ledger.rows("SELECT actor FROM ops_audit_events WHERE action = 'alert.acknowledge' AND resource_id = %s", (ident,))
@@ -247,7 +247,7 @@ def test_the_history_is_verified_on_request_and_what_was_changed_is_named(api_be
             assert "never verified" in text_of(await shown(http, "/ui/ops/audit")) and walk.task is None
             text = await walked(http, csrf, "new")
             assert "broken" not in text and "as written" in text, text
-            kept = read_verified(deps.settings.home / "chain_verified.json")[name]
+            kept = read_verified(walk.file)[name]
             assert kept.seq >= 20 and kept.whole_ms and not kept.broken
             who = await desk.ledger.rows("SELECT actor, metadata FROM ops_audit_events WHERE action = 'ledger.verify' ORDER BY recorded_at DESC LIMIT 1")
             assert who[0]["actor"] == "web:maria" and who[0]["metadata"] == {"rows": "new"}
@@ -281,8 +281,11 @@ def test_newest_rows_that_were_cut_off_are_noticed_by_the_mark_outside(api_bench
             as_root(ledger, f"DELETE FROM ops_audit_events WHERE chain = '{chain}' AND seq > {keep}",
                 f"""UPDATE chain_heads SET seq = {keep}, hash = (SELECT hash FROM ops_audit_events WHERE chain = '{chain}' AND seq = {keep})
                     WHERE chain_table = 'ops_audit_events' AND chain = '{chain}'""")
-            text = await walked(http, csrf, "new")
-            assert f"rows {keep + 1} to {last['n']} are gone" in text, text
+            for rows in ("new", "all", "new"):
+                text = await walked(http, csrf, rows)
+                assert f"rows {keep + 1} to {last['n']} are gone" in text, (rows, text)
+            told, = await desk.ledger.rows("SELECT count FROM ops_alerts WHERE fingerprint = %s AND status = 'open'", (f"chain_broken:ops_audit_events/{chain}",))
+            assert told["count"] == 1
     story(go())
 
 

@@ -13,8 +13,8 @@ __all__ = ['log', 'HELP', 'Which', 'PER_PAGE', 'MOST_PAGES', 'AUDIT_ROWS', 'AUDI
            'GapFacts', 'window_of', 'live_coverage', 'lake_coverage', 'gap_facts', 'fill_command', 'JobFacts',
            'job_facts', 'ScheduleFacts', 'schedule_facts', 'WorkerFacts', 'process_since', 'own_copies', 'worker_facts',
            'StoreFacts', 'timed', 'ask_ledger', 'ledger_size', 'ask_live', 'ask_lake', 'disk_of', 'VerdictFacts',
-           'verdict_of', 'Memory', 'memory_of', 'kept_gaps', 'kept_jobs', 'HealthFacts', 'ledger_parts', 'health_facts',
-           'versions']
+           'verdict_of', 'Memory', 'mark_file', 'memory_of', 'kept_gaps', 'kept_jobs', 'HealthFacts', 'ledger_parts',
+           'health_facts', 'versions']
 
 # %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #8108f10f
 import asyncio
@@ -42,7 +42,7 @@ from .runbook_facts import RunFacts, born_ms, newest_runs
 from ..workers import WORKERS
 from ...core.clock import DAY_MS, HOUR_MS, MINUTE_MS, Clock, boottime, iso, to_datetime, to_ms
 from ...core.errors import BadInput, DeskbookError, NotFound
-from ...core.files import atomic_write, strict_json
+from ...core.files import atomic_write, sha256, strict_json
 from ...core.loop import within
 from ...core.metrics import WORKER_RESTARTS, WORKER_UP
 from ...market.calendar import TradingCalendar, calendar_for
@@ -54,7 +54,7 @@ from ...ops.evidence import project_root
 from ...ops.schedule import check_job, in_words, next_runs, read_job
 from ...stores.chain import BEGIN, Head, verify_piece
 from ...stores.lake import Lake, select_partitions
-from ...stores.ledger import Ledger
+from ...stores.ledger import Ledger, place
 from ...stores.live import Live, said_as_live
 from ...stores.live_state import OPS_HEALTH, candles_key, get_json
 from ...stores.records import raise_alert, resolve_alert
@@ -356,6 +356,8 @@ class ChainWalk:
         "One chain to its end, or to the first row that is wrong."
         at, self.at = BEGIN if self.whole else before.head, f"{table}/{chain}"
         whole = self.whole or at == BEGIN
+        kept = await verify_piece(self.ledger, table, chain, before.head, 0) # whether the row of the mark is there: also a walk of all must see that newest rows are gone
+        if kept.broken: return replace(before, broken=kept.broken.message, broken_seq=kept.broken.seq, broken_ms=before.broken_ms if kept.broken.message == before.broken else self.clock())
         while True:
             piece = await verify_piece(self.ledger, table, chain, at, self.piece_rows)
             self.rows, at, now = self.rows + piece.head.seq - at.seq, piece.head, self.clock()
@@ -776,12 +778,15 @@ class Memory:
     size: Kept[Any] = field(default_factory=lambda: Kept(300.0))
     lake: Kept[Any] = field(default_factory=Kept)
 
+def mark_file(deps: ApiDeps) -> Path: # another database has another history
+    return deps.settings.home/f"chain_verified_{sha256(place(deps.ledger.url))[:8]}.json"
+
 _MEMORIES: WeakKeyDictionary[Ledger, Memory] = WeakKeyDictionary()
 
 def memory_of(deps: ApiDeps) -> Memory:
     "The one of this desk."
     if (found := _MEMORIES.get(deps.ledger)) is None:
-        found = _MEMORIES[deps.ledger] = Memory(ChainWalk(deps.ledger, deps.settings.home/"chain_verified.json", deps.clock))
+        found = _MEMORIES[deps.ledger] = Memory(ChainWalk(deps.ledger, mark_file(deps), deps.clock))
     return found
 
 # %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #22a698c4

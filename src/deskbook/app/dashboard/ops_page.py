@@ -125,12 +125,15 @@ def chain_row(c: ChainFacts) -> Sequence[Node]:
     v = c.verified
     return h.code[c.name], chain_state(c), amount(v.seq, digits=0) if v.at_ms else unknown("it was never verified"), amount(c.rows, digits=0), age(v.at_ms), when(v.whole_ms, "moment")
 
+_WRONG = """Stop sending, keep the database as it is, and compare it with a copy. `deskbook ledger verify` says more. If an older copy was restored on purpose,
+remove chain_verified_*.json below DESKBOOK_HOME and start the API again: it is the mark of the rows that were there."""
+
 def chains_view(f: ChainsFacts | Away) -> Node:
     "All chains, and the walk that goes on."
     if isinstance(f, Away): return h.div("#ops-chains")[away_box(f)]
     walk = h.p(role="status")[badge("verifying", "busy"), f" {'every row' if f.whole else 'the rows that came since'}: {f.rows:,} rows so far, at ", h.code[f.at or "the first chain"]] if f.going else None
     failed = error_box(f"The last verification stopped: {f.error}") if f.error and not f.going else None
-    wrong = [error_box(f"{c.name}: {c.verified.broken}.", "Stop sending, keep the database as it is, and compare it with a copy. `deskbook ledger verify` says more.") for c in f.chains if c.verified.broken]
+    wrong = [error_box(f"{c.name}: {c.verified.broken}.", _WRONG) for c in f.chains if c.verified.broken]
     head = ("Chain", "State", "Verified to row", "Newest row", "Verified", "All of it")
     return h.div("#ops-chains")[wrong, failed, walk, table(head, map(chain_row, f.chains), "Chains of the ledger: each row holds the hash of the one before it", "There is no row yet.", right=(2, 3))]
 
