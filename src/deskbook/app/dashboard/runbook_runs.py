@@ -164,6 +164,14 @@ def run_of(home: Path, launch: Launch) -> str: # "": none yet
     return found[1] if found else ""
 
 # %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #311fd485
+_UNSEEN_MS = 5_000
+
+def _may_be_seen(home: Path, launch: Launch, now_ms: int) -> bool: # its end may still be written down
+    if launch.going: return True
+    if launch.pid is None: return now_ms - launch.asked_ms < _UNBORN_MS
+    try: return now_ms - (launch_folder(home, launch.key)/"stderr").stat().st_mtime*1000 < _UNSEEN_MS
+    except OSError: return False
+
 _ENDINGS = {2: "The parameters were refused; nothing was started.", 4: "A guard refused it; nothing was started.",
     5: "It is running already on the same target; nothing was started."}
 
@@ -171,7 +179,7 @@ def ending(
     home: Path, launch: Launch, now_ms: int,
 ) -> tuple[str, str]: # "" while it starts; what it said
     "How a start ended that became no run."
-    if launch.exit_code is None and (launch.going or (launch.pid is None and now_ms - launch.asked_ms < _UNBORN_MS)): return "", ""
+    if launch.exit_code is None and _may_be_seen(home, launch, now_ms): return "", ""
     said = said_in(home, launch.key).strip().removeprefix("deskbook: ")
     if launch.exit_code is None: return "It ended before it began a run, and nobody saw how.", said
     return _ENDINGS.get(launch.exit_code, f"It ended with code {launch.exit_code} before it began a run."), said
