@@ -165,7 +165,12 @@ def test_news_begin_at_the_bar_that_was_known_last(api_bench, candles, monkeypat
             news = await viewer.data(interval="M15", after=known["bars"][-1][0])
             assert known["bars"][:-1] + news["bars"] == expected(candles.tail(600), "M15") and not news["more"]
             monkeypatch.setattr(tape_facts, "ROWS_LIVE", 100)
-            assert (await viewer.data(after=to_ms(candles["time"][-500])))["more"] is True  # too much: begin anew
+            news = await viewer.data(after=to_ms(candles["time"][-500]))
+            assert news["more"] is True and len(news["bars"]) == 1  # too much: begin anew
+            for edge in (0, 4_102_444_800_000):
+                for interval in ("M1", "H4", "D"):
+                    assert (await viewer.data(interval=interval, before=edge))["bars"] == [] or edge
+                    assert len((await viewer.data(interval=interval, after=edge))["bars"]) <= 1
     story(go())
 
 

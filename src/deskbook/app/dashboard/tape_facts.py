@@ -193,7 +193,7 @@ async def read_since(
     base, since = deps.settings.candle_granularity, int(starts_of(pair, interval, [after_ms])[0])
     try: rows = await live_rows(deps.live, pair, base, since_ms=since, count=ROWS_LIVE)
     except LiveUnavailable: return Bars(bars_of(pair, interval, empty_candles()), False, "", (LIVE_AWAY,))
-    if rows.height == ROWS_LIVE: return Bars(bars_of(pair, interval, rows), True, "live store")
+    if rows.height == ROWS_LIVE: return Bars(bars_of(pair, interval, rows).tail(1), True, "live store")
     if interval != base and rows.height and (begin := to_ms(rows["time"][0])) > since: # Valkey forgets, and a bar is whole
         try: rows = over((await older(deps, pair, begin, (begin - since)//timeframe_ms(base)))[0].filter(pl.col("time").dt.epoch("ms") >= since), rows)
         except (DeskbookError, OSError): pass

@@ -116,7 +116,7 @@
     for (const f of bar.fills) { const key = `${f.environment} ${f.side}`; kinds.set(key, [f, (kinds.get(key)?.[1] ?? 0) + 1]) }
     return [...kinds.values()]
   }
-  function drawFill(ctx, f, count, x, y, named) {  // live: a disc, full; practice: a diamond; sandbox: a square
+  function drawFill(ctx, f, count, x, y, named, right) {  // live: a disc, full; practice: a diamond; sandbox: a square
     const [word, colour] = strong(f.environment), paper = f.environment === "practice", play = f.environment === "sandbox"
     ctx.beginPath()
     if (paper) { ctx.moveTo(x, y - 9); ctx.lineTo(x + 9, y); ctx.lineTo(x, y + 9); ctx.lineTo(x - 9, y); ctx.closePath() } else if (play) ctx.rect(x - 6.5, y - 6.5, 13, 13); else ctx.arc(x, y, 7.5, 0, 2*Math.PI)
@@ -127,8 +127,9 @@
     const text = count > 1 ? `${count} × ${word} ${f.side}` : `${word} ${f.side} ${units(f.units)}`
     ctx.font = font(11, "600"); ctx.textAlign = "left"; ctx.textBaseline = "middle"
     const width = ctx.measureText(text).width
-    ctx.globalAlpha = 0.85; ctx.fillStyle = ink.panel; ctx.fillRect(x + 11, y - 8, width + 6, 16); ctx.globalAlpha = 1
-    ctx.fillStyle = ink[colour]; ctx.fillText(text, x + 14, y + 0.5)
+    const left = x + width + 18 > right ? x - width - 17 : x + 11  // beside the mark, where there is room
+    ctx.globalAlpha = 0.85; ctx.fillStyle = ink.panel; ctx.fillRect(left, y - 8, width + 6, 16); ctx.globalAlpha = 1
+    ctx.fillStyle = ink[colour]; ctx.fillText(text, left + 3, y + 0.5)
   }
   function drawMarks({ctx, chart, bounding, xAxis, yAxis}) {
     const [from, to, list] = visible(chart), space = chart.getBarSpace().bar, size = Math.max(3, Math.min(6, space/2))
@@ -141,7 +142,7 @@
       for (const d of bar.decisions.slice(-3)) y = drawDecision(ctx, d, x, y, space >= 9)
     }
     const covered = (x, y, i) => fills.some(([, , ox, oy], j) => j > i && Math.abs(oy - y) < 14 && ox - x >= 0 && ox - x < 110)
-    fills.forEach(([f, count, x, y], i) => drawFill(ctx, f, count, x, y, fills.length <= 24 && !covered(x, y, i)))
+    fills.forEach(([f, count, x, y], i) => drawFill(ctx, f, count, x, y, fills.length <= 24 && !covered(x, y, i), bounding.width))
     if (ends && from === 0 && list.length) {
       const x = xAxis.convertToPixel(0) - space
       ctx.strokeStyle = ink.muted; ctx.lineWidth = 1; ctx.setLineDash([4, 4]); ctx.beginPath(); ctx.moveTo(x, 0); ctx.lineTo(x, bounding.height); ctx.stroke(); ctx.setLineDash([])
@@ -261,6 +262,7 @@
     chart.setPaneOptions({id, height: tall, minHeight: least, dragEnabled: id !== "tape-strips"})
   }
   chart.overrideYAxis({paneId: "tape-strips", createTicks: () => []})
+  for (const paneId of ["tape-volume", "tape-hazard"]) chart.overrideYAxis({paneId, gap: {top: 20, bottom: 2}})  // room for the name
   for (const inner of box.querySelectorAll("[tabindex]")) inner.tabIndex = -1  // the box itself takes the focus
   new ResizeObserver(() => chart.resize()).observe(box)
   document.addEventListener("deskbook:theme", paint)
