@@ -277,7 +277,8 @@ async def kill_switch_state(deps: Deps) -> Response:
     return said({"kill_switch": now.engaged, "local": now.local, "stored": now.stored, "by": now.by, "reason": now.why, "ts": now.ts})
 
 @state.post("/api/kill-switch", responses=answers(KillSwitchSet, *CLEAR_CODES.values(), "gates_stale", post=True))
-async def set_kill_switch(deps: Deps, body: KillSwitchBody, once: Once = None) -> Response:
+async def set_kill_switch(request: Request, deps: Deps, body: KillSwitchBody, once: Once = None) -> Response:
     "Stop all sending (true), or allow it again (false)."
     done = await switch(deps, body)
+    for hub in (request.app.state.hub, request.app.state.pages): hub.woken("kill")
     return said({"kill_switch": done.engaged, "local": done.local, "stored": done.stored, "audited": done.audited})

@@ -74,6 +74,21 @@ const deskbook = (() => {
     row.lastChild.focus()
   }
 
+  // -- messages: good ones leave by themselves, others when they are told to -----------------------------------------------------------------
+  function messages() {
+    for (const m of document.querySelectorAll("#notices .notice:not([data-kept])")) {
+      m.dataset.kept = "1"
+      const close = document.createElement("button")
+      close.type = "button"; close.className = "plain close"; close.textContent = "✕"
+      close.setAttribute("aria-label", "Close this message")
+      close.onclick = () => m.remove()
+      m.append(close)
+      if (m.classList.contains("good")) setTimeout(() => m.matches(":hover, :focus-within") || m.remove(), 8000)
+    }
+    const all = document.querySelectorAll("#notices .notice")
+    for (const old of [...all].slice(0, -4)) old.remove()
+  }
+
   // -- charts -------------------------------------------------------------------------------------------------------------------------------
   function draw(root) {
     for (const box of [...(root.matches?.(".chart[data-chart]") ? [root] : []), ...(root.querySelectorAll?.(".chart[data-chart]") ?? [])]) {
@@ -108,7 +123,7 @@ const deskbook = (() => {
   document.addEventListener("tick", heard)
   document.addEventListener("htmx:sse:after:message", heard)
   document.addEventListener("visibilitychange", () => { if (!document.hidden) { heardMs = Math.max(heardMs, Date.now() - STALE_MS + 1500); watch() } })
-  document.addEventListener("htmx:after:swap", event => { ages(); draw(event.target instanceof Element ? event.target : document.body); draw(document.body) })
+  document.addEventListener("htmx:after:swap", event => { ages(); messages(); draw(event.target instanceof Element ? event.target : document.body); draw(document.body) })
   return {chart, colour, isDark, now, draw}
 })()
 window.deskbook = deskbook
