@@ -42,6 +42,7 @@ from .elements import Tone
 MOST_BYTES = 8_000_000 # of a file; a study of seven pairs has under one million
 _MOST_PROBLEMS = 50
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #6335676e
 @dataclass(frozen=True)
 class Wary:
     "A value at a place of a document."
@@ -58,7 +59,7 @@ class Wary:
         if len(self.problems) < _MOST_PROBLEMS: self.problems.append(f"{self.path[:120]}: {str(self.value)[:40]!r} is no {wanted}")
         return None
 
-# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #6335676e
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #26b519e8
 def number_at(
     at: Wary,
     most: float = 1e7, # in size
@@ -69,6 +70,7 @@ def number_at(
     if isinstance(v, (int, float)) and not isinstance(v, bool) and -most <= v <= most: return float(v)
     return at.no("number that can be shown")
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #06651c64
 def count_at(at: Wary) -> int | None:
     "A whole number, zero or more."
     v = at.value
@@ -76,7 +78,7 @@ def count_at(at: Wary) -> int | None:
     if isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v <= 10**12 and v == int(v): return int(v)
     return at.no("count")
 
-# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #26b519e8
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #d8b29e0c
 def text_at(
     at: Wary,
     most: int = 200, # characters
@@ -89,6 +91,7 @@ def text_at(
 
 _FIRST_MS, _LAST_MS = to_ms("2000-01-01"), to_ms("2100-01-01")
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #59bb1492
 def moment_at(at: Wary) -> int | None: # epoch ms
     "A moment."
     if at.value is None: return None
@@ -96,7 +99,7 @@ def moment_at(at: Wary) -> int | None: # epoch ms
     except (DeskbookError, ValueError, OverflowError): ms = 0
     return ms if _FIRST_MS <= ms < _LAST_MS else at.no("moment")
 
-# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #06651c64
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #35223a8e
 def named_in(
     at: Wary,
     most: int, # entries
@@ -107,6 +110,7 @@ def named_in(
     if len(at.value) > most: at.problems.append(f"{at.path[:120]}: {len(at.value)} entries, the first {most} are shown")
     return [(str(k)[:80], at[k]) for k in list(at.value)[:most]]
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #6e119081
 def listed_in(at: Wary, most: int) -> list[Wary]:
     "The entries of a list."
     if at.value is None: return []
@@ -144,6 +148,7 @@ class Band:
     high_bp: float | None = None
     lift_bp: float | None = None # against all gates
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #0956800a
 @dataclass(frozen=True)
 class Instrument:
     "What followed one instrument's gates."
@@ -182,7 +187,8 @@ class Study:
     problems: tuple[str, ...] # what could not be used
 
     def points(self) -> Iterator[tuple[Instrument, Point]]: return ((i, p) for i in self.instruments for p in i.points)
-    def proven(self) -> list[tuple[Instrument, Point]]: return [(i, p) for i, p in self.points() if p.p_holm is not None and p.p_holm < self.alpha]
+    def proven(self) -> list[tuple[Instrument, Point]]: return [(i, p) for i, p in self.points() if p.p_holm is not None
+        and p.p_holm < self.alpha]
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #d5f7a916
 def _interval(part: Wary) -> tuple[float | None, float | None]:
@@ -205,13 +211,16 @@ def _point(cell: Wary, part: Wary, side: str, horizon_min: int, legacy: bool) ->
     gain = _frac(part["positive_frac"]) if part["positive_frac"].value is not None else _frac(part["positive_pct"])
     p, p_holm = (None, None) if legacy else (_frac(part["p_one_sided_net"]), _frac(part["p_holm_family"]))
     gross, cost = (number_at(cell[k]) for k in ("gross_mid_bp", "avg_cost_bp"))
-    return Point(horizon_min, side, count_at(cell["count"]), mean_bp, low, high, gain, _frac(part["base_positive_frac"]), number_at(part["n_eff"]), p, p_holm,
+    return Point(horizon_min, side, count_at(cell["count"]), mean_bp, low, high, gain, _frac(part["base_positive_frac"]),
+        number_at(part["n_eff"]), p, p_holm,
         number_at(part["mde_bp"]), gross, cost)
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #68abfa07
 def _bands(cell: Wary, horizon_min: int) -> tuple[list[Band], list[Band]]: # deciles, admit
-    deciles = [Band(str(count_at(d["decile"])), horizon_min, count_at(d["count"]), _bp(d), None, None, _percent(d["lift_vs_overall"])) for d in listed_in(cell["hazard_deciles"], 10)]
-    if not deciles: deciles = [Band(f"hazard {k}", horizon_min, count_at(b["count"]), _bp(b)) for k, b in named_in(cell["hazard_buckets"], 10)]
+    deciles = [Band(str(count_at(d["decile"])), horizon_min, count_at(d["count"]), _bp(d), None, None, _percent(d["lift_vs_overall"]))
+        for d in listed_in(cell["hazard_deciles"], 10)]
+    if not deciles:
+        deciles = [Band(f"hazard {k}", horizon_min, count_at(b["count"]), _bp(b)) for k, b in named_in(cell["hazard_buckets"], 10)]
     admit = [Band(level, horizon_min, count_at(b["count"]), _bp(b), *_interval(b)) for level, b in named_in(cell["by_admit"], 4)]
     return deciles, admit
 
@@ -220,6 +229,7 @@ def _percent(at: Wary) -> float | None: return None if (pct := number_at(at, 1e5
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #586f99d7
 _MOST_NAMES, _MOST_HORIZONS = 60, 12
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #80e49345
 def _instrument(name: str, at: Wary, legacy: bool) -> Instrument:
     note, points, deciles, admit = text_at(at["note"]), [], [], []
     known = [(int(hz), cell) for hz, cell in named_in(at, 40) if hz.isascii() and hz.isdigit() and len(hz) < 6]
@@ -234,8 +244,10 @@ def _instrument(name: str, at: Wary, legacy: bool) -> Instrument:
     return Instrument(name, note, tuple(points), tuple(deciles), tuple(admit))
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #b558e4d2
-_SETTINGS = (("cost_model", "costs"), ("population", "gates studied"), ("run_mode", "run mode"), ("engine_mode", "engine"), ("score", "score"), ("stride_min", "minutes between gates"),
-    ("granularity", "candles"), ("commission_pips", "commission, pips"), ("slippage_multiplier", "slippage, spreads"), ("gates_sha256", "gates, SHA-256"))
+_SETTINGS = (("cost_model", "costs"), ("population", "gates studied"), ("run_mode", "run mode"), ("engine_mode", "engine"),
+    ("score", "score"), ("stride_min", "minutes between gates"),
+    ("granularity", "candles"), ("commission_pips", "commission, pips"), ("slippage_multiplier", "slippage, spreads"),
+    ("gates_sha256", "gates, SHA-256"))
 
 def _simulated(doc: Wary) -> bool | None:
     said = text_at(doc["venue"]) + text_at(doc["source"])
@@ -248,7 +260,8 @@ def _dropped(doc: Wary) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(((r, n) for r, n in rows if n), key=lambda rn: -rn[1]))
 
 def _explored(doc: Wary) -> tuple[tuple[str, str, int], ...]:
-    return tuple((kind, text_at(f["method"], 30), count_at(f["family_size"]) or 0) for kind, f in named_in(doc["multiplicity"]["exploratory"], 12))
+    return tuple((kind, text_at(f["method"], 30), count_at(f["family_size"]) or 0) for kind,
+        f in named_in(doc["multiplicity"]["exploratory"], 12))
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #0dff1cf9
 def study_of(
@@ -267,8 +280,10 @@ def study_of(
     horizons = tuple(sorted({p.horizon_min for i in names for p in i.points}))
     made = tuple((said, text_at(doc[key])) for key, said in _SETTINGS if doc[key].value is not None)
     tests = count_at(primary["family_size"])
-    return Study(file, legacy, published_ms, moment_at(doc["generated_at"]), moment_at(window["start"]), moment_at(window["end"]), text_at(doc["source"]),
-        text_at(doc["venue"]), _simulated(doc), made, count_at(doc["gates"]), horizons, tuple(names), _dropped(doc), tests, text_at(primary["method"], 30),
+    return Study(file, legacy, published_ms, moment_at(doc["generated_at"]), moment_at(window["start"]), moment_at(window["end"]),
+        text_at(doc["source"]),
+        text_at(doc["venue"]), _simulated(doc), made, count_at(doc["gates"]), horizons, tuple(names), _dropped(doc), tests,
+        text_at(primary["method"], 30),
         _frac(primary["alpha"]) or 0.05, _frac(doc["bootstrap"]["level"]) or 0.95, _explored(doc), tuple(doc.problems))
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #ebef09c9
@@ -293,6 +308,7 @@ class RosterRow:
     sound_reasons: tuple[str, ...]
     side: str
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #b469c3d7
 @dataclass(frozen=True)
 class Roster:
     "Both rules in one week."
@@ -301,11 +317,13 @@ class Roster:
     other: bool # recorded from other evidence of the same week
     rows: tuple[RosterRow, ...]
 
-# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #b469c3d7
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #655d06f9
 def _roster_row(at: Wary) -> RosterRow:
     def words(key: str) -> tuple[str, ...]: return tuple(text_at(w, 300) for w in listed_in(at[key], 12))
-    return RosterRow(text_at(at["instrument"], 80), text_at(at["seed_verdict"], 20), words("seed_reasons"), text_at(at["sound_verdict"], 20), words("sound_reasons"), text_at(at["side"], 10))
+    return RosterRow(text_at(at["instrument"], 80), text_at(at["seed_verdict"], 20), words("seed_reasons"),
+        text_at(at["sound_verdict"], 20), words("sound_reasons"), text_at(at["side"], 10))
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #08698c0b
 def roster_of(
     document: Mapping[str, Any], # a study
     ledger_file: Path,
@@ -333,6 +351,7 @@ class Trouble:
     todo: str = ""
     missing: bool = False # it was never there
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #699857e1
 def file_key(
     path: Path,
 ) -> tuple[int, int, int]: # time, size, inode: changes with the content
@@ -341,29 +360,35 @@ def file_key(
     except (FileNotFoundError, NotADirectoryError): raise ApiError("evidence_missing") from None
     except (OSError, ValueError): raise ApiError("evidence_unreadable") from None
     if not stat.S_ISREG(at.st_mode): raise ApiError("evidence_unreadable", f"{path.name} is no file.")
-    if at.st_size > MOST_BYTES: raise ApiError("evidence_invalid", f"{path.name} has {at.st_size/1e6:,.0f} MB; a study has less than {MOST_BYTES/1e6:.0f} MB. It was not read.")
+    if at.st_size > MOST_BYTES:
+        size, most = f"{at.st_size/1e6:,.0f}", f"{MOST_BYTES/1e6:.0f}"
+        raise ApiError("evidence_invalid", f"{path.name} has {size} MB; a study has less than {most} MB. It was not read.")
     return at.st_mtime_ns, at.st_size, at.st_ino
 
-# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #699857e1
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #e01a4985
 def document_of(path: Path) -> tuple[Any, int]: # JSON types, epoch ms
     "A published document. Raises `ApiError`."
     file_key(path)
     file = read_evidence(path)
     return json.loads(file.data), file.modified_ms
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #2c938f04
 def tried[T](
     read: Callable[..., T],
     *args: Any,
 ) -> T | Trouble:
     "What `read` gives, or why it does not."
     try: return read(*args)
-    except DeskbookError as e: return Trouble(e.what, e.todo or _TODO.get(getattr(e, "code", ""), ""), getattr(e, "code", "") == "evidence_missing")
-    except Exception as e: return Trouble(f"The evidence cannot be judged: {type(e).__name__}.", "Its values are not of the kind a study writes. Publish it again.")
+    except DeskbookError as e: return Trouble(e.what, e.todo or _TODO.get(getattr(e, "code", ""), ""),
+        getattr(e, "code", "") == "evidence_missing")
+    except Exception as e: return Trouble(f"The evidence cannot be judged: {type(e).__name__}.",
+        "Its values are not of the kind a study writes. Publish it again.")
 
-_TODO = {"evidence_invalid": "Restore it from `reports/evidence/archive`, or publish again with `deskbook weekly`.", "evidence_unreadable": "Look at the rights of the file.",
+_TODO = {"evidence_invalid": "Restore it from `reports/evidence/archive`, or publish again with `deskbook weekly`.",
+    "evidence_unreadable": "Look at the rights of the file.",
     "evidence_missing": "Publish it with `deskbook weekly`."}
 
-# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #e01a4985
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #b53fa244
 @dataclass(frozen=True)
 class Week:
     "A study and its roster."
@@ -375,6 +400,7 @@ def _study(path: Path, key: Any) -> Study: # the key changes when the file does
     document, published_ms = document_of(path)
     return study_of(document, path.name, published_ms)
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #70f8f0dd
 @lru_cache(maxsize=24)
 def _roster(path: Path, key: Any, ledger_file: Path, ledger_key: Any) -> Roster | Trouble:
     return tried(lambda: roster_of(document_of(path)[0], ledger_file))
@@ -399,6 +425,7 @@ class Archived:
     end: str
     made: str # e.g. "20251111T080000Z"
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #037c2049
 def archive_of(
     folder: Path, # the archive
     most: int = 150,
@@ -409,7 +436,7 @@ def archive_of(
     listed = [Archived(m[0], m[1] or "", m[2] or "", m[3]) for m in names]
     return sorted(listed, key=lambda a: (a.end or a.made[:4] + "-" + a.made[4:6] + "-" + a.made[6:8], a.made), reverse=True)[:most]
 
-# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #037c2049
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #b45019b3
 def weeks_before(
     archive: Sequence[Archived],
     start_ms: int | None, # of the week that is shown
@@ -417,6 +444,7 @@ def weeks_before(
     "Publications of the weeks that ended before this one began."
     return [] if start_ms is None else [a for a in archive if a.end and to_ms(a.end) <= start_ms]
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #7ac9148b
 @dataclass(frozen=True)
 class Change:
     "One instrument at one horizon, this week and the week before; long side."
@@ -426,6 +454,7 @@ class Change:
     before_bp: float | None
     apart: bool # the intervals do not touch
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #a5f9258a
 def changes_of(now: Study, before: Study) -> list[Change]:
     "What changed."
     def cells(s: Study) -> dict[tuple[str, int], Point]: return {(i.name, p.horizon_min): p for i, p in s.points() if p.side == "long"}
@@ -448,6 +477,7 @@ class Rate:
     median_bp: float | None
     gain_frac: float | None
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #42409110
 @dataclass(frozen=True)
 class Summary:
     "The bundle study, or the returns of each regime."
@@ -470,20 +500,25 @@ def bundles_of(document: Any, published_ms: int | None) -> Summary:
     if not isinstance(doc["bundles"].value, Mapping): raise DataError("this is no bundle study: it has no bundles.")
     rows = [_bundle(k, "", b) for k, b in named_in(doc["bundles"], 60)]
     inner = [_bundle(k, name, b) for k, each in named_in(doc["instruments"], 60) for name, b in named_in(each, 60)]
-    return Summary(moment_at(doc["generated_at"]), published_ms, number_at(doc["cost_bp"]), count_at(doc["total_hits"]), tuple(rows), tuple(inner),
+    return Summary(moment_at(doc["generated_at"]), published_ms, number_at(doc["cost_bp"]), count_at(doc["total_hits"]), tuple(rows),
+        tuple(inner),
         count_at(doc["schema_version"]) is None, tuple(doc.problems))
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #7f3c91f1
 def regimes_of(document: Any, published_ms: int | None) -> Summary:
     "Read the returns of each regime. Raises `DataError` when there are none."
     doc = Wary(document)
-    bare = isinstance(document, Mapping) and document and all(isinstance(v, Mapping) for v in document.values()) # the archived rollup has no head
+    bare = isinstance(document, Mapping) and document and all(isinstance(v, Mapping)
+        for v in document.values()) # the archived rollup has no head
     regimes = doc if bare and "regimes" not in document else doc["regimes"]
     if not isinstance(regimes.value, Mapping): raise DataError("this is no summary of regimes: it has no regimes.")
-    rows = [Rate(k, "", int(hz), count_at(r["count"]), _percent(r["avg_roc_pct"]), None, _frac(r["positive_pct"])) for k, each in named_in(regimes, 30)
+    rows = [Rate(k, "", int(hz), count_at(r["count"]), _percent(r["avg_roc_pct"]), None, _frac(r["positive_pct"])) for k,
+        each in named_in(regimes, 30)
         for hz, r in named_in(each, _MOST_HORIZONS) if hz.isascii() and hz.isdigit() and len(hz) < 6]
-    return Summary(moment_at(doc["generated_at"]), published_ms, None, None, tuple(rows), (), count_at(doc["schema_version"]) is None, tuple(doc.problems))
+    return Summary(moment_at(doc["generated_at"]), published_ms, None, None, tuple(rows), (), count_at(doc["schema_version"]) is None,
+        tuple(doc.problems))
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #ecff5ddb
 def summary_at(
     path: Path,
     read: Callable[[Any, int | None], Summary], # `bundles_of` or `regimes_of`
@@ -508,17 +543,20 @@ class RunRow:
 
 _TONES: Mapping[str, Tone] = {"good": "good", "bad": "bad", "open": "warn", "busy": "busy"}
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #43cfb917
 def run_row(entry: RunEntry) -> RunRow:
     "What the list shows."
     e, (word, colour) = entry.evidence, entry.state
     if e is None: return RunRow(entry.run_id, entry.runbook, "", word, _TONES[colour], "", ("", ""), None, None, entry.problem)
     given: Mapping[str, Any] = e.window or {k: e.parameters.get(k) for k in ("start", "end")}
     window = str(given.get("start") or "")[:20], str(given.get("end") or "")[:20]
-    return RunRow(entry.run_id, entry.runbook, e.title[:200], word, _TONES[colour], e.mode[:20], window, moment_at(Wary(e.started)), e.duration_s, "")
+    return RunRow(entry.run_id, entry.runbook, e.title[:200], word, _TONES[colour], e.mode[:20], window, moment_at(Wary(e.started)),
+        e.duration_s, "")
 
-# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #43cfb917
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #a87ce9fa
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}") # names of runbooks and of runs
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #9b286b91
 def run_names(
     reports: Path,
     runbook: str = "", # only this one
@@ -527,15 +565,18 @@ def run_names(
     found = []
     for book in runbooks_of(reports):
         if runbook in ("", book):
-            with os.scandir(reports/book) as runs: found += [(r.name, book) for r in runs if _PLAIN.fullmatch(r.name) and r.is_dir(follow_symlinks=False)]
+            with os.scandir(reports/book) as runs: found += [(r.name, book) for r in runs if _PLAIN.fullmatch(r.name)
+                and r.is_dir(follow_symlinks=False)]
     return sorted(found, reverse=True)
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #326e7825
 def runbooks_of(reports: Path) -> list[str]:
     "The runbooks that have runs."
-    try: return sorted(e.name for e in os.scandir(reports) if _PLAIN.fullmatch(e.name) and e.name != "evidence" and e.is_dir(follow_symlinks=False))
+    try: return sorted(e.name for e in os.scandir(reports) if _PLAIN.fullmatch(e.name) and e.name != "evidence"
+        and e.is_dir(follow_symlinks=False))
     except OSError: return []
 
-# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #a87ce9fa
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #d77e2465
 @dataclass(frozen=True)
 class RunPage:
     "Some runs."
@@ -544,6 +585,7 @@ class RunPage:
     looked: int # how many runs were looked at
     of: int # how many there are
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #0149d115
 class RunShelf:
     "Remembers what it read."
     def __init__(self, reports: Path, most: int = 5000):
@@ -554,7 +596,8 @@ class RunShelf:
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #072e65e9
 def _seen(self: RunShelf, path: Path) -> tuple[RunRow | None, bool]: # the row, and whether it was read now
     try: key = file_key(path)
-    except ApiError as e: return (None, False) if e.code == "evidence_missing" else (run_row(RunEntry(path.parent.name, path.parent.parent.name, None, e.what, path.parent)), False)
+    except ApiError as e: return (None, False) if e.code == "evidence_missing" else (run_row(RunEntry(path.parent.name,
+        path.parent.parent.name, None, e.what, path.parent)), False)
     with self._lock: known = self._known.get(path)
     if known and known[0] == key: return known[1], False
     row = run_row(read_run(path))
@@ -597,6 +640,7 @@ class EvidenceFacts:
     regimes: Summary | Trouble
     runs: RunPage
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #566a5e8b
 def week_before(study: Study, archive: Sequence[Archived], read: Callable[[str], Week]) -> Study | None:
     "The study of the week before, if one can be read."
     for a in weeks_before(archive, study.start_ms)[:6]:
@@ -604,13 +648,14 @@ def week_before(study: Study, archive: Sequence[Archived], read: Callable[[str],
         if isinstance(found, Week) and found.study.venue == study.venue: return found.study
     return None
 
-# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #566a5e8b
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #e0d177c2
 _SHELVES: dict[Path, RunShelf] = {}
 
 def shelf_of(reports: Path) -> RunShelf: return _SHELVES.setdefault(reports, RunShelf(reports))
 
 def canonical_of(deps: ApiDeps) -> Path: return evidence_path(deps.settings.signal_evidence, deps, CANONICAL)
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #10c75dfc
 def evidence_facts(
     deps: ApiDeps,
     chosen: str = "", # name of an archived publication; "": what stands now
@@ -633,10 +678,12 @@ def run_folder(
 ) -> Path:
     "Where a run lies. Raises `ApiError`."
     folder = reports/runbook/run_id
-    if not _PLAIN.fullmatch(runbook) or not _PLAIN.fullmatch(run_id) or not (folder/"evidence.json").is_file(): raise ApiError("not_found", "There is no such run.")
-    if not folder.resolve().is_relative_to(reports.resolve()): raise ApiError("not_found", "There is no such run.")
+    plain_names = _PLAIN.fullmatch(runbook) and _PLAIN.fullmatch(run_id)
+    if not plain_names or not (folder/"evidence.json").is_file() or not folder.resolve().is_relative_to(reports.resolve()):
+        raise ApiError("not_found", "There is no such run.")
     return folder
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #350d633f
 @dataclass(frozen=True)
 class RunFacts:
     "Everything the page of a run shows."
@@ -646,7 +693,7 @@ class RunFacts:
     report: bool # the executed notebook is there
     traceback: str # of what stopped it
 
-# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #350d633f
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #9f3210ed
 _MOST_REPORT = 20_000_000
 
 def traceback_of(folder: Path) -> str: # "": none
@@ -659,6 +706,7 @@ def traceback_of(folder: Path) -> str: # "": none
         return plain_text("\n".join(map(str, errors[-1]["traceback"])))[-20_000:] if errors else ""
     except (OSError, ValueError, KeyError, TypeError, AttributeError): return ""
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #e99723e2
 def run_facts(reports: Path, runbook: str, run_id: str) -> RunFacts:
     "One run. Raises `ApiError`. Blocks while it reads."
     folder = run_folder(reports, runbook, run_id)
@@ -666,7 +714,8 @@ def run_facts(reports: Path, runbook: str, run_id: str) -> RunFacts:
     entry = read_run(folder/"evidence.json")
     e = entry.evidence
     failed = e is not None and e.status not in ("done", "running")
-    return RunFacts(run_row(entry), e, seal_problem(e) if e else entry.problem, (folder/"report.html").is_file(), traceback_of(folder) if failed else "")
+    return RunFacts(run_row(entry), e, seal_problem(e) if e else entry.problem, (folder/"report.html").is_file(), traceback_of(folder)
+        if failed else "")
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #3d3f4724
 def artefact(
@@ -678,10 +727,13 @@ def artefact(
     entry = read_run(folder/"evidence.json")
     known = {str(a.get("name")): str(a.get("sha256")) for a in entry.evidence.artefacts} if entry.evidence else {}
     inside, path = PurePosixPath(name), folder/name
-    if name not in known or inside.is_absolute() or ".." in inside.parts or not path.resolve().is_relative_to(folder.resolve()): raise ApiError("not_found", "This run names no such file.")
+    if name not in known or inside.is_absolute() or ".." in inside.parts or not path.resolve().is_relative_to(folder.resolve()):
+        raise ApiError("not_found", "This run names no such file.")
     if not path.is_file(): raise ApiError("not_found", f"{name} is not there any more.")
-    if path.stat().st_size > _MOST_REPORT: raise ApiError("too_large", f"{name} is too large for a page; take it from the folder of the run.")
-    if sha256(data := path.read_bytes()) != known[name]: raise ApiError("evidence_invalid", f"{name} was changed after the run wrote it. It is not given out.")
+    if path.stat().st_size > _MOST_REPORT:
+        raise ApiError("too_large", f"{name} is too large for a page; take it from the folder of the run.")
+    if sha256(data := path.read_bytes()) != known[name]:
+        raise ApiError("evidence_invalid", f"{name} was changed after the run wrote it. It is not given out.")
     return data
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #799dec3d
@@ -695,6 +747,7 @@ def report_page(
     if at.st_size > _MOST_REPORT: raise ApiError("too_large", "The report is too large for a page; open it from the folder of the run.")
     return _report(path, (at.st_mtime_ns, at.st_size, at.st_ino))
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #801fc4fd
 @lru_cache(maxsize=4)
 def _report(path: Path, key: Any) -> tuple[str, str]: # the key changes when the file does
     text = path.read_text(encoding="utf-8", errors="replace")
