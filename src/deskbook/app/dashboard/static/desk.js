@@ -115,6 +115,8 @@ const deskbook = (() => {
   document.addEventListener("DOMContentLoaded", () => {
     heardMs = Date.now()
     ages(); draw(document.body)
+    const notices = document.getElementById("notices")
+    if (notices) new MutationObserver(messages).observe(notices, {childList: true})
     document.getElementById("theme")?.addEventListener("click", () => theme(isDark() ? "light" : "dark"))
     setInterval(ages, 500); setInterval(watch, 500)
   })
@@ -123,7 +125,7 @@ const deskbook = (() => {
   document.addEventListener("tick", heard)
   document.addEventListener("htmx:sse:after:message", heard)
   document.addEventListener("visibilitychange", () => { if (!document.hidden) { heardMs = Math.max(heardMs, Date.now() - STALE_MS + 1500); watch() } })
-  document.addEventListener("htmx:after:swap", event => { ages(); messages(); draw(event.target instanceof Element ? event.target : document.body); draw(document.body) })
+  document.addEventListener("htmx:after:swap", event => { ages(); draw(event.target instanceof Element ? event.target : document.body); draw(document.body) })
   return {chart, colour, isDark, now, draw}
 })()
 window.deskbook = deskbook
