@@ -224,6 +224,9 @@ def test_files_that_are_none_and_files_that_are_too_large(api_bench):
         put(reports, study(venue="oanda"))
         page = await http.get("/ui/evidence")
         assert "is not a week's entry" in text_of(page) and charts(page, "forward"), "the roster is broken, the study is not"
+        (reports / "evidence" / "roster.jsonl").unlink()
+        os.mkfifo(reports / "evidence" / "roster.jsonl")
+        assert "roster.jsonl is no file" in text_of(await http.get("/ui/evidence"))
     pages(api_bench, go)
 
 

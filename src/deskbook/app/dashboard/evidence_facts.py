@@ -403,6 +403,7 @@ def _study(path: Path, key: Any) -> Study: # the key changes when the file does
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #70f8f0dd
 @lru_cache(maxsize=24)
 def _roster(path: Path, key: Any, ledger_file: Path, ledger_key: Any) -> Roster | Trouble:
+    if isinstance(ledger_key, Trouble) and not ledger_key.missing: return ledger_key
     return tried(lambda: roster_of(document_of(path)[0], ledger_file))
 
 def week_at(
@@ -724,6 +725,7 @@ def artefact(
 ) -> bytes:
     "A file of a run, unchanged since the run wrote it. Raises `ApiError`. Blocks while it reads."
     folder = run_folder(reports, runbook, run_id)
+    file_key(folder/"evidence.json")
     entry = read_run(folder/"evidence.json")
     known = {str(a.get("name")): str(a.get("sha256")) for a in entry.evidence.artefacts} if entry.evidence else {}
     inside, path = PurePosixPath(name), folder/name
