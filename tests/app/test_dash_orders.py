@@ -405,7 +405,7 @@ def test_a_live_order_is_cancelled_once_with_its_reason(api_bench):
                 return await http.post(url, data={**fields, "reason": "wrong price", **more}, headers={"HX-Request": "true"})
             assert (await press(reason="")).status_code == 400 and (await desk.order(order.id)).state == "open"
             both = await asyncio.gather(*(press() for _ in range(3)))
-            assert [r.status_code for r in both] == [200]*3
+            assert [r.status_code for r in both] == [200]*3 and all("Cancelled." in text_of(r.text) for r in both)
             assert (await desk.wait(order.id, until=("cancelled",))).state == "cancelled"
             row, = await audits(desk, "order.cancel")
             assert (row["actor"], row["metadata"]["why"], row["resource_id"]) == ("web:maria", "wrong price", str(order.id))

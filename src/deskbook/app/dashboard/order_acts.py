@@ -30,6 +30,7 @@ from ...stores.records import audit
 from ...trading.book import COLUMNS, OrderRow, order_row
 from ...trading.controls import KillState, kill_state
 from ...trading.desk import towards_flat
+from ...trading.orders import TERMINAL
 from .elements import Tone
 from .order_facts import quote_of, step_words
 from ...venues.errors import VenueError
@@ -114,7 +115,7 @@ async def once(
 # %% ../../../../nbs/app/dashboard/32_order_acts.ipynb #212b8240
 async def after_a_moment(deps: ApiDeps, order: OrderRow) -> OrderRow:
     "The same order when the venue has had time to answer."
-    try: return await deps.desk.wait(order.id, 3.0)
+    try: return await deps.desk.wait(order.id, 3.0, TERMINAL)
     except LedgerDown: return order
 
 # %% ../../../../nbs/app/dashboard/32_order_acts.ipynb #da88b40c

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 import htpy as h
 from ..cli_desk import json_value
-from .elements import Node, amount, badge, facts, ident, sentence, table, unknown
+from .elements import Node, age, amount, badge, facts, ident, sentence, table, unknown
 from .order_facts import STATE_WORDS, Fill, Lap, OrderFacts, Step, Story, lasted, state_tone, step_words
 from ...core.clock import iso, to_ms
 from ...core.files import strict_json
@@ -116,8 +116,9 @@ def timeline(story: Story) -> Node:
     "All steps."
     if not story.steps: return h.p(".none")["No event of this order is in the ledger."]
     whole = h.p(".hint")[f"{len(story.steps)} steps in {lasted(story.whole_ms)}, by the ledger's clock."]
+    lives = None if story.order.ended else h.p(".hint")[f"{story.order.state.replace('_', ' ')} since ", age(to_ms(story.steps[-1].at))]
     more = h.p(".hint")["There is more than is shown here: the oldest are shown."] if story.cut else None
-    return [life_bar(story), whole, h.ol(".timeline")[[step_view(s, ident("said", story.order.id, i)) for i, s in enumerate(story.steps)]], more]
+    return [life_bar(story), whole, h.ol(".timeline")[[step_view(s, ident("said", story.order.id, i)) for i, s in enumerate(story.steps)]], lives, more]
 
 # %% ../../../../nbs/app/dashboard/31_order_parts.ipynb #999686cc
 def fills_table(fills: Sequence[Fill], instrument: str, empty: str = "Nothing of it is filled.") -> Node:
