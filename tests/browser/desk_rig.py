@@ -186,6 +186,10 @@ class Desk:
         """What the terminal says about the kill switch."""
         return json.loads(self.deskbook("kill-switch", "status", "--json"))["engaged"]
 
+    def halted(self):
+        """The same without a process of its own."""
+        return httpx.get(self.url + "/health", **DEAF).json()["kill_switch"]
+
     def api(self, method, path, **more):
         return httpx.request(method, self.url + path, headers={"Authorization": f"Bearer {TOKEN}", **more.pop("headers", {})}, **DEAF, **more)
 

@@ -1,4 +1,5 @@
 """Every page, as it looks: nothing that a person cannot read or reach, on a phone, on a wide screen, in the light and in the dark."""
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ def settled(page):
     page.wait_for_load_state()
     if page.locator("#stream").count():
         expect(page.locator("body")).to_have_attribute("data-stream", "live", timeout=15_000)
-        page.wait_for_timeout(400)
+        page.wait_for_timeout(300)
+        # the first sign of life says how far the desk's clock is from the browser's: here by days
+        expect(page.locator("#hero time.age").filter(has_text=re.compile("[0-9] d ago"))).to_have_count(0)
     return page
 
 

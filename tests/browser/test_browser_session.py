@@ -96,7 +96,7 @@ def test_the_viewing_token_never_acts_whatever_is_asked_for(desk):
     with httpx.Client(base_url=desk.url, transport=httpx.HTTPTransport(local_address=next(addresses)), **DEAF) as c:
         assert c.post("/ui/login", data={"token": VIEW_TOKEN, "as": "act"}).status_code == 303
         csrf = re.search(r'name="csrf" value="([0-9a-f]+)"', c.get("/ui/desk").text)[1]
-        assert c.post("/ui/kill-switch", data={"csrf": csrf, "engaged": "1", "why": "x"}).status_code in (403, 404)
+        assert c.post("/ui/desk/stop", data={"csrf": csrf}).status_code == 403
         assert httpx.post(f"{desk.url}/api/kill-switch", headers={"Authorization": f"Bearer {VIEW_TOKEN}"}, json={"kill_switch": True, "reason": "x"},
                           **DEAF).status_code in (401, 403)
 
@@ -118,7 +118,7 @@ def address(path):
 
 def evidence_of_deeds(desk):
     """What would have changed."""
-    return desk.killed(), desk.rows("SELECT (SELECT count(*) FROM ops_audit_events WHERE actor LIKE '%%web:%%'), (SELECT count(*) FROM orders)")[0]
+    return desk.halted(), desk.rows("SELECT (SELECT count(*) FROM ops_audit_events WHERE actor LIKE '%%web:%%'), (SELECT count(*) FROM orders)")[0]
 
 
 SETTINGS = Settings(api_token=TOKEN, api_view_token=VIEW_TOKEN)
@@ -161,8 +161,8 @@ class Elsewhere(BaseHTTPRequestHandler):
     """A page of another origin that sends a form to the desk as soon as it is opened."""
 
     def do_GET(self):
-        to = f"http://127.0.0.1:{self.server.target}/ui/kill-switch"
-        page = f"<form id=f method=post action='{to}'><input name=engaged value=0><input name=why value=x></form><script>f.submit()</script>".encode()
+        to = f"http://127.0.0.1:{self.server.target}/ui/desk/clear"
+        page = f"<form id=f method=post action='{to}'><input name=why_clear value=x></form><script>f.submit()</script>".encode()
         self.send_response(200)
         self.send_header("Content-Type", "text/html")
         self.end_headers()
@@ -185,7 +185,7 @@ def test_a_page_on_another_port_cannot_act_in_the_name_of_who_is_signed_in(visit
         until(lambda: p.wait_for_timeout(50) or [a for a in answers if a[0] == "POST"], 10)
         server.shutdown()
     assert next(status for method, _, status in answers if method == "POST") in (303, 401, 403)
-    assert desk.killed(), "it stays engaged"
+    assert desk.halted(), "it stays engaged"
 
 
 def test_the_tokens_stand_in_nothing_that_a_browser_gets(visitor, desk, any_page):
