@@ -263,10 +263,21 @@
   }
   chart.overrideYAxis({paneId: "tape-strips", createTicks: () => []})
   for (const paneId of ["tape-volume", "tape-hazard"]) chart.overrideYAxis({paneId, gap: {top: 20, bottom: 2}})  // room for the name
-  for (const inner of box.querySelectorAll("[tabindex]")) inner.tabIndex = -1  // the box itself takes the focus
+  for (const inner of box.querySelectorAll("[tabindex]")) { inner.tabIndex = -1; Object.assign(inner.style, {touchAction: "pan-y", overscrollBehavior: "auto"}) }  // the box takes the focus, and a page can be scrolled
   new ResizeObserver(() => chart.resize()).observe(box)
   document.addEventListener("deskbook:theme", paint)
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint)
+
+  // -- touch: a finger that goes up or down scrolls the page, unless it rested first to read a bar ---------------------------------------------
+  let finger = null
+  const touched = event => { const t = event.touches[0]; return {x: t.clientX, y: t.clientY, at: Date.now(), page: null} }
+  document.addEventListener("touchstart", event => { finger = box.contains(event.target) && event.touches.length === 1 ? touched(event) : null }, {capture: true, passive: true})
+  document.addEventListener("touchmove", event => {
+    if (!finger || event.touches.length !== 1) return
+    const now = touched(event), dx = Math.abs(now.x - finger.x), dy = Math.abs(now.y - finger.y)
+    finger.page ??= dx + dy < 4 ? null : dy > dx && now.at - finger.at < 250
+    if (finger.page) event.stopPropagation()
+  }, {capture: true, passive: true})
 
   // -- loading -------------------------------------------------------------------------------------------------------------------------------
   let digits = 5, ends = false, source = "", push = null, turn = 0, cursor = -1, lastBeat = null, askedMs = 0, asking = false, again = false, failedMs = 0, ailing = false, halved = false  // halved: bars were read while a store was away
