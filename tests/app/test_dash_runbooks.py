@@ -30,6 +30,7 @@ VIEW = "look-2b7e151628"
 XSS = "<script>alert(1)</script>"
 WORK = '''import os, time
 with run.step("compare") as s:
+    print("the token is", os.environ["API_TOKEN"])
     worked("env " + ",".join(sorted(k for k in os.environ if "TOKEN" in k)))
     if behave.startswith("raise"): raise ValueError(behave)
     if behave == "slow":
@@ -192,7 +193,10 @@ def test_a_dry_run_is_started_once_by_two_clicks_followed_and_found_again(office
             assert "every 1s" not in page and "rebuild gates" in page and "726" in page and "each instrument has gates" in page
             assert f"/ui/runs/{run.removeprefix('/ui/runbooks/runs/')}" in page
             [e] = office.runs()
-            assert (e.mode, e.parameters["window"], office.worked) == ("dry", 128, ["gates", "env "])  # no token came along
+            assert (e.mode, e.parameters["window"], office.worked) == ("dry", 128, ["gates", "env API_TOKEN"])  # the other token stayed behind
+            written = [f for f in office.reports.rglob("*") if f.is_file()]
+            assert "report.html" in {f.name for f in written} and not [f for f in written if TOKEN.encode() in f.read_bytes()]
+            assert any(b"the token is [redacted]" in f.read_bytes() for f in written)
             [row] = await audits(desk, "runbook.start")
             assert (row["actor"], row["resource_id"], row["metadata"]["mode"], row["metadata"]["parameters"]["window"]) == ("web:maria", "gate_history", "dry", 128)
             listed = (await web.get("/ui/runbooks")).text

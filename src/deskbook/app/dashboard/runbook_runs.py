@@ -44,7 +44,7 @@ def command_of(
     return [sys.executable, "-P", "-c", _MAIN, "run", str(path), "--json", *(["--confirm", confirm] if confirm else []), *given]
 
 # %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #e926a742
-_STAYS = {"API_TOKEN", "SEP_API_BEARER_TOKEN", "API_VIEW_TOKEN", CONFIRMED, FOLDER}
+_STAYS = {"API_VIEW_TOKEN", CONFIRMED, FOLDER}
 
 def environment_of(
     env: Mapping[str, str], # of the API
