@@ -19,6 +19,7 @@ from deskbook.stores.ledger import LedgerDown
 from deskbook.stores.records import append_order_event
 from deskbook.trading.book import insert_rows, new_id, rows_json
 from deskbook.trading.controls import NotArmed, ReadOnlyOn, engage
+from deskbook.venues.errors import NetworkError
 from deskbook.trading.manager import _COLUMNS as DECISION_COLUMNS
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>'\"&"
@@ -356,7 +357,7 @@ def test_a_read_only_desk_offers_no_way_out(api_bench, monkeypatch):
     story(go())
 
 
-def test_when_the_venue_is_away_the_form_says_so_and_works_again_later(api_bench):
+def test_when_the_venue_refuses_or_is_away_the_form_says_so(api_bench, monkeypatch):
     async def go():
         async with api_bench.api() as (desk, http):
             signed_in(http)
@@ -368,6 +369,12 @@ def test_when_the_venue_is_away_the_form_says_so_and_works_again_later(api_bench
             api_bench.sandbox.control.clear_faults()
             assert (await desk.positions())[0].units == 2000
             fields, _ = await close_form(http)
+            async def away():
+                raise NetworkError("connection refused")
+            with monkeypatch.context() as m:
+                m.setattr(desk, "load", away)
+                said = await post_close(http, fields)
+                assert said.status_code == 502 and "try again with the same form" in text_of(said.text) and len(await desk.orders()) == 2
             assert (await post_close(http, fields)).status_code == 200 and await desk.positions() == []
     story(go())
 
@@ -453,8 +460,9 @@ def test_a_venue_that_hangs_does_not_hold_up_the_positions(api_bench, monkeypatc
             async def hang(names):
                 await asyncio.sleep(60)
             monkeypatch.setattr(desk.marks, "fresh", hang)
-            page = await asyncio.wait_for(http.get("/ui/positions"), 5)
-            assert page.status_code == 200 and "+1,000" in text_of(page.text)
+            for path in ("/ui/positions", "/ui/positions/EUR_USD/close"):
+                page = await asyncio.wait_for(http.get(path), 5)
+                assert page.status_code == 200 and "+1,000" in text_of(page.text)
     story(go())
 
 

@@ -31,8 +31,9 @@ from ...trading.book import COLUMNS, OrderRow, order_row
 from ...trading.controls import KillState, kill_state
 from ...trading.desk import towards_flat
 from ...trading.orders import TERMINAL
+from ...trading.positions import closing_price
 from .elements import Tone
-from .order_facts import quote_of, step_words
+from .order_facts import marks_of, quote_of, step_words
 from ...venues.errors import VenueError
 
 # %% ../../../../nbs/app/dashboard/32_order_acts.ipynb #59dbf0fd
@@ -223,10 +224,10 @@ class CloseLook:
 # %% ../../../../nbs/app/dashboard/32_order_acts.ipynb #2c83546b
 async def close_look(deps: ApiDeps, instrument: str) -> CloseLook:
     "Look at a position before it is closed. Raises `LedgerDown`."
-    held = next((p for p in await deps.desk.positions() if p.instrument == instrument), None)
-    kill, room = await asyncio.gather(kill_state(deps.desk.kill), deps.desk.room(instrument)) if held else (await kill_state(deps.desk.kill), Decimal(0))
-    return CloseLook(instrument, deps.desk.account, held.units if held else Decimal(0), room, kill, is_read_only(deps.desk),
-        quote_of(deps, instrument), held.mark if held else None)
+    held, kill = await asyncio.gather(deps.desk.held(instrument), kill_state(deps.desk.kill))
+    room, quotes = await asyncio.gather(deps.desk.room(instrument), marks_of(deps, [instrument])) if held else (Decimal(0), {})
+    mark = closing_price(quotes[instrument], held) if instrument in quotes else None
+    return CloseLook(instrument, deps.desk.account, held, room, kill, is_read_only(deps.desk), quote_of(deps, instrument), mark)
 
 # %% ../../../../nbs/app/dashboard/32_order_acts.ipynb #112bd74e
 def close_words(

@@ -9,7 +9,7 @@ __all__ = ['STATE_WORDS', 'STEP_WORDS', 'MOST_STEPS', 'MOST_FILLS', 'PAGE', 'MOS
            'place_of', 'filter_of', 'OrderPage', 'read_page', 'place_of_order', 'OrderFacts', 'read_order', 'GateSeen',
            'gate_seen', 'DecisionFacts', 'decision_in', 'Lap', 'After', 'Trace', 'laps', 'laps_between', 'id_in',
            'find_trace', 'position_after', 'read_trace', 'Move', 'History', 'history_of', 'read_history',
-           'PositionFacts', 'quote_of', 'Positions']
+           'PositionFacts', 'quote_of', 'marks_of', 'Positions']
 
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #b0794038
 import asyncio
@@ -33,6 +33,7 @@ from ...trading.guards import number
 from ...trading.manager import stack_fill
 from ...trading.orders import REASONS, STATES, TERMINAL
 from ...trading.stack import Stack, Ticket, after_fill
+from ...venues.model import Quote
 
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #629f1b3d
 STATE_WORDS: Mapping[str, str] = {
@@ -515,6 +516,12 @@ def quote_of(deps: ApiDeps, instrument: str) -> str:
     return known.quote if known else instrument.partition("_")[2]
 
 _MARK_WAIT_S, MOST_POSITIONS = 1.5, 200
+
+async def marks_of(deps: ApiDeps, names: Sequence[str]) -> Mapping[str, Quote]:
+    "Prices as new as they can be had in a moment. A venue that hangs holds nobody up."
+    try: return await asyncio.wait_for(deps.desk.marks.fresh(names), _MARK_WAIT_S) if names else {}
+    except TimeoutError: return deps.desk.marks.quotes
+
 _POSITIONS = "SELECT * FROM positions WHERE account = %s ORDER BY units = 0, instrument LIMIT %s"
 
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #89ede9c5
@@ -534,8 +541,7 @@ class Positions:
         "All positions. Raises `LedgerDown`; a venue that does not answer leaves marks as they are."
         rows = await deps.ledger.rows(_POSITIONS, (deps.desk.account, MOST_POSITIONS))
         names = [r["instrument"] for r in rows if r["units"]]
-        try: quotes = await asyncio.wait_for(deps.desk.marks.fresh(names), _MARK_WAIT_S) if names else {}
-        except TimeoutError: quotes = deps.desk.marks.quotes
+        quotes = await marks_of(deps, names)
         money = deps.desk.venue.capabilities().account_currency
         return [PositionFacts(held_of(r, q := quotes.get(r["instrument"])), quote_of(deps, r["instrument"]), money, q.time_ms if q else None,
             await self.history(deps, r)) for r in rows]
