@@ -89,3 +89,24 @@ def test_it_fits_the_screen_and_follows_light_and_dark(visitor, desk, shots, how
     p.locator("#theme").click()
     assert p.evaluate("deskbookTape.chart.getStyles().candle.bar.downColor") != before
     p.screenshot(path=shots / f"tape-{how['viewport']['width']}.png", full_page=True)
+
+
+def test_a_finger_moves_the_page_up_and_down_and_the_chart_sideways(visitor, desk):
+    p = tape(visitor, traded(desk)[0], viewport={"width": 390, "height": 700}, has_touch=True)
+    touch = p.context.new_cdp_session(p)
+    p.evaluate("document.getElementById('tape-chart').scrollIntoView()")
+
+    def swipe(dx, dy):
+        box = p.locator("#tape-chart").bounding_box()
+        x, y = box["x"] + 60, box["y"] + 60
+        touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
+        for k in range(1, 10):
+            touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [{"x": x + dx * k / 9, "y": y + dy * k / 9}]})
+        touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        p.wait_for_timeout(500)
+        return p.evaluate("[scrollY, deskbookTape.chart.getVisibleRange().realFrom]")
+
+    page, bar = p.evaluate("[scrollY, deskbookTape.chart.getVisibleRange().realFrom]")
+    sideways = swipe(180, 2)
+    assert sideways[0] == page and sideways[1] < bar
+    assert swipe(2, 200)[0] < page
