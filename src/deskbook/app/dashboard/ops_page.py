@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import get_args
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlencode
 from uuid import UUID
 import htpy as h
 from fastapi import APIRouter, Request
@@ -48,7 +48,8 @@ def tabs(current: str) -> Node:
 
 def clipped(text: str, most: int) -> str: return text if len(text) <= most else f"{text[:most]} … ({len(text):,} letters)"
 
-def to_book(name: str) -> Node: return h.a(href=f"/ui/runbooks/{quote(name, safe='')}")[name]
+def to_book(name: str, **fields: str) -> Node: # fields: what its form holds at first
+    return h.a(href=f"/ui/runbooks/{quote(name, safe='')}{'?' + urlencode(fields) if fields else ''}")[name]
 
 def away_box(part: Away, ident: str | None = None) -> Node: return error_box(part.what, part.todo, ident)
 
@@ -214,7 +215,7 @@ def gap_table(s: SeriesFacts, account: str) -> Node:
     more = sum(c.holes - len(c.gaps) for c in both)
     if not rows: return None
     lists = table(("Store", "From", "To", "Missing", "Command that fills it"), rows, f"Gaps of {s.instrument} {s.granularity}, newest first" + (f"; {more} older ones are not listed" if more else ""), right=(3,))
-    return h.details[h.summary[f"{len(rows) + more} gaps"], lists, h.p(".hint")["With a dry run first, and evidence: runbook ", to_book("manual_candle_fetch"), "."]]
+    return h.details[h.summary[f"{len(rows) + more} gaps"], lists, h.p(".hint")["With a dry run first, and evidence: runbook ", to_book("manual_candle_fetch", instruments=s.instrument, granularity=s.granularity), "."]]
 
 def series_card(s: SeriesFacts, account: str) -> Node:
     "One pair at one granularity."

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from types import MappingProxyType
 from typing import Any
 import htpy as h
 from markupsafe import Markup
@@ -68,9 +69,10 @@ def prefilled(
     book: Book,
     viewer: Viewer,
     account: str, # of the desk that shows the page
+    asked: Mapping[str, str] = MappingProxyType({}), # what a link wants in the fields; never the mode
 ) -> dict[str, str]: # name -> text
     "What the fields hold at first."
-    own = {"account": account, "by": viewer.name if viewer.sid else ""}
+    own = {"account": account, "by": viewer.name if viewer.sid else "", **{k: v[:200] for k, v in asked.items() if k != "mode"}}
     return {p.name: own.get(p.name) or text_of(p, p.default) for p in book.parameters}
 
 # %% ../../../../nbs/app/dashboard/51_runbook_forms.ipynb #ec627fda

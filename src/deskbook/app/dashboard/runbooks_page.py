@@ -263,7 +263,7 @@ async def _book_page(request: Request, viewer: Viewer, deps: ApiDeps, book: Book
 async def book_page(request: Request, viewer: Who, deps: Deps, name: str) -> Response:
     "A runbook."
     book = await asyncio.to_thread(book_of, name)
-    return await _book_page(request, viewer, deps, book, Filled(typed=prefilled(book, viewer, deps.desk.account)), new_key())
+    return await _book_page(request, viewer, deps, book, Filled(typed=prefilled(book, viewer, deps.desk.account, request.query_params)), new_key())
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #53b33de4
 @router.post("/ui/runbooks/{name}")
