@@ -150,6 +150,7 @@ async def decisions(deps: Deps, instrument: Name | None = None, verdict: Verdict
     return said({"decisions": await deps.ledger.rows(_DECISIONS, asked)})
 
 # %% ../../../nbs/app/74_api_routes_ledger.ipynb #efe69121
+# long: four small routes and their rows
 ALERT = """id, fingerprint, category, severity, metric, value, threshold, message, status, count, triggered_at, last_seen_at, acknowledged_at,
 acknowledged_by, resolved_at""" # columns that people see
 _ALERTS = f"""SELECT {ALERT} FROM ops_alerts WHERE (%s::text IS NULL OR status = %s) ORDER BY triggered_at DESC, id LIMIT %s"""

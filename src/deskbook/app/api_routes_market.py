@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['market', 'wanted', 'tradeable', 'not_asked_lately', 'prices_of', 'pricing', 'LastAnswers', 'points_of', 'from_live',
            'from_cache', 'from_venue', 'from_lake', 'history_of', 'pricing_history', 'fetch_candles', 'EvidenceFile',
-           'read_evidence', 'evidence_path', 'evidence_answer', 'signal_outcomes', 'bundle_outcomes', 'roc_summary']
+           'read_evidence', 'evidence_path', 'published_ms', 'evidence_answer', 'signal_outcomes', 'bundle_outcomes',
+           'roc_summary']
 
 # %% ../../../nbs/app/73_api_routes_market.ipynb #1a279ef9
 import asyncio
@@ -196,6 +197,11 @@ def read_evidence(
 def evidence_path(given: str, deps: ApiDeps, name: str) -> Path:
     "Where a study stands: as the settings say, or on the shelf of the reports."
     return Path(given) if given else deps.reports/"evidence"/name
+
+def published_ms(path: Path) -> int | None: # epoch ms; None: there is none
+    "When a study was written last."
+    try: return path.stat().st_mtime_ns//1_000_000
+    except (OSError, ValueError): return None
 
 # %% ../../../nbs/app/73_api_routes_market.ipynb #d50409cc
 def evidence_answer(file: EvidenceFile, now_ms: int) -> Response:

@@ -13,7 +13,8 @@ from typing import Any, Literal
 from weakref import WeakKeyDictionary
 import psycopg
 from ..api_routes import ApiDeps, gate_out
-from ..api_routes_market import from_live, not_asked_lately
+from ..api_routes_market import evidence_path, from_live, not_asked_lately, published_ms
+from ...studies.weekly import CANONICAL
 from ..up import environment_of
 from ...core.clock import to_datetime, to_ms
 from ...core.errors import DeskbookError
@@ -156,14 +157,16 @@ class Looked:
     closes: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     profile: Profile = field(default_factory=lambda: Profile(InstrumentProfile()))
     profile_error: str = ""
+    study_ms: int | None = None # when the weekly study was published
 
 async def ask_all(deps: ApiDeps, memory: LastSaid) -> Looked:
     "One look."
     now = deps.clock()
-    live, ledger, venue, kill, (profile, wrong) = await asyncio.gather(memory.ask("Valkey", ask_live(deps), now),
-        memory.ask("PostgreSQL", ask_ledger(deps), now), memory.ask("venue", ask_venue(deps), now), kill_state(deps.desk.kill), rules_of(deps, memory))
+    live, ledger, venue, kill, (profile, wrong), study_ms = await asyncio.gather(memory.ask("Valkey", ask_live(deps), now),
+        memory.ask("PostgreSQL", ask_ledger(deps), now), memory.ask("venue", ask_venue(deps), now), kill_state(deps.desk.kill), rules_of(deps, memory),
+        asyncio.to_thread(published_ms, evidence_path(deps.settings.signal_evidence, deps, CANONICAL)))
     closes = {} if live.error else await closes_of(deps, memory, live.get("candles", {}))
-    return Looked(now, live, ledger, venue, kill, closes or {n: c for n, (_, c) in memory.closes.items()}, profile, wrong)
+    return Looked(now, live, ledger, venue, kill, closes or {n: c for n, (_, c) in memory.closes.items()}, profile, wrong, study_ms)
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #6796718b
 async def look_at(deps: ApiDeps) -> Looked:
@@ -221,6 +224,7 @@ class HeroFacts:
     frozen: str = "" # why entries are frozen
     alerts: Mapping[str, int] | None = None # by severity; None: not known
     down: tuple[Down, ...] = ()
+    study_ms: int | None = None # when the weekly study was published; None: never
 
     @property
     def trading(self) -> bool: # whether an order could be sent now
@@ -277,7 +281,7 @@ def hero_facts(deps: ApiDeps, looked: Looked) -> HeroFacts:
         account.get("currency", "USD"), **results_of(state, looked.ledger.get("policy"), nav, now),
         breaker=(state.reason or "tripped") if state and state.status == "tripped" else "",
         frozen=(account["freeze_reason"] or "frozen") if account.get("entries_frozen") else "",
-        alerts=None if looked.ledger.seen_ms is None else looked.ledger.get("alerts", {}), down=down_of(looked))
+        alerts=None if looked.ledger.seen_ms is None else looked.ledger.get("alerts", {}), down=down_of(looked), study_ms=looked.study_ms)
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #b9ee69a1
 def desk_reasons(hero: HeroFacts, ledger: Said, live: Said, now_ms: int) -> tuple[str, ...]:

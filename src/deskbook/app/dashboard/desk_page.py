@@ -107,6 +107,8 @@ def armed_view(f: HeroFacts) -> Node:
 
 def down_badges(down: tuple[Down, ...]) -> Node: return [badge(f"{d.source} DOWN", "bad", d.why) for d in down]
 
+_STUDY_STALE_S = 8*86_400.0 # a week, and a day for the job to run
+
 def hero_view(f: HeroFacts) -> Node:
     "The strip."
     stopped = [badge("breaker tripped", "bad", f.breaker)] if f.breaker else []
@@ -114,7 +116,7 @@ def hero_view(f: HeroFacts) -> Node:
     loop = [age(f.loop_ms, f.loop_stale_s), badge(sentence(f.loop_error), "bad") if f.loop_error else None] if f.loop_ms else badge("no round told", "bad")
     items = [item("NAV", amount(f.nav, f.currency), [" · ", age(f.nav_ms, 60)] if f.nav is not None and f.down else None), item("Day", amount(f.day_pnl, f.currency, sign=True), title="realised and unrealised, since 00:00 UTC"),
         item("Drawdown", drawdown_view(f), tone="dd"), item("Loop", loop, title="the manager's last round"), feed("Candles", f.candle, f.no_candle, f.candle_stale_s, f.market_open),
-        feed("Gates", f.gate, f.no_gate, f.gate_stale_s, f.market_open), item("Alerts", alerts_view(f.alerts)), item("Armed", armed_view(f)) if f.mode == "live" else None]
+        feed("Gates", f.gate, f.no_gate, f.gate_stale_s, f.market_open), item("Alerts", alerts_view(f.alerts)), item("Study", age(f.study_ms, _STUDY_STALE_S) if f.study_ms else h.span(".none")["none yet"], title="when the weekly signal study was published"), item("Armed", armed_view(f)) if f.mode == "live" else None]
     badges = [kill_badge(f.kill), badge("READ_ONLY", "warn", sentence("read_only")) if f.read_only else None, doing(f), *stopped, down_badges(f.down)]
     return h.div(f"#hero.hero.{f.mode}", role="region", aria_label="State of the desk")[mode_view(f), h.div(".states")[badges], h.div(".items")[items]]
 

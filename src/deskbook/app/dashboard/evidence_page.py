@@ -19,12 +19,13 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ..api_routes import ApiDeps, Deps
+from ..api_routes_market import published_ms
 from .elements import Node, Tone, age, amount, badge, card, chart_box, empty_box, error_box, facts, ident, table, when
 
 # %% ../../../../nbs/app/dashboard/41_evidence_page.ipynb #2d0ef5ce
 from .evidence_facts import (Archived, Band, Change, EvidenceFacts, Instrument, Point, Rate, Roster, RunPage,
     RunRow, Study,
-    Summary, Trouble, aside, canonical_of, changes_of, detectable_bp, evidence_facts, file_key, run_page, runbooks_of, shelf_of, tried)
+    Summary, Trouble, aside, canonical_of, changes_of, detectable_bp, evidence_facts, run_page, runbooks_of, shelf_of)
 from .stream import LiveSource
 from .web import Who, page
 
@@ -377,8 +378,7 @@ router = APIRouter(include_in_schema=False)
 
 def newest_ms(deps: ApiDeps) -> int | None:
     "When the canonical study was written last; None: there is none."
-    key = tried(file_key, canonical_of(deps))
-    return None if isinstance(key, Trouble) else key[0]//1_000_000
+    return published_ms(canonical_of(deps))
 
 @router.get("/ui/evidence")
 async def evidence_page(request: Request, deps: Deps, viewer: Who, week: str = "") -> Response:

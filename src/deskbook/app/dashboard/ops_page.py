@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import get_args
-from urllib.parse import quote, urlencode, urlencode
+from urllib.parse import quote, urlencode
 from uuid import UUID
 import htpy as h
 from fastapi import APIRouter, Request

@@ -50,6 +50,7 @@ def markup_frame(markup: str, ident: str) -> bytes: # markup: from elements, so 
     return f"id: {ident}\n{lines}\n".encode()
 
 class PageHub(Hub):
+    # long: one small class
     "Renders parts of pages and tells them to whoever shows them."
     def __init__(self, deps: ApiDeps, every: Iterable[LiveSource], most_clients: int = 200):
         super().__init__(deps, most_clients=most_clients, every=[as_source(s) for s in every], tick_s=TICK_S)
@@ -79,7 +80,7 @@ class PageHub(Hub):
     def last(self, topic: str, ident: str) -> Node: # None: nobody looks at it now
         "A part as it was told last."
         event = self.ring.newest.get((topic, ident))
-        return Markup(_inner(_text_of(event))) if event else None # noqa: S704 -- made of elements
+        return Markup(_inner(_text_of(event))) if event else None # it was made of elements
 
 # %% ../../../../nbs/app/dashboard/03_stream.ipynb #8295d2c3
 def _text_of(event: Event) -> str: return str(json.loads(event.text))

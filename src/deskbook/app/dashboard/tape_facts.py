@@ -7,9 +7,9 @@ __all__ = ['BAR_COLUMNS', 'MONTHS_A_PAGE', 'ROWS_LIVE', 'LIVE_AWAY', 'LAKE_AWAY'
            'Show', 'WORDS', 'MARKS', 'alignment_of', 'starts_of', 'bars_of', 'files_of', 'month_of', 'lake_rows',
            'live_rows', 'over', 'Bars', 'page_of', 'rows_wanted', 'lake_of', 'older', 'read_bars', 'join_older',
            'read_since', 'shelf', 'known_pairs', 'require_pair', 'intervals_of', 'GateMark', 'gate_mark', 'gate_marks',
-           'live_gates', 'gate_files', 'lake_gates', 'older_gates', 'DecisionMark', 'FillMark', 'decision_marks',
-           'fill_marks', 'read_marks', 'Tape', 'forming', 'with_marks', 'read_tape', 'read_news', 'book_beat', 'beats',
-           'digits_of', 'gate_out', 'decision_out', 'fill_out', 'words_of', 'tape_out']
+           'live_gates', 'gate_files', 'lake_gates', 'older_gates', 'DecisionMark', 'FillMark', 'left_out',
+           'decision_marks', 'fill_marks', 'read_marks', 'Tape', 'forming', 'with_marks', 'read_tape', 'read_news',
+           'book_beat', 'beats', 'digits_of', 'gate_out', 'decision_out', 'fill_out', 'words_of', 'tape_out']
 
 # %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #190660a2
 import asyncio
@@ -23,7 +23,7 @@ from pydantic_core import from_json
 from ..api_problems import ApiError
 from ..api_routes import ApiDeps, gate_ms
 from .elements import sentence
-from ...core.clock import to_datetime, to_ms
+from ...core.clock import iso, to_datetime, to_ms
 from ...core.errors import DeskbookError
 from ...gates.analytics import label_of
 from ...gates.payload import split_reasons
@@ -355,6 +355,11 @@ class FillMark:
 
 # %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #452827e4
 MARKS = 2000
+
+def left_out(what: str, rows: Sequence[Mapping[str, Any]]) -> list[str]: # rows: newest first
+    "That older ones are not shown, and since when they are; [] when all are."
+    return [f"Of this page's {what} only the newest {MARKS:,} are shown, from {iso(rows[-1]['at'])[:16]} UTC on."] if len(rows) >= MARKS else []
+
 _WINDOW = "%(since)s AND (%(before)s::timestamptz IS NULL OR {0} < %(before)s)"
 _WHOSE = "FROM accounts a CROSS JOIN LATERAL"
 _DECISIONS = f"""SELECT a.account, a.environment, d.* {_WHOSE} (SELECT decided_at AS at, instrument, verdict, action, reasons, trace_id FROM decisions
@@ -388,11 +393,11 @@ def fill_marks(pair: str, interval: str, rows: Sequence[Mapping[str, Any]]) -> l
 async def read_marks(
     deps: ApiDeps, pair: str, interval: str, show: Show,
     since_ms: int, before_ms: int | None, # exclusive
-) -> tuple[list[DecisionMark], list[FillMark]]:
+) -> tuple[list[DecisionMark], list[FillMark], list[str]]: # the last: what was left out, in words
     "What the ledger knows of a window. Raises `LedgerDown`."
     asked = {"pair": pair, "mode": show, "since": to_datetime(since_ms), "before": None if before_ms is None else to_datetime(before_ms)}
     decided, filled = await asyncio.gather(deps.ledger.rows(_DECISIONS, asked), deps.ledger.rows(_FILLS, asked))
-    return decision_marks(pair, interval, decided), fill_marks(pair, interval, filled)
+    return decision_marks(pair, interval, decided), fill_marks(pair, interval, filled), [*left_out("decisions", decided), *left_out("fills", filled)]
 
 # %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #a4f2f30b
 @dataclass(frozen=True)
@@ -433,8 +438,8 @@ async def with_marks(
     gates, marks = await asyncio.gather(_tried(live_gates(deps.live, pair, since, before_ms), LiveUnavailable, LIVE_AWAY, troubles),
         _tried(read_marks(deps, pair, interval, show, since, before_ms), LedgerDown, LEDGER_AWAY, troubles))
     every = await older_gates(deps, pair, gates or [], since, before_ms)
-    summed, (decisions, fills) = await asyncio.to_thread(gate_marks, pair, interval, every), marks or ([], [])
-    return Tape(pair, interval, show, now, bars, summed, decisions, fills, tuple(dict.fromkeys(troubles)), grows)
+    summed, (decisions, fills, missing) = await asyncio.to_thread(gate_marks, pair, interval, every), marks or ([], [], [])
+    return Tape(pair, interval, show, now, bars, summed, decisions, fills, tuple(dict.fromkeys([*troubles, *missing])), grows)
 
 # %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #c74ca5cc
 async def read_tape(
@@ -495,7 +500,8 @@ def fill_out(m: FillMark) -> dict[str, Any]:
 # %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #2cd7f9da
 def words_of(tape: Tape) -> dict[str, str]: # reason -> sentence
     "What the reasons of a page mean."
-    return {r: sentence(r) for r in sorted({r for m in (*tape.gates, *tape.decisions) for r in m.reasons})}
+    every: list[GateMark | DecisionMark] = [*tape.gates, *tape.decisions]
+    return {r: sentence(r) for r in sorted({r for m in every for r in m.reasons})}
 
 # %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #db5ea3a5
 def tape_out(tape: Tape) -> dict[str, Any]: # JSON types

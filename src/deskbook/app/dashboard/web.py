@@ -27,7 +27,7 @@ from ..api_routes import deps_of
 from ...core.redaction import Redactor
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #9511630e
-from .elements import STATIC, Node, Tone, error_box, partial
+from .elements import STATIC, Node, Tone, error_box
 from .session import NOBODY, Viewer, header_of, is_forged, is_own, is_page, right_of, session_cookie, set_cookie
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #1df05346
@@ -127,7 +127,7 @@ def shell(
     "A whole page."
     stream = h.div({"hx-sse:connect": f"/ui/events?topics={','.join(filter(None, ('hero', section)))}"}, id="stream", hx_swap="none")
     main = h.main("#main", tabindex="-1")[h.h1[title], body]
-    inner: list[Node] = [h.a(".skip", href="#main")["Skip to the page"], top(viewer, section), hero or h.div("#hero.hero.loading")["reading the desk …"],
+    inner: list[Node] = [h.a(".skip", href="#main")["Skip to the page"], top(viewer, section), hero or h.div("#hero.hero.loading", role="region", aria_label="State of the desk")["reading the desk …"],
         h.div("#notices", aria_live="polite", role="status"), main, stream]
     return h.html(lang="en")[head(title, scripts, styles), h.body({"data-section": section, "hx-headers:inherited": f'{{"X-CSRF-Token":"{viewer.csrf}"}}'})[inner]]
 

@@ -61,7 +61,7 @@ const deskbook = (() => {
     text.textContent = said
     row.className = "row"
     const button = (label, kind, value) => { const b = document.createElement("button"); b.textContent = label; b.className = kind; b.type = "button"; b.onclick = () => dialog.close(value); return b }
-    row.append(button(event.submitter?.textContent?.trim() || "Do it", "bad", "yes"), button("Cancel", "quiet", ""))
+    row.append(button(event.submitter?.textContent?.trim() || "Do it", "bad", "yes"), button("Go back", "quiet", ""))
     dialog.append(text, row)
     document.body.append(dialog)
     const submitter = event.submitter
