@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 from playwright.sync_api import expect
+from test_browser_pages import settled
 
 BARS = "window.deskbookTape ? deskbookTape.chart.getDataList().map(b => b.timestamp) : []"
 
@@ -14,7 +15,7 @@ def bars(page):
 
 def tape(visitor, pair, interval="M1", show="all", **how):
     """The page, when its chart has bars."""
-    p = visitor.page(f"/ui/tape?pair={pair}&interval={interval}&show={show}", **how)
+    p = settled(visitor.page(f"/ui/tape?pair={pair}&interval={interval}&show={show}", **how))
     expect(p.locator("#tape-state")).to_contain_text("bars from")
     assert bars(p)
     return p
