@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FOLDERS', 'promise_of', 'Book', 'books', 'book_of', 'ticks_of', 'born_ms', 'words_of', 'at_work', 'RunFacts',
-           'moment_ms', 'standing', 'run_facts', 'evidence_in', 'newest_runs', 'Shelf', 'shelves']
+           'moment_ms', 'standing', 'run_facts', 'evidence_in', 'newest_runs', 'traceback_in', 'Shelf', 'shelves']
 
 # %% ../../../../nbs/app/dashboard/50_runbook_facts.ipynb #d68b33db
 import json
@@ -19,7 +19,7 @@ from ...core.clock import to_ms
 from ...core.errors import DeskbookError, NotFound
 from ...ops.evidence import Evidence, project_root, read_evidence
 from ...ops.parameters import Parameter, runbook_parameters
-from ...ops.report import state_of
+from ...ops.report import plain_text, state_of
 
 # %% ../../../../nbs/app/dashboard/50_runbook_facts.ipynb #e7d523c7
 _LABEL = re.compile(r"\*\*([A-Z][A-Za-z ]{1,20})\*\*:\s*")
@@ -203,6 +203,22 @@ def newest_runs(
         except NotFound: continue
         except DeskbookError as e: found.append(RunFacts(runbook, name, "UNREADABLE", "bad", reason=e.what.replace(f"{reports}/", "")))
     return found
+
+# %% ../../../../nbs/app/dashboard/50_runbook_facts.ipynb #fd3d6d94
+_NOTEBOOK_BYTES, _TRACE_CHARS = 16*1024*1024, 20_000
+
+def traceback_in(
+    folder: Path, # of a run
+) -> str: # "": none
+    "The traceback of the cell that failed."
+    path = folder/"report.ipynb"
+    try:
+        if path.stat().st_size > _NOTEBOOK_BYTES: return "The executed notebook is too large to look into; the report has it."
+        cells = json.loads(path.read_bytes())["cells"]
+        errors = [o for c in cells for o in c.get("outputs", ()) if o.get("output_type") == "error"]
+        lines = errors[-1].get("traceback") or [f"{errors[-1].get('ename')}: {errors[-1].get('evalue')}"] if errors else []
+        return plain_text("\n".join(map(str, lines)))[-_TRACE_CHARS:]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError): return ""
 
 # %% ../../../../nbs/app/dashboard/50_runbook_facts.ipynb #fdcec0c9
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST', 'KEPT', 'command_of', 'environment_of', 'Launch', 'launch_folder', 'read_launch', 'keep', 'launches',
            'reserve', 'give_up', 'spawn', 'said_in', 'run_of', 'ending', 'log_end', 'line_of', 'StepFacts',
-           'step_facts', 'traceback_in', 'Progress', 'run_folder', 'is_runner', 'progress_of', 'stop_run']
+           'step_facts', 'Progress', 'run_folder', 'is_runner', 'progress_of', 'stop_run']
 
 # %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #10db30e9
 import json
@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from .runbook_facts import RunFacts, at_work, evidence_in, moment_ms, run_facts, ticks_of, words_of
+from .runbook_facts import RunFacts, at_work, evidence_in, moment_ms, run_facts, ticks_of, traceback_in, words_of
 from ...core.errors import BadInput, DeskbookError, NotFound, Refused
 from ...core.files import read_json, write_json
 
@@ -237,22 +237,6 @@ def step_facts(evidence: Evidence, events: list[dict[str, Any]], going: bool) ->
         found.append(StepFacts(s.name, status, moment_ms(s.started), s.duration_s, s.counts, s.error or "", s.reused_from or "",
             _figure(told.get("done")), _figure(told.get("total")), str(told.get("what") or "")))
     return tuple(found)
-
-# %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #fd3d6d94
-_NOTEBOOK_BYTES, _TRACE_CHARS = 16*1024*1024, 20_000
-
-def traceback_in(
-    folder: Path, # of a run
-) -> str: # "": none
-    "The traceback of the cell that failed."
-    path = folder/"report.ipynb"
-    try:
-        if path.stat().st_size > _NOTEBOOK_BYTES: return "The executed notebook is too large to look into; the report has it."
-        cells = json.loads(path.read_bytes())["cells"]
-        errors = [o for c in cells for o in c.get("outputs", ()) if o.get("output_type") == "error"]
-        lines = errors[-1].get("traceback") or [f"{errors[-1].get('ename')}: {errors[-1].get('evalue')}"] if errors else []
-        return plain_text("\n".join(map(str, lines)))[-_TRACE_CHARS:]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError): return ""
 
 # %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #69d415aa
 @dataclass(frozen=True)
