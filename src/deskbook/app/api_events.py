@@ -311,9 +311,12 @@ class EventStream(Response):
     async def tell(self, send: Send) -> None:
         "Everything for this client, and a sign of life where there is nothing."
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await self.write(send, b"retry: 2000\n\n")
+        await self.write(send, b"retry: 2000\n\n" + self.ping())
+        alive_s = time.monotonic()
         while not self.client.ended or self.client.waiting:
-            await self.write(send, await self.client.next(self.ping_s) or self.ping())
+            told = await self.client.next(self.ping_s)
+            if not told or time.monotonic() - alive_s >= self.ping_s: told, alive_s = (told or b"") + self.ping(), time.monotonic()
+            await self.write(send, told)
         await self.write(send, b"", more=False)
 
 # %% ../../../nbs/app/75_api_events.ipynb #950e01d3

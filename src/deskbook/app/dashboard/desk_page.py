@@ -292,7 +292,7 @@ router = APIRouter(include_in_schema=False)
 async def desk_page(deps: Deps, viewer: Who) -> Response:
     "The page, with the strip as it is now."
     facts = desk_facts(deps, await look_at(deps))
-    return HTMLResponse(str(shell(viewer, "Desk", desk_view(facts, viewer), "desk", hero_view(facts.hero), styles=("desk_page.css",))))
+    return HTMLResponse(str(shell(viewer, "Desk", desk_view(facts, viewer), "desk", hero_view(facts.hero), styles=("desk_page.css",), now_ms=deps.clock())))
 
 @router.post("/ui/desk/stop")
 async def stop(request: Request, deps: Deps, viewer: Actor) -> Response:

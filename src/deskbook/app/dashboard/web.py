@@ -123,18 +123,19 @@ def shell(
     section: str, # a key of `SECTIONS`; "": none of them
     hero: Node = None, # the strip of the desk, as it was said last
     scripts: Sequence[str] = (), styles: Sequence[str] = (), # names of files
+    now_ms: int | None = None, # the desk's clock: ages count by it from the first moment on
 ) -> Node:
     "A whole page."
     stream = h.div({"hx-sse:connect": f"/ui/events?topics={','.join(filter(None, ('hero', section)))}"}, id="stream", hx_swap="none")
     main = h.main("#main", tabindex="-1")[h.h1[title], body]
     inner: list[Node] = [h.a(".skip", href="#main")["Skip to the page"], top(viewer, section), hero or h.div("#hero.hero.loading", role="region", aria_label="State of the desk")["reading the desk …"],
         h.div("#notices", aria_live="polite", role="status"), main, stream]
-    return h.html(lang="en")[head(title, scripts, styles), h.body({"data-section": section, "hx-headers:inherited": f'{{"X-CSRF-Token":"{viewer.csrf}"}}'})[inner]]
+    return h.html(lang="en")[head(title, scripts, styles), h.body({"data-section": section, "data-now-ms": None if now_ms is None else str(now_ms), "hx-headers:inherited": f'{{"X-CSRF-Token":"{viewer.csrf}"}}'})[inner]]
 
 def page(request: Request, viewer: Viewer, title: str, *body: Node, section: str, scripts: Sequence[str] = (), styles: Sequence[str] = ()) -> HTMLResponse:
     "A page as an answer."
     pages = getattr(request.app.state, "pages", None)
-    return HTMLResponse(str(shell(viewer, title, list(body), section, pages.last("hero", "hero") if pages else None, scripts, styles)))
+    return HTMLResponse(str(shell(viewer, title, list(body), section, pages.last("hero", "hero") if pages else None, scripts, styles, deps_of(request).clock())))
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #1e9ceeb3
 def fragment(*nodes: Node, status: int = 200, headers: dict[str, str] | None = None) -> HTMLResponse:

@@ -114,6 +114,8 @@ const deskbook = (() => {
   theme()
   document.addEventListener("DOMContentLoaded", () => {
     heardMs = Date.now()
+    const servedMs = Number(document.body.dataset.nowMs)
+    if (servedMs > 0 && !skewMs) skewMs = servedMs - Date.now()  // until the stream says it: this computer's clock may be wrong
     ages(); draw(document.body)
     const notices = document.getElementById("notices")
     if (notices) new MutationObserver(messages).observe(notices, {childList: true})
