@@ -206,3 +206,45 @@ def test_a_stream_ends_with_its_session_and_no_other(door, api_bench, monkeypatc
             said, how = await lines(cookie(settings, name="zoe")[0], 10)
             assert how == "ended" and "event: bye" in said
     story(go())
+
+
+def test_whoever_asks_the_sign_in_page_too_often_locks_out_nobody_else(door):
+    async def go():
+        async with door(rate_limit=5) as (_, http):
+            flood = {"X-Forwarded-For": "192.0.2.7"}  # through the web edge on this machine, where everybody has the same address
+            assert [(await http.get("/ui/login", headers=flood)).status_code for _ in range(6)] == [200] * 5 + [429]
+            assert (await http.get("/ui/desk", headers=flood)).status_code == 303  # refused requests have a count of their own
+            assert (await http.get("/ui/login", headers={"X-Forwarded-For": "192.0.2.8"})).status_code == 200
+            bearer = {"Authorization": f"Bearer {TOKEN}", "X-Forwarded-For": "192.0.2.7"}
+            assert (await http.get("/api/kill-switch/nothing", headers=bearer)).status_code == 404  # and programs with the token theirs
+    story(go())
+
+
+def test_pages_that_ask_too_often_do_not_keep_a_person_from_stopping_the_desk(door):
+    async def go():
+        async with door(rate_limit=3) as (_, http):
+            acting, word = cookie(http.app.state.deps.settings)
+            while (await http.get("/ui/nothing", headers=acting)).status_code != 429:
+                pass
+            assert (await http.post("/ui/desk/stop", headers=acting, data={"csrf": word})).status_code == 303
+            assert (await http.post("/ui/desk/clear", headers=acting, data={"csrf": word, "why_clear": "it is over"})).status_code == 429
+    story(go())
+
+
+@pytest.mark.parametrize("other", ['a[b]=1', 'theme={"dark": true}', "x=\xe9\x01", "=;", "expires=1", 'q="unfinished'])
+def test_a_cookie_of_another_program_on_this_host_signs_nobody_out(door, other):
+    async def go():
+        async with door() as (_, http):
+            acting, _ = cookie(http.app.state.deps.settings)
+            for both in (f"{other}; {acting['Cookie']}", f"{acting['Cookie']}; {other}"):
+                assert (await http.get("/ui/nothing", headers={"Cookie": both.encode("latin-1")})).status_code == 404, both
+    story(go())
+
+
+def test_a_wrong_token_stands_in_the_log_without_the_token(door, caplog):
+    async def go():
+        async with door() as (_, http):
+            await http.post("/ui/login", data={"token": "guess-2b7e15", "name": "eve"}, headers={"X-Forwarded-For": "192.0.2.7"})
+    story(go())
+    [told] = [r for r in caplog.records if "token" in r.getMessage()]
+    assert told.levelname == "WARNING" and told.peer == "192.0.2.7" and "guess" not in str(told.__dict__)

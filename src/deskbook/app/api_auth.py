@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Headers', 'OPEN', 'log', 'EXEMPT', 'token_of', 'has_token', 'is_loopback', 'host_name', 'check_bind', 'is_proxied',
-           'without_token', 'judge', 'RateLimit', 'caller_of', 'marked', 'Pages', 'Door']
+           'without_token', 'judge', 'RateLimit', 'asker_of', 'caller_of', 'marked', 'Pages', 'Door']
 
 # %% ../../../nbs/app/70_api_auth.ipynb #b07d4811
 import hmac
@@ -114,15 +114,25 @@ class RateLimit:
         return 0
 
 # %% ../../../nbs/app/70_api_auth.ipynb #2edd6e01
+_STOPS = ("/api/kill-switch", "/ui/desk/stop")
+
+def asker_of(headers: Headers, peer: str | None) -> str:
+    "The address of somebody who has not said who it is. Our own web edge, on this machine, says for whom it speaks."
+    told = [v.decode("latin-1") for k, v in headers if k.lower() == b"x-forwarded-for"]
+    return told[-1].rpartition(",")[2].strip()[:64] if told and peer and is_loopback(peer) else peer or ""
+
 def caller_of(
     path: str,
     peer: str | None,
     refused: bool, # by `judge`
     sid: str = "", # names a session of the dashboard
+    guest: str = "", # from `asker_of`, at a page that is open to everybody
 ) -> str:
     "Whose requests are counted together."
-    if sid and not refused: return f"session {sid}"
-    return f"{'stranger' if refused else 'kill' if path == '/api/kill-switch' else 'caller'} {peer}"
+    who = f"session {sid}" if sid else str(peer)
+    if refused: return f"stranger {peer}"
+    if path in _STOPS: return f"kill {who}"
+    return who if sid else f"guest {guest}" if guest else f"caller {who}"
 
 # %% ../../../nbs/app/70_api_auth.ipynb #d14e0773
 log = logging.getLogger(__name__)
@@ -175,7 +185,8 @@ class Door:
         method, path, peer = scope["method"], scope["path"], (scope.get("client") or (None,))[0]
         code, sid = pages.judge(scope, peer) if pages else (judge(self.token, method, path, scope["headers"], peer), "")
         free = pages.is_file(path) if pages else path in EXEMPT
-        if not free and (wait := self.limit.wait_s(caller_of(path, peer, bool(code), sid))):
+        guest = asker_of(scope["headers"], peer) if pages and not sid else ""
+        if not free and (wait := self.limit.wait_s(caller_of(path, peer, bool(code), sid, guest))):
             raise ApiError("rate_limited", f"Try again in {wait} s.", {"Retry-After": str(wait)})
         if not code: return
         log.warning("a request was refused at the door", extra={"reason": code, "method": method, "path": path[:200], "peer": peer})

@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 from itsdangerous import BadData, URLSafeTimedSerializer
 from ..api_auth import Headers, RateLimit, token_of, without_token
@@ -89,10 +88,8 @@ def set_cookie(
 
 def cookie_in(headers: Headers) -> str: # "": none
     "The session's cookie among a request's headers."
-    given = [v.decode("latin-1") for k, v in headers if k.lower() == b"cookie"]
-    try: found = SimpleCookie("; ".join(given)).get(COOKIE)
-    except CookieError: return ""
-    return found.value if found else ""
+    given = [part.strip() for k, v in headers if k.lower() == b"cookie" for part in v.decode("latin-1").split(";")]
+    return next((part.removeprefix(f"{COOKIE}=") for part in given if part.startswith(f"{COOKIE}=")), "")
 
 # %% ../../../../nbs/app/dashboard/01_session.ipynb #33c0f368
 def header_of(headers: Headers, name: str) -> str: return next((v.decode("latin-1") for k, v in headers if k.lower() == name.encode()), "")
