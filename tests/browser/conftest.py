@@ -1,5 +1,6 @@
 """A running desk, and a Chromium whose every request and complaint is kept."""
 import contextlib
+import os
 import re
 import shutil
 import subprocess
@@ -38,7 +39,7 @@ def mortal(servers_folder):
     from deskbook.stores.embedded import servers
 
     subprocess.run([sys.executable, ROOT / "tools" / "system_packages.py"], check=False, capture_output=True, timeout=600)
-    folder = servers_folder.with_name(servers_folder.name + "-browser")
+    folder = servers_folder.with_name(f"{servers_folder.name}-browser-{os.environ.get('PYTEST_XDIST_WORKER', '')}")  # killed by one process of the tests, not by the other
     try:
         with servers(folder=folder) as both:
             yield both
@@ -62,7 +63,8 @@ def a_desk(mortal, tmp_path_factory):
             try:
                 yield desk
             finally:
-                desk.stop()
+                ended = desk.stop()
+            assert ended == 0, desk.log_tail()
 
     return make
 
