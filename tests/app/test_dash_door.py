@@ -248,3 +248,17 @@ def test_a_wrong_token_stands_in_the_log_without_the_token(door, caplog):
     story(go())
     [told] = [r for r in caplog.records if "token" in r.getMessage()]
     assert told.levelname == "WARNING" and told.peer == "192.0.2.7" and "guess" not in str(told.__dict__)
+
+
+@pytest.mark.parametrize("part", ["%00", "a%00b", "%ff", "%E2%80%AE", "..%2f..%2fetc%2fpasswd", "%27%22%3E%3Cscript%3E", "9" * 400])
+def test_no_address_makes_the_desk_stumble(door, part):
+    async def go():
+        async with door() as (_, http):
+            acting, _ = cookie(http.app.state.deps.settings)
+            found = sorted({re.sub(r"\{\w+(:\w+)?\}", part, r.path) for router in routers() for r in router.routes if "{" in r.path and "GET" in r.methods})
+            assert len(found) > 8
+            for path in found:
+                answer = await http.get(path, headers=acting)
+                assert answer.status_code < 500, (path, answer.status_code)
+                assert "<script>" not in answer.text, path
+    story(go())

@@ -413,6 +413,7 @@ async def find_trace(
     async def decided(at: UUID) -> tuple[DecisionFacts | None, list[OrderRow]]:
         rows, orders = await asyncio.gather(ledger.rows(_DECISION, (account, at)), ledger.rows(_OF_DECISION, (account, at, MOST_ORDERS)))
         return decision_in(rows[0]) if rows else None, [order_row(r) for r in orders]
+    if not key.isprintable(): raise NotFound("This is no trace.", "Its id stands at each order.") # a NUL cannot even be asked for
     wanted = id_in(key)
     if wanted and any(found := await decided(wanted)): return found
     ids = [i for i in (wanted, hint) if i]
