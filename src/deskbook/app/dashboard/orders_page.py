@@ -16,7 +16,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 from ..api_problems import ApiError
 from ..api_routes import ApiDeps, Deps
-from .elements import Node, card, error_box, partial
+from .elements import Node, card, drawing, drawn, error_box, partial
 from .order_acts import MOST_REASON, cancel_order, cancel_words, key_in, new_key, reason_in
 from .order_facts import STATE_WORDS, OrderFacts, OrderFilter, OrderPage, filter_of, id_in, read_order, read_page
 from .order_parts import asked_words, order_table, order_url, story_id, story_view
@@ -99,7 +99,7 @@ def cancel_box(viewer: Viewer, o: OrderRow, key: str) -> Node: # key: from `new_
 # %% ../../../../nbs/app/dashboard/33_orders_page.ipynb #4fe0adf0
 async def look(deps: ApiDeps) -> Mapping[str, Node]:
     "The parts of the plain list."
-    live, ended = lists(await read_page(deps.ledger, deps.desk.account))
+    live, ended = await drawing(lists, await read_page(deps.ledger, deps.desk.account))
     return {"orders-live": live, "orders-ended": ended}
 
 LIVE = [LiveSource("orders page", "orders", look, 1.0, ("orders",))]
@@ -121,8 +121,9 @@ async def orders_page(deps: Deps, request: Request, viewer: Who) -> Response:
     except LedgerDown:
         if is_part(request): raise
         return page(request, viewer, "Orders", filter_form(asked, deps.settings.hotband_pairs), no_ledger(deps), section="orders", styles=STYLES)
-    if is_part(request): return fragment(list_view(found))
-    return page(request, viewer, "Orders", orders_view(found, deps.settings.hotband_pairs), section="orders", styles=STYLES)
+    if is_part(request): return fragment(await drawn(lambda: list_view(found)))
+    body = await drawn(lambda: orders_view(found, deps.settings.hotband_pairs))
+    return page(request, viewer, "Orders", body, section="orders", styles=STYLES)
 
 # %% ../../../../nbs/app/dashboard/33_orders_page.ipynb #a925b70c
 async def one(deps: ApiDeps, text: str) -> OrderFacts:

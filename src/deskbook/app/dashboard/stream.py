@@ -20,7 +20,7 @@ from starlette.responses import Response
 from ..api_events import Client, Event, EventStream, Hub, Look, Source, frame
 from ..api_problems import ApiError
 from ..api_routes import ApiDeps
-from .elements import Node, partial
+from .elements import Node, drawing, partial
 from .web import SECTIONS, Who
 from ...stores.ledger import LedgerDown
 from ...stores.live import LiveUnavailable, said_as_live
@@ -37,8 +37,9 @@ class LiveSource:
     wakes: tuple[str, ...] = () # "gates", "candles", "orders", "kill"
 
 def as_source(live: LiveSource) -> Source:
-    "The look of a hub."
-    async def look(deps: ApiDeps) -> Look: return {(live.topic, ident): str(partial(ident, node)) for ident, node in (await live.look(deps)).items()}
+    "The look of a hub. A list of hundreds of orders is drawn beside the loop."
+    def told(parts: Mapping[str, Node]) -> Look: return {(live.topic, ident): str(partial(ident, node)) for ident, node in parts.items()}
+    async def look(deps: ApiDeps) -> Look: return await drawing(told, await live.look(deps))
     return Source(live.name, look, live.every_s, only_heard=True, wakes=live.wakes, topic=live.topic)
 
 # %% ../../../../nbs/app/dashboard/03_stream.ipynb #4ddd7873
@@ -54,7 +55,7 @@ class PageHub(Hub):
     "Renders parts of pages and tells them to whoever shows them."
     def __init__(self, deps: ApiDeps, every: Iterable[LiveSource], most_clients: int = 200):
         super().__init__(deps, most_clients=most_clients, every=[as_source(s) for s in every], tick_s=TICK_S, settle_s=SETTLE_S)
-        self.sids: dict[Client, str] = {} # whose stream it is
+        self.sids, self.ends = dict[Client, str](), dict[Client, asyncio.TimerHandle]() # whose stream it is; the end of that session
 
     def framed(self, event: Event) -> bytes:
         if event.name == "source": return frame(event.name, event.text, f"{self.ring.boot}-{event.number}")
@@ -70,7 +71,13 @@ class PageHub(Hub):
     def leave(self, client: Client) -> None:
         super().leave(client)
         self.sids.pop(client, None)
+        if timer := self.ends.pop(client, None): timer.cancel() # or it would keep the stream in memory for hours
         for key in [k for k in self.ring.newest if not any(c.hears(k[0]) for c in self.clients)]: del self.ring.newest[key]
+
+    def own(self, client: Client, sid: str, left_s: float) -> None: # left_s: until the session ends by itself
+        "Say whose stream it is."
+        self.sids[client] = sid
+        if sid: self.ends[client] = asyncio.get_running_loop().call_later(max(0.0, left_s), client.end, "bye", "signed_out")
 
     def end(self, sid: str) -> None:
         "End the streams of a session that signed out."
@@ -135,6 +142,5 @@ async def stream(request: Request, viewer: Who, topics: str = "hero", last_event
     hub: PageHub = request.app.state.pages
     def tick() -> bytes: return frame("tick", str(hub.deps.clock()))
     client = hub.join(last_event_id, wanted)
-    hub.sids[client] = viewer.sid
-    if viewer.sid: asyncio.get_running_loop().call_later(max(0.0, viewer.left_s), client.end, "bye", "signed_out")
+    hub.own(client, viewer.sid, viewer.left_s)
     return EventStream(hub, client, LIFE_S, tick)
