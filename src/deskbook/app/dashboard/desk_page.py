@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 import htpy as h
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
@@ -23,7 +23,7 @@ from ..api_models import KillSwitchBody
 from ..api_problems import ApiError
 from ..api_routes import ApiDeps, Deps, switch
 from .desk_facts import DeskFacts, Down, GateFacts, HeroFacts, Mode, PairFacts, desk_facts, look_at
-from .elements import Node, Tone, age, amount, badge, error_box, ident, meter, partial, reason_list, sentence, sparkline, unknown, when
+from .elements import SEVERITY_TONES, STUDY_STALE_S, Node, Tone, age, amount, badge, error_box, ident, meter, partial, reason_list, sentence, sparkline, trace_url, unknown, when
 from .session import Viewer
 from .stream import LiveSource
 from .web import Actor, Who, act_form, done, field, form_of, shell
@@ -79,12 +79,10 @@ def feed(label: str, last: tuple[str, int] | None, without: tuple[str, ...], sta
     return item(label, oldest, h.span(".down")[f", none of {', '.join(without)}"] if without and last else None, title=f"the oldest of all pairs; old after {stale_s:g} s")
 
 # %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #ce437e99
-_SEVERITY: Mapping[str, Tone] = {"high": "bad", "medium": "warn", "low": "quiet"}
-
 def alerts_view(alerts: Mapping[str, int] | None) -> Node:
     "How many are not resolved, the worst first."
     if alerts is None: return unknown("the ledger cannot be read")
-    rows = [badge(f"{n} {s}", _SEVERITY.get(s, "warn")) for s, n in sorted(alerts.items(), key=lambda x: [*_SEVERITY, x[0]].index(x[0])) if n]
+    rows = [badge(f"{n} {s}", SEVERITY_TONES.get(s, "warn")) for s, n in sorted(alerts.items(), key=lambda x: [*SEVERITY_TONES, x[0]].index(x[0])) if n]
     return h.a(".plain", href="/ui/ops")[[[r, " "] for r in rows] or "none"]
 
 def drawdown_view(f: HeroFacts) -> Node:
@@ -107,8 +105,6 @@ def armed_view(f: HeroFacts) -> Node:
 
 def down_badges(down: tuple[Down, ...]) -> Node: return [badge(f"{d.source} DOWN", "bad", d.why) for d in down]
 
-_STUDY_STALE_S = 8*86_400.0 # a week, and a day for the job to run
-
 def hero_view(f: HeroFacts) -> Node:
     "The strip."
     stopped = [badge("breaker tripped", "bad", f.breaker)] if f.breaker else []
@@ -116,7 +112,7 @@ def hero_view(f: HeroFacts) -> Node:
     loop = [age(f.loop_ms, f.loop_stale_s), badge(sentence(f.loop_error), "bad") if f.loop_error else None] if f.loop_ms else badge("no round told", "bad")
     items = [item("NAV", amount(f.nav, f.currency), [" · ", age(f.nav_ms, 60)] if f.nav is not None and f.down else None), item("Day", amount(f.day_pnl, f.currency, sign=True), title="realised and unrealised, since 00:00 UTC"),
         item("Drawdown", drawdown_view(f), tone="dd"), item("Loop", loop, title="the manager's last round"), feed("Candles", f.candle, f.no_candle, f.candle_stale_s, f.market_open),
-        feed("Gates", f.gate, f.no_gate, f.gate_stale_s, f.market_open), item("Alerts", alerts_view(f.alerts)), item("Study", age(f.study_ms, _STUDY_STALE_S) if f.study_ms else h.span(".none")["none yet"], title="when the weekly signal study was published"), item("Armed", armed_view(f)) if f.mode == "live" else None]
+        feed("Gates", f.gate, f.no_gate, f.gate_stale_s, f.market_open), item("Alerts", alerts_view(f.alerts)), item("Study", age(f.study_ms, STUDY_STALE_S) if f.study_ms else h.span(".none")["none yet"], title="when the weekly signal study was published"), item("Armed", armed_view(f)) if f.mode == "live" else None]
     badges = [kill_badge(f.kill), badge("READ_ONLY", "warn", sentence("read_only")) if f.read_only else None, doing(f), *stopped, down_badges(f.down)]
     return h.div(f"#hero.hero.{f.mode}", role="region", aria_label="State of the desk")[mode_view(f), h.div(".states")[badges], h.div(".items")[items]]
 
@@ -184,7 +180,7 @@ _VERDICT = {"enter": "entered", "exit": "closed", "hold": "held", "refuse": "ref
 def held_view(p: PairFacts) -> Node:
     "Position, last decision, hours."
     said = _VERDICT.get(p.verdict, p.verdict)
-    decided = [h.a(href=f"/ui/trace/{quote(p.trace_id, safe='')}")[said] if p.trace_id else said, " ", when(p.decided_ms, "minute")] if p.verdict else h.span(".none")["none yet"]
+    decided = [h.a(href=trace_url(p.trace_id))[said] if p.trace_id else said, " ", when(p.decided_ms, "minute")] if p.verdict else h.span(".none")["none yet"]
     rows = [("Position", "all", [position_view(p), " ", old_badge(p.ledger_old, "PostgreSQL")]), ("Decided", "", decided), ("Hours", "", session_view(p))]
     return h.dl(".held", id=ident("pair", p.name, "held"))[[h.div(class_=wide or None)[h.dt[k], h.dd[v]] for k, wide, v in rows]]
 

@@ -20,7 +20,8 @@ from starlette.responses import Response
 
 from ..api_routes import ApiDeps, Deps
 from ..api_routes_market import published_ms
-from .elements import Node, Tone, age, amount, badge, card, chart_box, empty_box, error_box, facts, ident, table, when
+from .elements import STUDY_STALE_S, Node, Tone, age, amount, badge, card, chart_box, empty_box, error_box, facts
+from .elements import ident, run_url, table, when
 
 # %% ../../../../nbs/app/dashboard/41_evidence_page.ipynb #2d0ef5ce
 from .evidence_facts import (Archived, Band, Change, EvidenceFacts, Instrument, Point, Rate, Roster, RunPage,
@@ -30,8 +31,6 @@ from .stream import LiveSource
 from .web import Who, page
 
 # %% ../../../../nbs/app/dashboard/41_evidence_page.ipynb #6d6ecd92
-_OLD_S = 8*86_400.0
-
 def aged(
     ms: int | None, # epoch ms
     now_ms: int,
@@ -39,7 +38,7 @@ def aged(
     "A moment with its age, marked when it is older than eight days or lies ahead."
     if ms is None: return h.span(".none")["not stated"]
     mark = badge("in the future: a clock is wrong", "warn") if ms > now_ms + 60_000 else badge("older than 8 days",
-        "warn") if now_ms - ms > _OLD_S*1000 else None
+        "warn") if now_ms - ms > STUDY_STALE_S*1000 else None
     return [when(ms, "moment"), " (", age(ms), ") ", mark]
 
 # %% ../../../../nbs/app/dashboard/41_evidence_page.ipynb #b6bfde1c
@@ -308,7 +307,7 @@ def regimes_card(regimes: Summary | Trouble, now_ms: int) -> Node:
 _WORDS = ("PASS", "FAIL", "INCONCLUSIVE", "RUNNING", "LOST", "FAILED", "DIED", "TIMED OUT", "TERMINATED", "SEAL BROKEN", "UNREADABLE")
 
 def _run_cells(r: RunRow) -> list[Node]:
-    title = h.a(href=f"/ui/runs/{r.runbook}/{r.run_id}")[r.title or r.runbook]
+    title = h.a(href=run_url(r.runbook, r.run_id))[r.title or r.runbook]
     more = h.div(".hint")[r.runbook, " · ", h.span(".mono")[r.run_id], f" · {r.problem}" if r.problem else None]
     start, end = (w.replace("T", " ").removesuffix("Z").removesuffix(":00") or "…" for w in r.window)
     window = f"{start} to {end}" if any(r.window) else h.span(".none")["–"]

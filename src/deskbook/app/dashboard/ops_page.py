@@ -26,7 +26,7 @@ from starlette.responses import Response
 from ..api_problems import ApiError
 from ..api_routes import ApiDeps, Deps
 from ..api_routes_ledger import acknowledge_one
-from .elements import Node, Tone, age, amount, badge, card, empty_box, error_box, facts, ident, partial, table, unknown, when
+from .elements import SEVERITY_TONES, Node, Tone, age, amount, badge, card, drawn, empty_box, error_box, facts, ident, partial, run_url, table, unknown, when
 from .ops_facts import (AUDIT_SPAN, GAP_DAYS, AlertCounts, AlertFacts, AlertPage, AuditFilter, AuditPage, AuditRow, Away, ChainFacts, ChainsFacts,
     Coverage, GapFacts, HealthFacts, JobFacts, MOST_PAGES, ScheduleFacts, SeriesFacts, StoreFacts, VerdictFacts, Which, WorkerFacts, WorkerState)
 from .ops_facts import (alert_counts, alert_facts, alert_page, also, attempt, audit_page, chain_facts, fill_command, health_facts, kept_gaps, kept_jobs,
@@ -54,12 +54,10 @@ def to_book(name: str, **fields: str) -> Node: # fields: what its form holds at 
 def away_box(part: Away, ident: str | None = None) -> Node: return error_box(part.what, part.todo, ident)
 
 # %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #c9cf28d0
-_SEVERITY: Mapping[str, Tone] = {"high": "bad", "medium": "warn", "low": "busy"}
-
 def counts_view(c: AlertCounts | Away) -> Node:
     "What is open."
     if isinstance(c, Away): return h.div("#ops-alert-counts")[away_box(c)]
-    opened = [badge(f"{c.open[s]} open, {s}", tone) for s, tone in _SEVERITY.items() if c.open.get(s)] or badge("nothing is open", "good")
+    opened = [badge(f"{c.open[s]} open, {s}", tone) for s, tone in SEVERITY_TONES.items() if c.open.get(s)] or badge("nothing is open", "good")
     seen = badge(f"{c.acknowledged} acknowledged, not over yet", "quiet") if c.acknowledged else None
     return h.div("#ops-alert-counts.row", data_mark=c.mark)[opened, seen]
 
@@ -86,11 +84,11 @@ def alert_card(
     viewer: Viewer,
 ) -> Node:
     "One alert."
-    head = h.div(".row.spread")[h.div(".row")[badge(a.severity, _SEVERITY.get(a.severity, "quiet")), h.span(".unit")[a.category]], h.div[alert_state(a)]]
+    head = h.div(".row.spread")[h.div(".row")[badge(a.severity, SEVERITY_TONES.get(a.severity, "quiet")), h.span(".unit")[a.category]], h.div[alert_state(a)]]
     helps = to_book(a.runbook) if a.runbook else unknown("no runbook is about this")
     said = facts([("Seen", [amount(a.count, digits=0), " times" if a.count != 1 else " time"]), ("First", when(a.first_ms, "moment")), ("Last", age(a.last_ms)), ("Measured", measured(a)), ("Runbook", helps)])
     form = act_form(viewer, f"/ui/ops/alerts/{a.id}/acknowledge", button="Acknowledge", ident=ident("ack", a.id)) if a.status == "open" else None
-    tone = f".{_SEVERITY.get(a.severity, 'quiet')}" if a.status == "open" else ""
+    tone = f".{SEVERITY_TONES.get(a.severity, 'quiet')}" if a.status == "open" else ""
     return h.li(f".card.alert{tone}", id=ident("alert", a.id))[head, h.p(".message")[clipped(a.message, 2_000)], said, h.div(".row.spread")[h.code(".none")[a.fingerprint], form]]
 
 # %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #54239d0b
@@ -245,7 +243,7 @@ def next_view(at: datetime, zone: str) -> Node:
 def last_view(j: JobFacts) -> Node:
     "The last run and how it ended."
     if j.last is None: return h.span(".none")["never"]
-    return [badge(j.last.word, j.last.tone), " ", h.a(href=f"/ui/runs/{quote(j.last.runbook, safe='')}/{quote(j.last.run_id, safe='')}")[when(j.last.started_ms, "moment")], h.span(".unit")[f" {j.last.mode}"], h.p(".hint")[j.last.reason[:300]] if j.last.reason else None]
+    return [badge(j.last.word, j.last.tone), " ", h.a(href=run_url(j.last.runbook, j.last.run_id))[when(j.last.started_ms, "moment")], h.span(".unit")[f" {j.last.mode}"], h.p(".hint")[j.last.reason[:300]] if j.last.reason else None]
 
 def job_card(j: JobFacts) -> Node:
     "One job."
@@ -389,12 +387,14 @@ async def verify_history(request: Request, deps: Deps, viewer: Actor) -> Respons
 async def gaps_tab(request: Request, deps: Deps, viewer: Who) -> Response:
     "Which candles are missing."
     intro = h.p(".hint")[f"Closed candles of the last {GAP_DAYS} days that the trading calendar expects, in Valkey and in the lake. Looked at again after a minute."]
-    return tab(request, viewer, "gaps", intro, gaps_view(await attempt("Data gaps", kept_gaps(deps), 12.0), deps.desk.account))
+    found = await attempt("Data gaps", kept_gaps(deps), 12.0)
+    return tab(request, viewer, "gaps", intro, await drawn(lambda: gaps_view(found, deps.desk.account)))
 
 @router.get("/ui/ops/schedule")
 async def schedule_tab(request: Request, deps: Deps, viewer: Who) -> Response:
     "What runs when."
-    return tab(request, viewer, "schedule", schedule_view(await attempt("The schedule", kept_jobs(deps), 12.0)))
+    found = await attempt("The schedule", kept_jobs(deps), 12.0)
+    return tab(request, viewer, "schedule", await drawn(lambda: schedule_view(found)))
 
 @router.get("/ui/ops/health")
 async def health_tab(request: Request, deps: Deps, viewer: Who) -> Response:

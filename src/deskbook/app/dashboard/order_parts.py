@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 import htpy as h
 from ..cli_desk import json_value
-from .elements import Node, age, amount, badge, facts, ident, sentence, table, unknown
+from .elements import Node, age, amount, badge, facts, ident, sentence, table, trace_url, unknown
 from .order_facts import STATE_WORDS, Fill, Lap, OrderFacts, Step, Story, lasted, state_tone, step_words
 from ...core.clock import iso, to_ms
 from ...core.files import strict_json
@@ -50,7 +50,7 @@ def trace_at(
 ) -> Node:
     "The way to the whole way: from the gate to the fill."
     key, hint = trace_id or str(order_id), "" if decision_id else f"?{urlencode({'order': str(order_id)})}"
-    return h.a(href=f"/ui/trace/{quote(key, safe='')}{hint}", title="the whole way, from the gate to the fill")["trace ", key[:8]]
+    return h.a(href=trace_url(key) + hint, title="the whole way, from the gate to the fill")["trace ", key[:8]]
 
 def trace_link(order: OrderRow) -> Node: return trace_at(order.trace_id, order.id, order.decision_id)
 

@@ -16,7 +16,7 @@ import htpy as h
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
 from ..api_routes import Deps
-from .elements import Node, amount, badge, card, empty_box, error_box, facts, table, when
+from .elements import Node, amount, badge, card, empty_box, error_box, facts, run_url, table, when
 from .evidence_facts import RunFacts, RunRow, Wary, artefact, aside, moment_at, report_page, run_facts
 from .web import Who, page
 from ...ops.evidence import CheckRecord, Evidence, StepRecord
@@ -38,7 +38,7 @@ def value(
 # %% ../../../../nbs/app/dashboard/42_run_page.ipynb #075ec1f6
 def address(row: RunRow, more: str = "") -> str: # by the names of its folder: what the evidence calls itself may be anything
     "Where a run is shown."
-    return f"/ui/runs/{quote(row.runbook, safe='')}/{quote(row.run_id, safe='')}{more}"
+    return run_url(row.runbook, row.run_id) + more
 
 # %% ../../../../nbs/app/dashboard/42_run_page.ipynb #554c3a80
 def seal_node(f: RunFacts) -> Node:

@@ -22,7 +22,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 from ..api_problems import ApiError, redactor_of
 from ..api_routes import ApiDeps, Deps
-from .elements import Node, Tone, age, badge, card, empty_box, error_box, facts, ident, partial, table, unknown, when
+from .elements import Node, Tone, age, badge, card, empty_box, error_box, facts, ident, partial, run_url, table, unknown, when
 from .runbook_facts import FOLDERS, Book, RunFacts, Shelf, book_of, newest_runs, shelves
 from .runbook_forms import Filled, filled, missing_lab, prefilled, prose, run_form
 
@@ -159,7 +159,7 @@ def stop_view(viewer: Viewer, p: Progress) -> Node:
 def ended_view(p: Progress) -> Node:
     "What to do with a run that has ended."
     if p.facts.going: return None
-    report = h.a(".button", href=f"/ui/runs/{p.facts.runbook}/{p.facts.run_id}")["Open the report"] if p.has_report else h.span(".hint")["The report is being written."] if p.closing else None
+    report = h.a(".button", href=run_url(p.facts.runbook, p.facts.run_id))["Open the report"] if p.has_report else h.span(".hint")["The report is being written."] if p.closing else None
     again_ = h.a(".button", href=f"/ui/runbooks/{p.facts.runbook}")["Run it again"]
     resume = f"deskbook run {p.facts.runbook} --resume {p.facts.run_id}"
     lost = error_box("The process of this run is gone, and nobody wrote how it ended.", ["Look at what it did. Continue it with ", h.code[resume], "."]) if p.facts.word == "LOST" else None

@@ -7,12 +7,11 @@ __all__ = ['router', 'hazard_words', 'gate_card', 'decision_card', 'after_card',
 
 # %% ../../../../nbs/app/dashboard/35_trace_page.ipynb #b3f58aaa
 from collections.abc import Mapping
-from urllib.parse import quote
 import htpy as h
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 from ..api_routes import Deps
-from .elements import Node, Tone, badge, card, empty_box, facts, meter, reason_list, unknown, when
+from .elements import Node, Tone, badge, card, empty_box, facts, meter, reason_list, trace_url, unknown, when
 from .order_facts import After, DecisionFacts, GateSeen, OrderFacts, Trace, id_in, laps, read_trace
 from .order_parts import exact, folded, laps_view, moment, pair_url, story_view
 from .web import Who, fragment, is_part, page
@@ -59,7 +58,7 @@ def times(trace: Trace) -> list[Node]:
 def trace_view(trace: Trace, hint: str = "") -> Node:
     "From gate to fill."
     lives = any(not s.order.ended for s in trace.stories)
-    url = f"/ui/trace/{quote(trace.key, safe='')}{f'?order={hint}' if hint else ''}"
+    url = trace_url(trace.key) + (f"?order={hint}" if hint else "")
     again = {"hx-get": url, "hx-trigger": "every 1s", "hx-swap": "outerMorph", "hx-target": "this"} if lives else {}
     orders = [story_view(OrderFacts(s), asks=False) for s in trace.stories] or [card("Orders", empty_box("No order came of it."))]
     gate = gate_card(trace.decision.gate) if trace.decision else None
