@@ -26,8 +26,8 @@ from ...ops.live_tools import mark_age_s, market_closed
 # %% auto #0
 __all__ = ['LOOK_S', 'SPARK', 'LAST_DECISIONS', 'Mode', 'Said', 'LastSaid', 'memory_of', 'ask_live', 'closes_of', 'ask_ledger',
            'ask_venue', 'rules_of', 'Looked', 'ask_all', 'look_at', 'mode_of', 'Down', 'HeroFacts', 'nav_of',
-           'results_of', 'moment', 'oldest', 'down_of', 'hero_facts', 'desk_reasons', 'GateFacts', 'share',
-           'gate_facts', 'PairFacts', 'decision_reasons', 'pair_reasons', 'pnl_of', 'digits_of', 'pair_facts',
+           'ledger_now', 'results_of', 'moment', 'oldest', 'down_of', 'hero_facts', 'desk_reasons', 'GateFacts',
+           'share', 'gate_facts', 'PairFacts', 'decision_reasons', 'pair_reasons', 'pnl_of', 'digits_of', 'pair_facts',
            'DeskFacts', 'desk_facts', 'sample_desk']
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #06e486f5
@@ -102,7 +102,7 @@ async def closes_of(deps: ApiDeps, memory: LastSaid, candles: Mapping[str, int |
     return {n: closes for n, (_, closes) in memory.closes.items()}
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #f18ff2f0
-_ACCOUNT = """SELECT a.mode, a.currency, a.entries_frozen, coalesce(a.freeze_reason, '') AS freeze_reason, a.reconciled_at,
+_ACCOUNT = """SELECT a.mode, a.currency, a.entries_frozen, coalesce(a.freeze_reason, '') AS freeze_reason, a.reconciled_at, clock_timestamp() AS read_at,
   coalesce(a.armed_until > clock_timestamp(), false) AS armed, a.armed_until, coalesce(a.armed_by, '') AS armed_by, e.nav, e.at AS nav_at
 FROM accounts a LEFT JOIN LATERAL (SELECT nav, at FROM equity_snapshots s WHERE s.account = a.account ORDER BY at DESC LIMIT 1) e ON true
 WHERE a.account = %s"""
@@ -239,8 +239,13 @@ def nav_of(live: Said, account: Mapping[str, Any], now_ms: int) -> tuple[Decimal
     if not live.error and old is not None and nav is not None: return Decimal(str(nav)), moment(now_ms - old*1000)
     return (account["nav"], to_ms(account["nav_at"])) if account.get("nav") is not None else (None, None)
 
+def ledger_now(ledger: Said, now_ms: int) -> int: # epoch ms
+    "The clock of PostgreSQL, which decides what day it is: a sandbox that replays an old week has a clock of its own."
+    read_at = ledger.get("account", {}).get("read_at")
+    return now_ms if read_at is None or ledger.seen_ms is None else to_ms(read_at) + now_ms - ledger.seen_ms
+
 def results_of(state: RiskState | None, policy: RiskPolicy | None, nav: Decimal | None, now_ms: int) -> dict[str, Decimal | None]: # fields of `HeroFacts`
-    "Day and drawdown."
+    "Day and drawdown. The moment is that of the ledger."
     limit = policy.max_drawdown_frac if policy else None
     if state is None or nav is None: return {"day_pnl": None, "drawdown": None, "drawdown_limit": limit}
     today = state.day == to_datetime(now_ms).date()
@@ -278,7 +283,7 @@ def hero_facts(deps: ApiDeps, looked: Looked) -> HeroFacts:
         None if looked.ledger.error or not account else account["armed"], to_ms(until) if until else None, account.get("armed_by", ""),
         moment(loop.get("ts_ms")) if mark_age_s(loop, now) is not None else None, not looked.live.error and is_running(mark_age_s(loop, now), s.loop_s),
         str(loop.get("error", "")), loop_ttl_s(s.loop_s), not market_closed(now), candle, gate, no_candle, no_gate, s.candle_stale_s, s.gate_max_age_s, nav, nav_ms,
-        account.get("currency", "USD"), **results_of(state, looked.ledger.get("policy"), nav, now),
+        account.get("currency", "USD"), **results_of(state, looked.ledger.get("policy"), nav, ledger_now(looked.ledger, now)),
         breaker=(state.reason or "tripped") if state and state.status == "tripped" else "",
         frozen=(account["freeze_reason"] or "frozen") if account.get("entries_frozen") else "",
         alerts=None if looked.ledger.seen_ms is None else looked.ledger.get("alerts", {}), down=down_of(looked), study_ms=looked.study_ms)
