@@ -108,7 +108,7 @@ class Desk:
     def start(self):
         self.log = open(self.home / "up.log", "a")
         args = [sys.executable, str(HERE / "desk_process.py"), self.sandbox.control_url, "up", "--json", "--every", "0.3"]
-        self.process = subprocess.Popen(args, env=self.env, stdout=subprocess.PIPE, stderr=self.log, text=True, cwd=HERE.parents[1])
+        self.process = subprocess.Popen(args, env=self.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, cwd=HERE.parents[1])
         threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
         try:
             until(self.ready, 60, why=lambda: f"the desk came up; its log ends with: {self.log_tail()}")
@@ -143,6 +143,7 @@ class Desk:
         finally:
             self.process.kill()
             self.process.wait()
+            self.process.stdin.close()
             self.log.close()
             self.seen = {}
 
