@@ -262,3 +262,14 @@ def test_no_address_makes_the_desk_stumble(door, part):
                 assert answer.status_code < 500, (path, answer.status_code)
                 assert "<script>" not in answer.text, path
     story(go())
+
+
+def test_a_session_that_signed_out_stays_so_when_the_desk_starts_again(door):
+    async def go():
+        async with door() as (_, http):
+            (out, word), (stays, _) = cookie(http.app.state.deps.settings), cookie(http.app.state.deps.settings, name="ben")
+            assert (await http.post("/ui/logout", headers=out, data={"csrf": word})).status_code == 303
+        async with door() as (_, http):
+            assert (await http.get("/ui/nothing", headers=out)).status_code == 303
+            assert (await http.get("/ui/nothing", headers=stays)).status_code == 404
+    story(go())

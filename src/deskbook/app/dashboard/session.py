@@ -4,23 +4,30 @@
 
 # %% auto #0
 __all__ = ['NOBODY', 'COOKIE', 'LIFE_S', 'OPEN_PAGES', 'view_token_of', 'right_of', 'Viewer', 'session_cookie', 'csrf_of',
-           'viewer_of', 'set_cookie', 'cookie_in', 'header_of', 'is_own', 'is_forged', 'is_page', 'Doorkeeper']
+           'viewer_of', 'set_cookie', 'cookie_in', 'header_of', 'is_own', 'is_forged', 'SignedOut', 'is_page',
+           'Doorkeeper']
 
 # %% ../../../../nbs/app/dashboard/01_session.ipynb #771d3f41
 import hmac
+import logging
 import secrets
-from collections.abc import Iterable
+import time
+from collections.abc import Container
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
+from pathlib import Path
 from urllib.parse import urlsplit
 from itsdangerous import BadData, URLSafeTimedSerializer
 from ..api_auth import Headers, RateLimit, token_of, without_token
+from ...core.errors import DeskbookError
+from ...core.files import read_json, write_json
 from ...core.settings import Settings
 
 # %% ../../../../nbs/app/dashboard/01_session.ipynb #38e27d97
 def view_token_of(settings: Settings) -> str: return settings.api_view_token.get_secret_value().strip() if settings.api_view_token else "" # "": there is none
 
+# %% ../../../../nbs/app/dashboard/01_session.ipynb #9626ad0c
 def right_of(
     settings: Settings,
     given: str, # what was typed
@@ -43,6 +50,7 @@ class Viewer:
     @property
     def by(self) -> str: return f"web:{self.name}"
 
+# %% ../../../../nbs/app/dashboard/01_session.ipynb #876daf3a
 NOBODY = Viewer("nobody", False, "", "")
 
 # %% ../../../../nbs/app/dashboard/01_session.ipynb #60c3bb51
@@ -53,6 +61,7 @@ def _key(settings: Settings) -> bytes: return sha256(f"{_SALT}\0{token_of(settin
 
 def _signer(settings: Settings) -> URLSafeTimedSerializer: return URLSafeTimedSerializer(_key(settings), salt=_SALT)
 
+# %% ../../../../nbs/app/dashboard/01_session.ipynb #431b5f24
 def session_cookie(
     settings: Settings,
     name: str,
@@ -62,13 +71,14 @@ def session_cookie(
     "The value of a new session's cookie."
     return str(_signer(settings).dumps([sid or secrets.token_hex(12), name[:100], may_act]))
 
+# %% ../../../../nbs/app/dashboard/01_session.ipynb #ee5daa15
 def csrf_of(settings: Settings, sid: str) -> str: return hmac.new(_key(settings), f"csrf\0{sid}".encode(), sha256).hexdigest() # of one session
 
 # %% ../../../../nbs/app/dashboard/01_session.ipynb #564bc179
 def viewer_of(
     settings: Settings,
     cookie: str, # value
-    ended: Iterable[str] = (), # sids that signed out
+    ended: Container[str] = (), # sids that signed out
 ) -> Viewer | None: # None: no session, or not any more
     "Who a cookie stands for."
     if not token_of(settings): return None
@@ -86,6 +96,7 @@ def set_cookie(
     life = LIFE_S if value else 0
     return f"{COOKIE}={value}; Path=/ui; Max-Age={life}; HttpOnly; SameSite=Strict{'; Secure' if secure else ''}"
 
+# %% ../../../../nbs/app/dashboard/01_session.ipynb #fe63d8d7
 def cookie_in(headers: Headers) -> str: # "": none
     "The session's cookie among a request's headers."
     given = [part.strip() for k, v in headers if k.lower() == b"cookie" for part in v.decode("latin-1").split(";")]
@@ -94,24 +105,54 @@ def cookie_in(headers: Headers) -> str: # "": none
 # %% ../../../../nbs/app/dashboard/01_session.ipynb #33c0f368
 def header_of(headers: Headers, name: str) -> str: return next((v.decode("latin-1") for k, v in headers if k.lower() == name.encode()), "")
 
+# %% ../../../../nbs/app/dashboard/01_session.ipynb #f9ed059a
 def is_own(headers: Headers) -> bool:
     "Whether the browser says that our own page sends this. A browser that says nothing is judged by the form's word alone."
     site, origin = header_of(headers, "sec-fetch-site"), header_of(headers, "origin")
     if site and site != "same-origin": return False
     return not origin or urlsplit(origin).netloc.lower() == header_of(headers, "host").lower()
 
+# %% ../../../../nbs/app/dashboard/01_session.ipynb #54b6ad0d
 def is_forged(viewer: Viewer, headers: Headers, said: str) -> bool: # said: the form's `csrf`, or the header
     "Whether this POST was not made by a page of this session."
     return not is_own(headers) or not viewer.csrf or not hmac.compare_digest(viewer.csrf.encode(), said.encode())
+
+# %% ../../../../nbs/app/dashboard/01_session.ipynb #30d6557f
+log = logging.getLogger(__name__)
+
+def _kept(path: Path) -> dict[str, float]: # sid -> epoch s
+    try: return {str(sid): float(until) for sid, until in read_json(path).items()}
+    except FileNotFoundError: return {}
+    except (OSError, DeskbookError, ValueError, TypeError, AttributeError):
+        log.warning("who signed out of the dashboard before this start cannot be read", extra={"path": str(path)})
+        return {}
+
+# %% ../../../../nbs/app/dashboard/01_session.ipynb #bde6d27f
+class SignedOut:
+    "Sessions that were ended by hand, until they would have ended by themselves."
+    def __init__(self, path: Path): self.path, self.until = path, _kept(path)
+
+    def __contains__(self, sid: object) -> bool: return sid in self.until
+
+    def add(self, sid: str) -> None:
+        "It is worth nothing from now on."
+        now = time.time()
+        self.until = {k: at for k, at in self.until.items() if at > now} | {sid: now + LIFE_S}
+
+    def keep(self) -> None:
+        "Write them down. Blocks while it writes."
+        try: write_json(self.path, self.until)
+        except OSError: log.warning("who signed out of the dashboard cannot be written down", extra={"path": str(self.path)})
 
 # %% ../../../../nbs/app/dashboard/01_session.ipynb #abb48e87
 OPEN_PAGES = ("/ui/login", "/ui/static/")
 def is_page(path: str) -> bool: return path == "/" or path == "/ui" or path.startswith("/ui/")
 
+# %% ../../../../nbs/app/dashboard/01_session.ipynb #c0cbc485
 class Doorkeeper:
     "Decides who may see pages."
     def __init__(self, settings: Settings):
-        self.settings, self.ended, self.tries = settings, set[str](), RateLimit(8, 60.0)
+        self.settings, self.ended, self.tries = settings, SignedOut(settings.home/"signed_out.json"), RateLimit(8, 60.0)
 
     def viewer(self, headers: Headers) -> Viewer | None:
         "Who a request's cookie stands for."
