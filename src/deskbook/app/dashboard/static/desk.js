@@ -126,6 +126,7 @@ const deskbook = (() => {
   document.addEventListener("submit", ask, true)
   document.addEventListener("tick", heard)
   document.addEventListener("htmx:sse:after:message", heard)
+  document.addEventListener("htmx:sse:error", event => { if (event.detail?.status === 401) location.assign(`/ui/login?next=${encodeURIComponent(location.pathname + location.search)}`) })
   document.addEventListener("visibilitychange", () => { if (!document.hidden) { heardMs = Math.max(heardMs, Date.now() - STALE_MS + 1500); watch() } })
   document.addEventListener("htmx:after:swap", event => { ages(); draw(event.target instanceof Element ? event.target : document.body); draw(document.body) })
   return {chart, colour, isDark, now, draw}
