@@ -78,6 +78,7 @@ class LastSaid:
         before = self.said.get(source, Said())
         return Said(before.value, before.seen_ms, error)
 
+# %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #f9bed352
 _MEMORIES: WeakKeyDictionary[Any, LastSaid] = WeakKeyDictionary()
 def memory_of(deps: ApiDeps) -> LastSaid: return _MEMORIES.setdefault(deps.desk, LastSaid())
 
@@ -91,6 +92,7 @@ async def ask_live(deps: ApiDeps) -> dict[str, Any]:
     loop, nav = [m if isinstance(m, Mapping) else {} for m in [await get_json(deps.live, k) for k in (DESK_LOOP, NAV_SNAPSHOT)]]
     return {"gates": gates, "candles": candles, "loop": loop, "nav": nav}
 
+# %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #3539001c
 async def closes_of(deps: ApiDeps, memory: LastSaid, candles: Mapping[str, int | None]) -> Mapping[str, tuple[float, ...]]:
     "The last closes of each pair, oldest first."
     async def one(name: str, newest: int) -> None:
@@ -159,6 +161,7 @@ class Looked:
     profile_error: str = ""
     study_ms: int | None = None # when the weekly study was published
 
+# %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #a6d29df3
 async def ask_all(deps: ApiDeps, memory: LastSaid) -> Looked:
     "One look."
     now = deps.clock()
@@ -184,6 +187,7 @@ _MODES: Mapping[str, Mode] = {"sandbox": "sandbox", "practice": "paper"}
 
 def mode_of(environment: str) -> Mode: return _MODES.get(environment, "live")
 
+# %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #b20baa8b
 @dataclass(frozen=True)
 class Down:
     "A source that does not answer."
@@ -239,11 +243,13 @@ def nav_of(live: Said, account: Mapping[str, Any], now_ms: int) -> tuple[Decimal
     if not live.error and old is not None and nav is not None: return Decimal(str(nav)), moment(now_ms - old*1000)
     return (account["nav"], to_ms(account["nav_at"])) if account.get("nav") is not None else (None, None)
 
+# %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #6bcdb5d2
 def ledger_now(ledger: Said, now_ms: int) -> int: # epoch ms
     "The clock of PostgreSQL, which decides what day it is: a sandbox that replays an old week has a clock of its own."
     read_at = ledger.get("account", {}).get("read_at")
     return now_ms if read_at is None or ledger.seen_ms is None else to_ms(read_at) + now_ms - ledger.seen_ms
 
+# %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #e96a0a4c
 def results_of(state: RiskState | None, policy: RiskPolicy | None, nav: Decimal | None, now_ms: int) -> dict[str, Decimal | None]: # fields of `HeroFacts`
     "Day and drawdown. The moment is that of the ledger."
     limit = policy.max_drawdown_frac if policy else None
@@ -256,6 +262,7 @@ _LATEST_MS = 4_102_444_800_000 # the year 2100
 
 def moment(value: Any) -> int | None: return int(at) if (at := number(value)) is not None and 0 < at < _LATEST_MS else None # epoch ms; None: it is none
 
+# %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #dc2234a3
 def oldest(
     moments: Mapping[str, int | None], # by pair; None: there is none
 ) -> tuple[tuple[str, int] | None, tuple[str, ...]]: # the oldest, and those without
@@ -263,6 +270,7 @@ def oldest(
     known = {n: ms for n, ms in moments.items() if ms is not None}
     return min(known.items(), key=lambda x: x[1], default=None), tuple(n for n in moments if n not in known)
 
+# %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #91134b4c
 def down_of(looked: Looked) -> tuple[Down, ...]:
     "The sources that do not answer."
     return tuple(Down(name, said.error, said.seen_ms) for name, said in (("Valkey", looked.live), ("PostgreSQL", looked.ledger), ("venue", looked.venue)) if said.error)
@@ -312,8 +320,10 @@ class GateFacts:
     hazard: float | None # 0 to 1
     threshold: float | None # adaptive
 
+# %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #59c5be76
 def share(value: Any) -> float | None: return x if (x := number(value)) is not None and 0 <= x <= 1 else None # None: no number of that kind
 
+# %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #242bdd77
 def gate_facts(gate: Mapping[str, Any] | None, now_ms: int) -> GateFacts | None:
     "What a gate says."
     if not gate: return None
@@ -420,6 +430,7 @@ class DeskFacts:
     pairs: tuple[PairFacts, ...] # in the order of HOTBAND_PAIRS
     strangers: tuple[Held, ...] = () # positions in anything else
 
+# %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #27386453
 def desk_facts(deps: ApiDeps, looked: Looked) -> DeskFacts:
     "The page, from one look. Reads nothing."
     hero = hero_facts(deps, looked)

@@ -48,11 +48,13 @@ def moment_of(ts: str) -> Node:
     try: return when(to_ms(ts), "moment")
     except BadInput: return ts[:40]
 
+# %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #866459cc
 def told_by(kill: KillState) -> Node:
     "Who switched it last, when and why."
     if not kill.by: return "it is not known who switched it last"
     return ["by ", h.b[kill.by], " at ", moment_of(kill.ts), ": ", h.q[kill.why] if kill.why else "no reason given"]
 
+# %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #a7e67c2f
 def kill_badge(kill: KillState) -> Node:
     "The two words."
     if not kill.engaged: return badge("kill switch clear", "good")
@@ -105,6 +107,7 @@ def armed_view(f: HeroFacts) -> Node:
 
 def down_badges(down: tuple[Down, ...]) -> Node: return [badge(f"{d.source} DOWN", "bad", d.why) for d in down]
 
+# %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #f3ca8303
 def hero_view(f: HeroFacts) -> Node:
     "The strip."
     stopped = [badge("breaker tripped", "bad", f.breaker)] if f.breaker else []
@@ -198,17 +201,20 @@ def emptied(name: str) -> Node:
     wired = {"id": f"f-{name}", "name": name}
     return h.Element("hx-partial")(hx_target=f"#f-{name}", hx_swap="outerHTML")[why_stop(wired) if name == "why_stop" else why_clear(wired)]
 
+# %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #035a41a7
 def stop_form(viewer: Viewer) -> Node:
     "One click."
     why = field("why_stop", "Reason, if you like", why_stop)
     return act_form(viewer, "/ui/desk/stop", why, button="Stop all sending", tone="bad", ident="stop-form")
 
+# %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #83a92a44
 def clear_form(viewer: Viewer, f: HeroFacts) -> Node:
     "A reason, and a question."
     why = field("why_clear", "Reason for clearing it", why_clear)
     asked = f"Clear the kill switch of {f.account}? This is {f.mode.upper()}, {_MODES[f.mode]}. The desk may send orders at once."
     return act_form(viewer, "/ui/desk/clear", why, button="Clear the kill switch", confirm=asked, ident="clear-form")
 
+# %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #cd063a4e
 def kill_panel(viewer: Viewer, f: HeroFacts) -> Node:
     "The switch."
     return h.section(".kill-panel", id="kill", aria_label="Kill switch")[stop_form(viewer), kill_view(f.kill), clear_form(viewer, f)]
@@ -226,6 +232,7 @@ def desk_view(facts: DeskFacts, viewer: Viewer) -> Node:
     cards = [pair_card(p) for p in facts.pairs] or h.p(".empty")["No pairs are followed. HOTBAND_PAIRS names them."]
     return [kill_panel(viewer, facts.hero), down_view(facts.hero.down), strangers_view(facts.strangers), h.div(".pairs", id="pairs")[cards]]
 
+# %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #e3d0b9a8
 def parts_of(facts: DeskFacts) -> dict[str, Node]: # by id
     "What changes on the page."
     made = {"kill-state": kill_view(facts.hero.kill), "desk-down": down_view(facts.hero.down), "strangers": strangers_view(facts.strangers)}
@@ -297,6 +304,7 @@ async def stop(request: Request, deps: Deps, viewer: Actor) -> Response:
     text, tone = engaged_words(await switch(deps, body_of(viewer, True, said.get("why_stop", ""))))
     return await answered(request, deps, text, tone)
 
+# %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #ff1a4654
 @router.post("/ui/desk/clear")
 async def clear(request: Request, deps: Deps, viewer: Actor) -> Response:
     "Clear it. Raises `ApiError`."

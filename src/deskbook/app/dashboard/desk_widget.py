@@ -20,11 +20,12 @@ from ...core.clock import Clock, system_clock
 from ...core.errors import DeskbookError
 from ...core.loop import background_loop, run_sync
 
-if TYPE_CHECKING:
-    from deskbook.core.settings import Settings
-
 # %% auto #0
 __all__ = ['Reader', 'log', 'scoped_style', 'span_of', 'aged', 'DeskWidget', 'watch_desk']
+
+# %% ../../../../nbs/app/dashboard/12_desk_widget.ipynb #7e63deae
+if TYPE_CHECKING:
+    from deskbook.core.settings import Settings
 
 # %% ../../../../nbs/app/dashboard/12_desk_widget.ipynb #177ba464
 _THEMES = "[data-jp-theme-light=true] .deskbook-view { color-scheme: light } [data-jp-theme-light=false] .deskbook-view { color-scheme: dark }"
@@ -44,6 +45,7 @@ def span_of(seconds: float) -> str: # as desk.js says it
     s = abs(seconds)
     return f"{s:.0f} s" if s < 120 else f"{s//60:.0f} min" if s < 7200 else f"{s//3600:.0f} h" if s < 172_800 else f"{s//86_400:.0f} d"
 
+# %% ../../../../nbs/app/dashboard/12_desk_widget.ipynb #92a767b5
 def aged(
     markup: str, # of a fragment
     now_ms: int,
@@ -61,6 +63,7 @@ log = logging.getLogger(__name__)
 
 def _box(node: Node) -> str: return f'<div class="deskbook-view">{h.fragment[node]}</div>'
 
+# %% ../../../../nbs/app/dashboard/12_desk_widget.ipynb #928b3e9a
 # long: one small object: what it shows, and its start and stop
 class DeskWidget:
     "A desk in a notebook. Show it by naming it at the end of a cell."

@@ -36,6 +36,7 @@ def style_sheet() -> str:
     "The style of all pages, as text."
     return (STATIC/"desk.css").read_text(encoding="utf-8")
 
+# %% ../../../../nbs/app/dashboard/00_elements.ipynb #36bd1d0a
 @dataclass(frozen=True)
 class Shown:
     "A fragment as a notebook shows it."
@@ -46,6 +47,7 @@ class Shown:
         page = f"<!doctype html><style>{style_sheet()}</style><body class=fragment>{h.fragment[self.node]}"
         return f'<iframe sandbox="" title="fragment" width="100%" height="{self.height_px}" srcdoc="{html.escape(page)}"></iframe>'
 
+# %% ../../../../nbs/app/dashboard/00_elements.ipynb #5b937bd2
 def shown(
     node: Node, # from any function that makes a fragment
     height_px: int = 120,
@@ -64,6 +66,7 @@ def when(
     if ms is None: return h.span(".none")["never"]
     return h.time(datetime=iso(ms), data_ms=str(ms))[f"{to_datetime(ms):{_FORMS[form]}} UTC"]
 
+# %% ../../../../nbs/app/dashboard/00_elements.ipynb #b91e094a
 def age(
     ms: int | None, # epoch ms; None: never
     stale_s: float | None = None, # older than this is marked
@@ -75,6 +78,7 @@ def age(
 # %% ../../../../nbs/app/dashboard/00_elements.ipynb #27931720
 def unknown(why: str = "not known") -> Node: return h.span(".none", title=why)["–"]
 
+# %% ../../../../nbs/app/dashboard/00_elements.ipynb #d1b1c767
 def amount(
     value: float | Decimal | str | None,
     unit: str = "", # e.g. "USD", "s", "%"
@@ -105,6 +109,7 @@ def sentence(
     said = REASONS.get(code, code.replace("_", " "))
     return f"{said} ({detail})" if detail else said
 
+# %% ../../../../nbs/app/dashboard/00_elements.ipynb #376b699a
 def reason_list(
     reasons: Iterable[str],
     empty: str = "no reason was given",
@@ -169,6 +174,7 @@ def card(title: Node, *body: Node, ident: str | None = None, tone: Tone | None =
     "A box with a title."
     return h.section(f".card{f'.{tone}' if tone else ''}", id=ident)[h.h2[title], list(body)]
 
+# %% ../../../../nbs/app/dashboard/00_elements.ipynb #53daa573
 def empty_box(what: str, todo: Node = None) -> Node:
     "Nothing is here, and what to do about it."
     return h.div(".empty")[h.p[what], h.p(".hint")[todo] if todo else None]
@@ -184,6 +190,7 @@ def ident(
     "The name of a part of a page."
     return "-".join(re.sub(r"[^A-Za-z0-9_]", lambda m: f"_x{ord(m[0]):x}_", str(p)) for p in parts)
 
+# %% ../../../../nbs/app/dashboard/00_elements.ipynb #2fba2806
 def partial(
     target: str, # id, from `ident`
     node: Node, # an element with that id

@@ -88,6 +88,7 @@ def text_at(
     at.no("text")
     return ""
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #59dd2d09
 _FIRST_MS, _LAST_MS = to_ms("2000-01-01"), to_ms("2100-01-01")
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #59bb1492
@@ -197,10 +198,12 @@ def _interval(part: Wary) -> tuple[float | None, float | None]:
     part["ci95_bp"].no("interval")
     return None, None
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #2118fbb1
 def _bp(part: Wary) -> float | None: # percent in the archived format
     if (mean := number_at(part["avg_return_bp"])) is not None: return mean
     return None if (pct := number_at(part["avg_return_pct"], 1e5)) is None else 100*pct
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #9d8565fa
 def _frac(at: Wary) -> float | None: return number_at(at, 1.0)
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #9fd03571
@@ -379,6 +382,7 @@ def tried[T](
     except Exception as e: return Trouble(f"The evidence cannot be judged: {type(e).__name__}.",
         "Its values are not of the kind a study writes. Publish it again.")
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #5c20aa46
 _TODO = {"evidence_invalid": "Restore it from `reports/evidence/archive`, or publish again with `deskbook weekly`.",
     "evidence_unreadable": "Look at the rights of the file.",
     "evidence_missing": "Publish it with `deskbook weekly`."}
@@ -390,6 +394,7 @@ class Week:
     study: Study
     roster: Roster | Trouble
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #f20518c3
 @lru_cache(maxsize=24)
 def _study(path: Path, key: Any) -> Study: # the key changes when the file does
     document, published_ms = document_of(path)
@@ -401,6 +406,7 @@ def _roster(path: Path, key: Any, ledger_file: Path, ledger_key: Any) -> Roster 
     if isinstance(ledger_key, Trouble) and not ledger_key.missing: return ledger_key
     return tried(lambda: roster_of(document_of(path)[0], ledger_file))
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #d575237c
 def week_at(
     path: Path, # of a study
     real: Path, simulated: Path, # the roster's ledgers
@@ -490,6 +496,7 @@ class Summary:
 def _bundle(name: str, inside: str, at: Wary) -> Rate:
     return Rate(name, inside, None, count_at(at["count"]), number_at(at["avg_bp"]), number_at(at["median_bp"]), _frac(at["positive_pct"]))
 
+# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #be79a0ef
 def bundles_of(document: Any, published_ms: int | None) -> Summary:
     "Read a bundle study. Raises `DataError` when it is none."
     doc = Wary(document)

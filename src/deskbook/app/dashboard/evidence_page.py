@@ -18,6 +18,7 @@ import htpy as h
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+# %% ../../../../nbs/app/dashboard/41_evidence_page.ipynb #a0ac38b0
 from ..api_routes import ApiDeps, Deps
 from ..api_routes_market import published_ms
 from .elements import STUDY_STALE_S, Node, Tone, age, amount, badge, card, chart_box, empty_box, error_box, facts
@@ -66,6 +67,7 @@ def coded(text: str) -> Node:
     "A sentence with what stands between backticks set as code."
     return [h.code[part] if i % 2 else part for i, part in enumerate(text.split("`"))]
 
+# %% ../../../../nbs/app/dashboard/41_evidence_page.ipynb #1ad494e3
 def problems_box(problems: Sequence[str]) -> Node:
     "What a file holds that cannot be used."
     if not problems: return None
@@ -73,6 +75,7 @@ def problems_box(problems: Sequence[str]) -> Node:
     many = "One value of this file cannot be used and is" if one else f"{len(problems)} values of this file cannot be used and are"
     return h.details(".error")[h.summary[f"{many} left out."], h.ul[[h.li[p] for p in problems]]]
 
+# %% ../../../../nbs/app/dashboard/41_evidence_page.ipynb #c1183add
 _METHODS: Mapping[str, str] = {"holm": "Holm", "fdr_bh": "Benjamini and Hochberg"}
 
 def explored_of(study: Study) -> str:
@@ -149,6 +152,7 @@ def legend(i: Instrument, level: float) -> Node:
         h.li(".band")[f"{level:.0%} interval"] if banded else h.li(".none")["this format has no intervals"]]
     return h.ul(".legend")[lines]
 
+# %% ../../../../nbs/app/dashboard/41_evidence_page.ipynb #788b9fa4
 def curve_view(i: Instrument, level: float) -> Node:
     "The curve, its legend and its numbers."
     numbers = table(_HEAD, map(_row, i.points), f"{i.name}: net return after the gates", right=[0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11])
@@ -270,6 +274,7 @@ def _rate_row(r: Rate, named: Sequence[Node]) -> list[Node]:
 def _trouble(title: str, trouble: Trouble, missing: str, todo: Node) -> Node:
     return card(title, empty_box(missing, todo) if trouble.missing else error_box(trouble.what, coded(trouble.todo)))
 
+# %% ../../../../nbs/app/dashboard/41_evidence_page.ipynb #4bdbe01a
 def _dated(s: Summary, now_ms: int) -> Node:
     return facts([("Computed", aged(s.made_ms, now_ms)), ("Published", aged(s.published_ms, now_ms)),
         *([("Hits", amount(s.hits, digits=0))] if s.hits is not None else []),
@@ -379,6 +384,7 @@ def newest_ms(deps: ApiDeps) -> int | None:
     "When the canonical study was written last; None: there is none."
     return published_ms(canonical_of(deps))
 
+# %% ../../../../nbs/app/dashboard/41_evidence_page.ipynb #7e84528b
 @router.get("/ui/evidence")
 async def evidence_page(request: Request, deps: Deps, viewer: Who, week: str = "") -> Response:
     "The week's evidence."

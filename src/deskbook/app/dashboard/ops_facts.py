@@ -69,6 +69,7 @@ class Away:
     what: str # for people
     todo: str = ""
 
+# %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #59e46667
 async def attempt[T](
     name: str, # of the part, e.g. "alerts"
     work: Awaitable[T],
@@ -82,6 +83,7 @@ async def attempt[T](
         log.exception("%s cannot be shown", name)
         return Away(f"{name} cannot be shown: {type(e).__name__}.", "The log of the API says more.")
 
+# %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #85169ab1
 def also(part: Away, name: str) -> Away:
     "The same for another part that asks the same source, without waiting for it a second time."
     return Away(f"{name} cannot be shown{part.what.partition(' cannot be shown')[2]}", part.todo)
@@ -110,6 +112,7 @@ HELP: Mapping[str, str] = {  # trouble: runbook
     "unknown_order": "unknown_order", "absent_after_resend": "unknown_order", "cancel_stuck": "unknown_order", "hazard_fallback": "hazard_breach",
     "disk": "retention"}
 
+# %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #45c3e2e7
 def runbook_for(
     fingerprint: str, # e.g. "health:gates:paper", "unknown_order:7f3a…"
 ) -> str: # name of a runbook; "": none fits
@@ -158,6 +161,7 @@ _RANK = "status = 'open' DESC, array_position(ARRAY['high','medium','low'], seve
 _ALERTS = f"SELECT {ALERT} FROM ops_alerts WHERE status <> 'resolved' AND status = ANY(%s) ORDER BY {_RANK} LIMIT %s OFFSET %s"
 _OVER = f"SELECT {ALERT} FROM ops_alerts WHERE status = 'resolved' ORDER BY triggered_at DESC, id LIMIT %s OFFSET %s"
 
+# %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #ca1c97a7
 @dataclass(frozen=True)
 class AlertPage:
     "Some alerts."
@@ -166,6 +170,7 @@ class AlertPage:
     page: int = 1
     more: bool = False # there is a next page
 
+# %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #c70835f3
 async def alert_page(
     ledger: Ledger,
     shown: Which = "unresolved",
@@ -185,6 +190,7 @@ class AlertCounts:
     acknowledged: int = 0
     mark: str = "" # another one when anything changed
 
+# %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #4c6b3ad3
 _COUNTS = """SELECT severity, status, count(*) AS n, max(last_seen_at) AS last, sum(count)::bigint AS seen FROM ops_alerts WHERE status <> 'resolved'
 GROUP BY severity, status ORDER BY severity, status"""
 
@@ -194,6 +200,7 @@ def alert_counts_of(rows: Sequence[Mapping[str, Any]]) -> AlertCounts:
     mark = "|".join(f"{r['severity'][:1]}{r['status'][:1]}{r['n']}.{r['seen']}.{to_ms(r['last'])}" for r in rows)
     return AlertCounts(opened, sum(int(r["n"]) for r in rows if r["status"] != "open"), mark)
 
+# %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #b6c430a5
 async def alert_counts(ledger: Ledger) -> AlertCounts: return alert_counts_of(await ledger.rows(_COUNTS))
 
 # %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #e47c685d
@@ -223,6 +230,7 @@ class AuditRow:
     resource_id: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
+# %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #546cba20
 @dataclass(frozen=True)
 class AuditPage:
     "Some rows of the audit, newest first."
@@ -248,10 +256,12 @@ _AUDIT = """SELECT chain, seq, actor, action, resource_type, resource_id, metada
 WHERE chain = %(chain)s AND seq < %(before)s AND seq >= %(floor)s AND (%(actor)s = '' OR position(lower(%(actor)s) in lower(actor)) > 0)
   AND (%(action)s = '' OR position(lower(%(action)s) in lower(action)) > 0) ORDER BY seq DESC LIMIT %(limit)s"""
 
+# %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #c4309741
 def audit_row(row: Mapping[str, Any]) -> AuditRow:
     "From a row of the ledger."
     return AuditRow(row["chain"], row["seq"], to_ms(row["recorded_at"]), row["actor"], row["action"], row["resource_type"], row["resource_id"] or "", row["metadata"] or {})
 
+# %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #1c8ec1dc
 def merged(
     found: Sequence[tuple[int, int, Sequence[AuditRow]]], # per chain: first number that was not looked at above, lowest that was, rows, newest first
     most: int = AUDIT_ROWS,
@@ -296,6 +306,7 @@ class Verified:
     @property
     def head(self) -> Head: return Head(self.seq, self.hash)
 
+# %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #48695474
 def read_verified(file: Path) -> dict[str, Verified]: # "ops_audit_events/audit" -> ...; {} when there is no such file, or it cannot be read
     "What was kept."
     try: return {str(k): Verified(**v) for k, v in json.loads(file.read_text(encoding="utf-8")).items()}
@@ -310,6 +321,7 @@ def write_verified(file: Path, those: Mapping[str, Verified]) -> None:
 PIECE_ROWS, PIECE_PAUSE_S, MOST_CHAINS = 10_000, 0.05, 50
 _CHAINS = "SELECT chain_table, chain, seq FROM chain_heads ORDER BY chain_table, chain LIMIT %s"
 
+# %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #4de4fc86
 class ChainWalk:
     # long: one walk, and what is known of it while it goes on
     "Verifies the chains of one ledger, when somebody asks."
@@ -382,6 +394,7 @@ class ChainFacts:
     rows: int # number of its newest row
     verified: Verified
 
+# %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #ac6c6675
 @dataclass(frozen=True)
 class ChainsFacts:
     "How all of them stand."
@@ -392,6 +405,7 @@ class ChainsFacts:
     rows: int = 0 # verified by it so far
     error: str = "" # why the last one ended
 
+# %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #c5395f81
 async def chain_facts(walk: ChainWalk) -> ChainsFacts:
     "What is known. Raises `LedgerDown`."
     known = await walk.known()
@@ -412,6 +426,7 @@ class Gap:
     end_ms: int # exclusive
     missing: int # bars
 
+# %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #b0af8ece
 def gaps_in(
     times_ms: np.ndarray, # int64 open times, sorted, unique
     calendar: TradingCalendar,
@@ -629,6 +644,7 @@ class ScheduleFacts:
     folder: str
     looked_ms: int
 
+# %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #fbea8d86
 def schedule_facts(
     root: Path, # of the project
     reports: Path,
@@ -716,6 +732,7 @@ async def ask_ledger(ledger: Ledger) -> tuple[str, tuple[tuple[str, float | str,
     row, = await ledger.rows("SELECT current_setting('server_version') AS version, (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()) AS used, current_setting('max_connections')::int AS most")
     return row["version"], (("connections", f"{row['used']} of {row['most']}", ""),)
 
+# %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #92380cbd
 async def ledger_size(ledger: Ledger) -> tuple[tuple[str, float | str, str], ...]:
     "What takes a moment longer, so it is kept for a while. Raises `LedgerDown`."
     size, = await ledger.rows("SELECT pg_database_size(current_database()) AS bytes")
@@ -756,6 +773,7 @@ class VerdictFacts:
     at_ms: int | None = None
     findings: tuple[tuple[str, str, str], ...] = () # level, name, message
 
+# %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #3805f7d6
 def verdict_of(
     said: Any, # as stands in Valkey
 ) -> VerdictFacts:
@@ -778,6 +796,7 @@ class Memory:
     size: Kept[Any] = field(default_factory=lambda: Kept(300.0))
     lake: Kept[Any] = field(default_factory=Kept)
 
+# %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #8ec7efc0
 def mark_file(deps: ApiDeps) -> Path: # another database has another history
     return deps.settings.home/f"chain_verified_{sha256(place(deps.ledger.url))[:8]}.json"
 

@@ -68,17 +68,20 @@ def measured(a: AlertFacts) -> Node:
     limit = [h.span(".unit")[" against "], figure(a.threshold)] if a.threshold is not None else None
     return [h.span(".unit")[f"{a.metric} "] if a.metric else None, figure(a.value), limit]
 
+# %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #8a9858e7
 def figure(value: float) -> Node:
     "A number of any size, with no more digits than it needs."
     if not abs(value) < 1e12: return h.span(".num")[f"{value:.3g}"]
     return amount(value, digits=0 if value == round(value) else 2 if abs(value) >= 1 else 4)
 
+# %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #dc8ca0e5
 def alert_state(a: AlertFacts) -> Node:
     "Whether somebody looks after it."
     if a.status == "resolved": return [badge("resolved", "good"), " ", when(a.over_ms, "moment")]
     if a.status == "acknowledged": return [badge("acknowledged", "quiet"), " by ", h.b[a.seen_by], ", ", age(a.seen_ms)]
     return badge("open", "warn")
 
+# %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #01f630de
 def alert_card(
     a: AlertFacts,
     viewer: Viewer,
@@ -97,11 +100,13 @@ _NONE: Mapping[Which, str] = {"unresolved": "Nothing needs a person.", "open": "
 
 def to_alerts(which: Which, page: int = 1) -> str: return "/ui/ops?" + urlencode({"shown": which, "page": page})
 
+# %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #a706aaa6
 def pager(newer: str, older: str, words: Node = None) -> Node:
     "The way to the pages beside this one."
     ends = [h.a(".button", href=newer, rel="prev")["Newer"] if newer else None, words, h.a(".button", href=older, rel="next")["Older"] if older else None]
     return h.nav(".row.pager", aria_label="More pages")[ends] if newer or older else None
 
+# %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #a6872a1b
 def alerts_view(p: AlertPage | Away, viewer: Viewer, mark: str = "") -> Node:
     "The list."
     if isinstance(p, Away): return h.div("#ops-alerts")[away_box(p)]
@@ -124,6 +129,7 @@ def chain_row(c: ChainFacts) -> Sequence[Node]:
     v = c.verified
     return h.code[c.name], chain_state(c), amount(v.seq, digits=0) if v.at_ms else unknown("it was never verified"), amount(c.rows, digits=0), age(v.at_ms), when(v.whole_ms, "moment")
 
+# %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #6deb1da8
 _WRONG = """Stop sending, keep the database as it is, and compare it with a copy. `deskbook ledger verify` says more. If an older copy was restored on purpose,
 remove chain_verified_*.json below DESKBOOK_HOME and start the API again: it is the mark of the rows that were there."""
 
@@ -169,6 +175,7 @@ def audit_form(f: AuditFilter, chain: str, chains: Sequence[str]) -> Node:
     return h.form(".form.inline", method="get", action="/ui/ops/audit", role="search", aria_label="Filter the audit")[fields, h.button(type="submit")["Show"],
         h.a(".button", href="/ui/ops/audit")["Show all"] if f.actor or f.action or chain or f.before else None]
 
+# %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #401d51fd
 def audit_view(p: AuditPage | Away, chain: str = "") -> Node:
     "One page of it."
     if isinstance(p, Away): return away_box(p)
@@ -206,6 +213,7 @@ def coverage_view(c: Coverage, s: SeriesFacts) -> Node:
     if c.error: return h.div(".cover")[h.b[name], error_box(f"{name} could not be read: {c.error}")]
     return h.div(".cover")[h.div(".row.spread")[h.b[name], h.div[share(c)]], strip(c, s.start_ms, s.end_ms, f"{s.instrument} {s.granularity} in {name}")]
 
+# %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #0b180944
 def gap_table(s: SeriesFacts, account: str) -> Node:
     "What is missing, and how to fill it."
     both = [c for c in (s.live, s.lake) if c]
@@ -245,6 +253,7 @@ def last_view(j: JobFacts) -> Node:
     if j.last is None: return h.span(".none")["never"]
     return [badge(j.last.word, j.last.tone), " ", h.a(href=run_url(j.last.runbook, j.last.run_id))[when(j.last.started_ms, "moment")], h.span(".unit")[f" {j.last.mode}"], h.p(".hint")[j.last.reason[:300]] if j.last.reason else None]
 
+# %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #57914428
 def job_card(j: JobFacts) -> Node:
     "One job."
     wrong = error_box("This job will not start.", h.ul[[h.li[p] for p in j.problems]]) if j.problems else None
@@ -253,6 +262,7 @@ def job_card(j: JobFacts) -> Node:
         ("Owner", j.owner or unknown()), ("Mode", badge(j.mode, "warn" if j.mode == "live" else "quiet")), ("Time zone", j.zone or unknown())])
     return h.section(".card.job", id=ident("job", j.name))[h.h2[j.name], h.p[j.description] if j.description else None, wrong, said]
 
+# %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #d60fabaa
 def schedule_view(s: ScheduleFacts | Away) -> Node:
     "All jobs."
     if isinstance(s, Away): return away_box(s)
@@ -273,6 +283,7 @@ def verdict_view(v: VerdictFacts | Away) -> Node:
     head = h.p(".row")[badge(v.overall, _LEVEL[v.overall]), told, h.span(".unit")["looked ", age(v.at_ms, 120)]]
     return h.div("#ops-verdict")[card("Verdict", head, h.ul(".findings")[rows] if rows else None, tone=_LEVEL[v.overall])]
 
+# %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #62c687ca
 def _helps(name: str) -> Node:
     book = runbook_for(f"health:{name}")
     return [" ", to_book(book)] if book else None
@@ -284,6 +295,7 @@ def lease_end(w: WorkerFacts) -> Node:
     "When it ran out. One that is held is renewed every few seconds, which nobody needs to see."
     return unknown("there is none") if w.expires_ms is None else h.span(".unit")["held"] if w.state == "running" else ["ran out ", age(w.expires_ms)]
 
+# %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #3d47c39e
 def worker_line(w: WorkerFacts) -> Sequence[Node]:
     "One worker."
     word, tone = _WORKER[w.state]
@@ -292,6 +304,7 @@ def worker_line(w: WorkerFacts) -> Sequence[Node]:
     return [h.b[w.name], h.div(".unit")[w.what]], state, h.code[w.owner] if w.owner else unknown(), when(w.since_ms, "moment") if w.since_ms else unknown("its process is on another machine, or gone"), lease_end(w), \
         amount(w.hands, digits=0), crashes
 
+# %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #61221526
 def workers_view(those: Sequence[WorkerFacts] | Away) -> Node:
     "All of them."
     if isinstance(those, Away): return h.div("#ops-workers")[away_box(those)]
@@ -306,8 +319,10 @@ def store_card(s: StoreFacts) -> Node:
     answer = amount(s.ms, "ms", 1) if s.ms is not None and s.name != "Disk" else None
     return h.section(".card", id=ident("store", s.name))[h.h3[s.name, " ", badge("answers", "good") if answer else None, " ", h.span(".unit")[s.version]], facts([*([("Answer", answer)] if answer else []), *rows])]
 
+# %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #7e49b4d6
 def stores_view(those: Sequence[StoreFacts]) -> Node: return h.div("#ops-stores.grid")[[store_card(s) for s in those]]
 
+# %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #b94690f8
 def versions_view(those: Sequence[tuple[str, str]]) -> Node:
     "What runs here."
     return card("Versions", facts(those), h.p(".hint")["Figures for Prometheus: ", h.a(href="/metrics")["/metrics"], ". Everything that is measured is there; this page needs no other tool."])
@@ -333,10 +348,13 @@ def tab(request: Request, viewer: Viewer, key: str, *body: Node) -> Response:
     name = dict(TABS)[key]
     return page(request, viewer, "Ops" if not key else f"Ops: {name.lower()}", tabs(key), list(body), section="ops", scripts=("ops.js",), styles=("ops.css",))
 
+# %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #7268ca47
 def page_number(text: str) -> int: return min(max(int(text), 1), MOST_PAGES) if text.isascii() and text.isdigit() and len(text) < 6 else 1
 
+# %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #1d18e189
 def which(text: str) -> Which: return text if text in get_args(Which) else "unresolved" # type: ignore[return-value]
 
+# %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #c4d412c2
 @router.get("/ui/ops")
 async def alerts_page(request: Request, deps: Deps, viewer: Who) -> Response:
     "What needs a person."
@@ -372,6 +390,7 @@ async def audit_tab(request: Request, deps: Deps, viewer: Who) -> Response:
     rows = also(walk, "The audit trail") if isinstance(walk, Away) else await attempt("The audit trail", audit_page(deps.ledger, wanted))
     return tab(request, viewer, "audit", card("Is the history whole?", chains_view(walk), verify_forms(viewer)), card("Trail", audit_form(wanted, chain, every), audit_view(rows, chain)))
 
+# %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #fad2fb12
 @router.post("/ui/ops/audit/verify")
 async def verify_history(request: Request, deps: Deps, viewer: Actor) -> Response:
     "Begin a walk. Raises `ApiError`, `LedgerDown`."
@@ -396,6 +415,7 @@ async def schedule_tab(request: Request, deps: Deps, viewer: Who) -> Response:
     found = await attempt("The schedule", kept_jobs(deps), 12.0)
     return tab(request, viewer, "schedule", await drawn(lambda: schedule_view(found)))
 
+# %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #04a72858
 @router.get("/ui/ops/health")
 async def health_tab(request: Request, deps: Deps, viewer: Who) -> Response:
     "Whether everything stands."

@@ -49,6 +49,7 @@ TODO: Mapping[str, str] = {
     "order_refused": "Nothing was sent.", "in_flight": "Look at Orders before trying again.",
     "idempotency_conflict": "This form was used for something else. Open it again."}
 
+# %% ../../../../nbs/app/dashboard/32_order_acts.ipynb #907b99f0
 def with_todo(error: ApiError) -> ApiError:
     "The same refusal, and what to do."
     todo = TODO.get(error.code, "")
@@ -60,11 +61,13 @@ _KEY, _SIZE = re.compile(r"web:[0-9a-f]{32}"), re.compile(r"(?=.*[1-9])[0-9]{1,1
 
 def new_key() -> str: return f"web:{secrets.token_hex(16)}" # made with the form, so that whoever sends the form again sends the same key
 
+# %% ../../../../nbs/app/dashboard/32_order_acts.ipynb #c162a49e
 def key_in(form: Mapping[str, str]) -> str:
     "The key of a form. Raises `ApiError`."
     if not _KEY.fullmatch(key := form.get("key", "")): raise ApiError("invalid_request", "The form has lost its key. Open it again.")
     return key
 
+# %% ../../../../nbs/app/dashboard/32_order_acts.ipynb #0f9e3d1a
 def reason_in(form: Mapping[str, str]) -> str:
     "Why somebody does it. Raises `ApiError`."
     text = " ".join(form.get("reason", "").split())
@@ -72,6 +75,7 @@ def reason_in(form: Mapping[str, str]) -> str:
     if len(text) > MOST_REASON or not text.isprintable(): raise ApiError("invalid_request", f"The reason is at most {MOST_REASON} printable characters.")
     return text
 
+# %% ../../../../nbs/app/dashboard/32_order_acts.ipynb #9b476cdf
 def size_in(
     text: str, # of a form, e.g. "1000" or "1,000.5"
 ) -> Decimal: # above 0
@@ -132,10 +136,12 @@ class CloseAsk:
     def facts(self) -> dict[str, Any]:
         return {"instrument": self.instrument, "units": f"{self.units:f}", "override_kill": self.override_kill}
 
+# %% ../../../../nbs/app/dashboard/32_order_acts.ipynb #462e5c06
 def close_ask(instrument: str, form: Mapping[str, str]) -> CloseAsk:
     "Read the form. Raises `ApiError`."
     return CloseAsk(instrument, size_in(form.get("units", "")), reason_in(form), key_in(form), form.get("override", "") == "yes")
 
+# %% ../../../../nbs/app/dashboard/32_order_acts.ipynb #38883c56
 _BY_KEY = f"SELECT {COLUMNS} FROM orders o WHERE o.account = %s AND o.idempotency_key = %s"
 
 async def by_key(deps: ApiDeps, key: str) -> OrderRow | None:
@@ -158,6 +164,7 @@ async def submit_close(
     except NotFound: raise ApiError("nothing_to_close", f"Nothing is held in {ask.instrument} that is not being closed already.") from None
     except DeskbookError as e: raise order_error(e) from e
 
+# %% ../../../../nbs/app/dashboard/32_order_acts.ipynb #52259dbf
 async def close_position(deps: ApiDeps, ask: CloseAsk, by: str, trace_id: str) -> OrderRow: # as it is after a moment
     "Close what a person has confirmed, once. Raises `ApiError` with what to do."
     try:
@@ -193,6 +200,7 @@ def done_words(
     if what in ("done", "on_its_way"): return f"Accepted and on its way: the order is {order.state.replace('_', ' ')}.", "busy"
     return f"The order ended as {order.state}: {why or 'the venue gave no reason'}. Nothing was filled.", "bad"
 
+# %% ../../../../nbs/app/dashboard/32_order_acts.ipynb #0ad3411e
 def cancel_words(order: OrderRow) -> tuple[str, Tone]:
     "What became of a wish to cancel."
     left = f" {order.filled_units.normalize():,f} {order.instrument} had been filled and stay." if order.filled_units else ""

@@ -65,6 +65,7 @@ STEP_WORDS: Mapping[str, str] = {
     "protocol_error": "the venue's answer could not be read", "auth_error": "the venue does not accept the key",
     "external": "placed at the venue by somebody else", "double": "it exists twice at the venue", "stop_loss": "the stop that rests at the venue"}
 
+# %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #d3c069d5
 def step_words(
     reason: str, # of an event, e.g. "timeout", "kill_switch", "MARKET_HALTED"
 ) -> str: # ""; where there is none
@@ -77,6 +78,7 @@ def step_words(
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #51e8990e
 _UNITS = ((86_400_000, "d", 3_600_000, "h"), (3_600_000, "h", 60_000, "min"), (60_000, "min", 1000, "s"))
 
+# %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #24877f25
 def lasted(
     ms: float | None, # milliseconds; None: not known
 ) -> str:
@@ -90,6 +92,7 @@ def lasted(
     whole, left = divmod(round(ms/small)*small, big)
     return f"{whole} {name} {left//small} {rest}" if left else f"{whole} {name}"
 
+# %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #1c77758b
 def moment_ms(at: datetime) -> float: return (at - datetime(1970, 1, 1, tzinfo=UTC))/timedelta(milliseconds=1) # with its microseconds
 
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #0df59333
@@ -103,6 +106,7 @@ class Step:
     at: datetime # by the ledger's clock
     since_ms: float | None # after the step before; None: it is the first
 
+# %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #72a544e1
 @dataclass(frozen=True)
 class Fill:
     "One execution."
@@ -146,6 +150,7 @@ def steps_of(
         made.append(Step(r["from_state"], r["to_state"], r["reason"], payload, r["recorded_at"], since))
     return tuple(made)
 
+# %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #278e92d7
 def fill_in(row: Mapping[str, Any]) -> Fill: return Fill(*(row[n] for n in ("fill_id", "units", "price", "fee", "fee_currency", "filled_at")))
 
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #33c7c9f7
@@ -160,6 +165,7 @@ def sample_story(**changes: Any) -> Story: # fields of the order that differ
     fill = Fill("6372", Decimal(10_000), Decimal("1.08424"), Decimal("0.54"), "USD", _AT + timedelta(milliseconds=60))
     return Story(replace(order, **changes), sample_steps(), (fill,))
 
+# %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #aeba43b2
 def sample_steps() -> tuple[Step, ...]:
     "Made, sent, filled."
     made, sent = Step(None, "created", "", {}, _AT, None), Step("created", "submitting", "", {"attempt": 1}, _AT + timedelta(milliseconds=4), 4.0)
@@ -172,6 +178,7 @@ ORDER BY order_id, version, seq LIMIT %s"""
 _FILLS_OF = """SELECT order_id, fill_id, units, price, fee, fee_currency, filled_at FROM fills WHERE order_id = ANY(%s)
 ORDER BY order_id, filled_at, length(fill_id), fill_id LIMIT %s"""
 
+# %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #2626628d
 async def read_stories(
     ledger: Ledger,
     orders: Sequence[OrderRow], # of one account
@@ -187,6 +194,7 @@ async def read_stories(
 PAGE, MOST_LIVE, WINDOW = 50, 200, 5000
 _PAIR = re.compile(r"[A-Za-z0-9_.:/\-]{1,40}")
 
+# %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #49dc6d51
 @dataclass(frozen=True)
 class OrderFilter:
     "Which orders are asked for."
@@ -211,6 +219,7 @@ def place_of(text: str) -> tuple[datetime, UUID]:
     try: return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(micros)), UUID(order_id)
     except (ValueError, OverflowError): raise BadInput(f"{text[:60]!r} is no place in the list of orders.", "Begin at its top.") from None
 
+# %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #305522d5
 def filter_of(
     said: Mapping[str, str], # of an address: pair, state, live, before
 ) -> OrderFilter:
@@ -260,6 +269,7 @@ async def read_page(
     far = await ledger.rows(_LAST_SEEN, said)
     return replace(found, ended=tuple(rows), more=place_text(far[0]["created_at"], far[0]["id"]) if far else "", looked=window if far else 0)
 
+# %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #99b1906f
 def place_of_order(order: OrderRow) -> str: return place_text(order.created_at or datetime(1970, 1, 1, tzinfo=UTC), order.id)
 
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #a26a6d68
@@ -274,6 +284,7 @@ class OrderFacts:
     verdict: str = "" # of the decision it came from; "": it came from none
     reasons: tuple[str, ...] = () # of that decision
 
+# %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #57e6e647
 async def read_order(deps: ApiDeps, order_id: UUID | str) -> OrderFacts:
     "Read one order of this account. Raises `NotFound`, `LedgerDown`."
     order = await deps.desk.order(order_id)
@@ -329,6 +340,7 @@ class DecisionFacts:
     @property
     def gate(self) -> GateSeen | None: return gate_seen(self.inputs.get("gate"))
 
+# %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #e28fabfa
 def decision_in(r: Mapping[str, Any]) -> DecisionFacts:
     "A row of `decisions`."
     inputs = r["inputs"] if isinstance(r["inputs"], Mapping) else {"said": r["inputs"]}
@@ -342,6 +354,7 @@ class Lap:
     begin_ms: float # epoch ms
     ms: float | None # None: the clocks of two machines differ by more than it can have taken
 
+# %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #4e9c7ba1
 @dataclass(frozen=True)
 class After:
     "The position when the last fill of a trace was counted."
@@ -361,6 +374,7 @@ class Trace:
     @property
     def instrument(self) -> str: return self.decision.instrument if self.decision else self.stories[0].order.instrument if self.stories else ""
 
+# %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #0f70b6c9
 def laps(
     decision: DecisionFacts | None,
     story: Story | None,
@@ -398,6 +412,7 @@ _BY_TRACE = f"""SELECT id FROM (SELECT id, trace_id, decided_at FROM decisions W
 WHERE trace_id = %s LIMIT 1"""
 _ONE = f"SELECT {COLUMNS} FROM orders o WHERE o.account = %s AND o.id = ANY(%s)"
 
+# %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #96c8aeeb
 def id_in(text: str) -> UUID | None:
     "An id, with or without dashes."
     try: return UUID(text) if re.fullmatch(r"[0-9a-fA-F-]{32,36}", text) else None
@@ -440,6 +455,7 @@ async def position_after(ledger: Ledger, account: str, instrument: str, fills: S
     after = now[0]["units"] - since[0]["units"]
     return After(instrument, after - sum((f.units for f in fills), Decimal(0)), after)
 
+# %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #9914a2bd
 async def read_trace(deps: ApiDeps, key: str, hint: UUID | None = None) -> Trace:
     "All that has one trace id. Raises `NotFound`, `LedgerDown`."
     ledger, account = deps.ledger, deps.desk.account
@@ -459,6 +475,7 @@ class Move:
     before: Decimal # signed units
     after: Decimal
 
+# %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #81cab798
 @dataclass(frozen=True)
 class History:
     "How a position came to be."
@@ -486,6 +503,7 @@ def history_of(
     for r in reversed(used): stack = after_fill(stack, stack_fill(r, run, default_hold_s))
     return History(tuple(reversed(moves)), stack.tickets, stack.external, bool(left))
 
+# %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #3ac2610d
 _OF_ORDER = ("order_id", "kind", "run_id", "trace_id", "decision_id", "idempotency_key")
 
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #df1797c2
@@ -511,6 +529,7 @@ class PositionFacts:
     mark_ms: int | None # when the mark was told
     history: History = field(default_factory=History)
 
+# %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #504e585b
 def quote_of(deps: ApiDeps, instrument: str) -> str:
     "The currency of a pair's prices."
     known = deps.desk.instruments.get(instrument)

@@ -31,6 +31,7 @@ def moment(
     text = f"{at:%Y-%m-%d %H:%M:%S}" if day else f"{at:%H:%M:%S}"
     return h.time(datetime=iso(at), data_ms=str(to_ms(at)))[f"{text}.{at.microsecond//1000:03d} UTC"]
 
+# %% ../../../../nbs/app/dashboard/31_order_parts.ipynb #edd5f670
 def exact(
     value: Decimal | None,
     unit: str = "",
@@ -63,6 +64,7 @@ def asked_words(order: OrderRow) -> str:
     how = "at market" if order.type == "market" or order.price is None else f"{order.type} at {order.price.normalize():f}"
     return f"{order.side} {order.units.normalize():,f} {order.instrument} {how}"
 
+# %% ../../../../nbs/app/dashboard/31_order_parts.ipynb #4acda455
 _KINDS: Mapping[str, str] = {"entry": "entry", "exit": "exit, can only reduce", "protective": "stop at the venue", "external": "not ours"}
 
 def source_words(
@@ -112,6 +114,7 @@ def step_view(step: Step, name: str) -> Node: # name: of its payload's part
     return h.li(f".{state_tone(step.to_state)}")[h.div(".row")[badge(step.to_state.replace("_", " "), state_tone(step.to_state)), was, moment(step.at), after],
         h.p(".hint")[STATE_WORDS.get(step.to_state, "")], why, folded(f"what was said ({len(step.payload)})", step.payload, name)]
 
+# %% ../../../../nbs/app/dashboard/31_order_parts.ipynb #c123b578
 def timeline(story: Story) -> Node:
     "All steps."
     if not story.steps: return h.p(".none")["No event of this order is in the ledger."]
@@ -147,6 +150,7 @@ def kin(told: OrderFacts) -> Node:
     for c in told.children: lines.append(h.p[h.a(href=order_url(c.id))[asked_words(c)], ", ", badge(c.state.replace("_", " "), state_tone(c.state)), f" {_KINDS.get(c.kind, c.kind)}"])
     return [h.h3["What belongs to it"], lines] if lines else None
 
+# %% ../../../../nbs/app/dashboard/31_order_parts.ipynb #86fb3079
 def story_view(
     told: OrderFacts,
     page: bool = False, # it stands on its own page
@@ -161,6 +165,7 @@ def story_view(
     body = [facts(order_facts_list(o)), more, h.h3["What happened"], timeline(told.story), h.h3["Fills"], fills_table(told.story.fills, o.instrument), kin(told)]
     return h.section(".card.story", again, id=story_id(o.id), aria_label=f"order {o.id}")[h.h2[head], why_line(o), body]
 
+# %% ../../../../nbs/app/dashboard/31_order_parts.ipynb #a3692c45
 def why_line(o: OrderRow) -> Node:
     "The order's own reason, in words."
     return h.p(f".said.{state_tone(o.state)}")[step_words(o.reason), " ", h.code[o.reason]] if o.reason else None
@@ -171,6 +176,7 @@ def open_link(order: OrderRow) -> Node:
     made = order.created_at
     return h.a(href=order_url(order.id), hx_get=order_url(order.id), hx_target="#story", hx_swap="innerHTML show:top")[moment(made, day=True) if made else str(order.id)[:8]]
 
+# %% ../../../../nbs/app/dashboard/31_order_parts.ipynb #57ca3eed
 def order_cells(o: OrderRow) -> list[Node]:
     "One line of the list."
     state = [badge(o.state.replace("_", " "), state_tone(o.state), STATE_WORDS.get(o.state)), h.div(".hint")[step_words(o.reason)] if o.reason else None]
@@ -178,6 +184,7 @@ def order_cells(o: OrderRow) -> list[Node]:
     how = "market" if o.type == "market" or o.price is None else [o.type, " ", exact(o.price)]
     return [open_link(o), state, h.a(href=pair_url(o.instrument))[o.instrument], o.side, exact(o.units), how, o.kind, filled, exact(o.average_price), trace_link(o)]
 
+# %% ../../../../nbs/app/dashboard/31_order_parts.ipynb #e9d3de07
 _HEAD = ("made", "state", "pair", "side", "units", "at", "kind", "filled", "average price", "trace")
 
 def order_table(orders: Iterable[OrderRow], caption: str, empty: str, ident: str | None = None) -> Node:
@@ -192,6 +199,7 @@ def lap_bar(lap: Lap, begin: float, whole: float) -> Node:
     return h.svg(".lap", viewBox="0 0 100 10", preserveAspectRatio="none", aria_hidden="true")[
         h.rect(".back", width="100", height="10"), None if lap.ms is None else h.rect(".bar", x=f"{left:.2f}", width=f"{width:.2f}", height="10")]
 
+# %% ../../../../nbs/app/dashboard/31_order_parts.ipynb #14144fca
 def laps_view(parts: Sequence[Lap]) -> Node:
     "Where time went between gate and fill."
     if not parts: return h.p(".none")["Only one moment is known, so there is nothing to measure."]

@@ -25,7 +25,7 @@ from .session import Viewer
 # %% ../../../../nbs/app/dashboard/33_orders_page.ipynb #91393ada
 from .stream import LiveSource
 from .web import Actor, Who, act_form, done, field, form_of, fragment, is_part, page
-from ...stores.ledger import LedgerDown
+from ...stores.ledger import LedgerDown, answered
 from ...trading.book import OrderRow
 
 # %% ../../../../nbs/app/dashboard/33_orders_page.ipynb #ec3b955f
@@ -37,11 +37,13 @@ def lists(found: OrderPage, said: str = "") -> tuple[Node, Node]: # said: at the
     ended = card("Ended", order_table(found.ended, "Orders that have ended, newest first", ended_words(found)), looked_words(found), ident=f"orders-ended{said}")
     return live, ended
 
+# %% ../../../../nbs/app/dashboard/33_orders_page.ipynb #76acaebe
 def ended_words(found: OrderPage) -> str:
     "What an empty list means."
     if found.more: return f"None of these {found.looked:,} orders fits. Older ones may."
     return "No order has ended yet." if found.asked.plain else "No order fits."
 
+# %% ../../../../nbs/app/dashboard/33_orders_page.ipynb #ee147b1d
 def looked_words(found: OrderPage) -> Node:
     "How far the list was looked through."
     return h.p(".hint")[f"{found.looked:,} orders were looked through for this page."] if found.looked and not found.asked.plain else None
@@ -61,6 +63,7 @@ def filter_form(asked: OrderFilter, pairs: Iterable[str]) -> Node:
     return h.form(".form.inline", method="get", action="/ui/orders")[field("pair", "Pair", value=asked.pair, list="pairs", maxlength="40", placeholder="all"), names,
         field("state", "State", states), live, h.button(type="submit")["Show"], None if asked.plain else h.a(href="/ui/orders")["all orders"]]
 
+# %% ../../../../nbs/app/dashboard/33_orders_page.ipynb #473c7b77
 def turn(found: OrderPage) -> Node:
     "To older and to the newest."
     older = h.a(".button", rel="next", href=list_url(found.asked, found.more))["Older"] if found.more else h.span(".none")["This is the oldest."]
@@ -89,6 +92,7 @@ def cancel_question(o: OrderRow) -> str:
     return (f"Cancels on the account {o.account}: {asked_words(o)}. {filled}Until the venue has answered it may still be filled. "
         "A cancel passes the kill switch, and never READ_ONLY.")
 
+# %% ../../../../nbs/app/dashboard/33_orders_page.ipynb #e845e60b
 def cancel_box(viewer: Viewer, o: OrderRow, key: str) -> Node: # key: from `new_key`
     "The form, while there is something to cancel."
     if o.ended or (o.kind == "external" and not o.venue_order_id): return h.div("#cancel")
@@ -113,11 +117,12 @@ def no_ledger(deps: ApiDeps) -> Node:
     lost = error_box("The ledger cannot be reached, so orders cannot be shown.", "They are not lost. This page tries again by itself.")
     return h.div("#orders-some")[card("Live", lost, ident="orders-live"), h.div("#orders-ended")]
 
+# %% ../../../../nbs/app/dashboard/33_orders_page.ipynb #559a4d95
 @router.get("/ui/orders")
 async def orders_page(deps: Deps, request: Request, viewer: Who) -> Response:
     "The list."
     asked = filter_of(request.query_params)
-    try: found = await read_page(deps.ledger, deps.desk.account, asked)
+    try: found = await answered(read_page(deps.ledger, deps.desk.account, asked))
     except LedgerDown:
         if is_part(request): raise
         return page(request, viewer, "Orders", filter_form(asked, deps.settings.hotband_pairs), no_ledger(deps), section="orders", styles=STYLES)
@@ -129,8 +134,9 @@ async def orders_page(deps: Deps, request: Request, viewer: Who) -> Response:
 async def one(deps: ApiDeps, text: str) -> OrderFacts:
     "An order by its id. Raises `ApiError`, `NotFound`, `LedgerDown`."
     if not (found := id_in(text)): raise ApiError("not_found", f"{text[:60]!r} is no id of an order.")
-    return await read_order(deps, found)
+    return await answered(read_order(deps, found))
 
+# %% ../../../../nbs/app/dashboard/33_orders_page.ipynb #bed70b2b
 @router.get("/ui/orders/{order_id}")
 async def order_page(deps: Deps, request: Request, viewer: Who, order_id: str, whole: Annotated[str, Query(alias="page")] = "") -> Response:
     "One order: its page, or the part that opens beside the list."

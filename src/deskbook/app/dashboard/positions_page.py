@@ -25,7 +25,7 @@ from .order_parts import exact, moment, order_url, pair_url, source_words, story
 from .session import Viewer
 from .stream import LiveSource
 from .web import Actor, Who, act_form, done, field, form_of, page
-from ...stores.ledger import LedgerDown
+from ...stores.ledger import LedgerDown, answered
 
 # %% ../../../../nbs/app/dashboard/34_positions_page.ipynb #fcd4c1f1
 def owner(units: Decimal, past: History) -> Node:
@@ -42,6 +42,7 @@ MARK_OLD_S = 30.0
 
 def close_url(instrument: str) -> str: return f"/ui/positions/{quote(instrument, safe='')}/close"
 
+# %% ../../../../nbs/app/dashboard/34_positions_page.ipynb #ccaea1ab
 def position_card(p: PositionFacts) -> Node:
     "A position."
     x, q, a = p.held, p.quote_currency, p.account_currency
@@ -63,6 +64,7 @@ def move_row(m: Move) -> list[Node]:
     return [moment(m.fill.filled_at, day=True), exact(m.fill.units, sign=True), exact(m.fill.price), exact(m.fill.fee, m.fill.fee_currency), [exact(m.before, sign=True), " → ", exact(m.after, sign=True)],
         f"{o['kind']}, {who}", h.a(href=order_url(o["order_id"]))[f"order {str(o['order_id'])[:8]}"], trace_at(o["trace_id"], o["order_id"], o["decision_id"])]
 
+# %% ../../../../nbs/app/dashboard/34_positions_page.ipynb #3559b8f6
 def moves_view(p: PositionFacts) -> Node:
     "The history of a position."
     moves, name = p.history.moves, p.held.instrument
@@ -93,12 +95,14 @@ def blocked_words(look: CloseLook, why: str) -> Node:
         "nothing_to_close": f"Nothing is held in {look.instrument} that is not being closed already."}[why]
     return error_box(said, TODO[why])
 
+# %% ../../../../nbs/app/dashboard/34_positions_page.ipynb #7b291485
 def how_much(look: CloseLook, units: str, override: bool) -> Node:
     "The first step."
     passes = h.label(".check")[h.input(type="checkbox", name="override", value="yes", checked=override), " although the kill switch is engaged (it can only reduce)"] if look.kill.engaged else None
     return h.form(".form.inline", method="get", action=close_url(look.instrument))[field("units", "Units to close", value=units, hint=f"At most {look.most.normalize():,f}.", inputmode="decimal",
         maxlength="30", required=True), passes, h.button(type="submit")["Show what will happen"]]
 
+# %% ../../../../nbs/app/dashboard/34_positions_page.ipynb #bff16a1a
 def close_form(viewer: Viewer, look: CloseLook, units: Decimal, override: bool, key: str) -> Node:
     "The second step."
     words, verb = close_words(look, units, override), "Buy" if look.held < 0 else "Sell"
@@ -130,6 +134,7 @@ _positions = Positions()
 
 async def look_positions(deps: ApiDeps) -> Mapping[str, Node]: return parts(await _positions.read(deps))
 
+# %% ../../../../nbs/app/dashboard/34_positions_page.ipynb #4320efa1
 LIVE = [LiveSource("positions page", "positions", look_positions, 1.0, ("orders",))]
 router = APIRouter(include_in_schema=False)
 STYLES = ("orders.css",)
@@ -137,7 +142,7 @@ STYLES = ("orders.css",)
 @router.get("/ui/positions")
 async def positions_page(deps: Deps, request: Request, viewer: Who) -> Response:
     "What is held."
-    try: body: Node = list((await look_positions(deps)).values())
+    try: body: Node = list((await answered(look_positions(deps))).values())
     except LedgerDown:
         lost = error_box("The ledger cannot be reached, so it is not known what is held.", "The venue's own page shows it. This page tries again by itself.")
         body = [h.div("#positions-now")[lost], h.div("#positions-moves"), h.div("#positions-flat")]
@@ -149,13 +154,15 @@ def pair_in(text: str) -> str:
     if not (name := filter_of({"pair": text}).pair): raise ApiError("not_found")
     return name
 
+# %% ../../../../nbs/app/dashboard/34_positions_page.ipynb #b453b581
 @router.get("/ui/positions/{instrument}/close")
 async def close_page(deps: Deps, request: Request, viewer: Who, instrument: str, units: str = "", override: str = "") -> Response:
     "The way out of one position."
-    look = await close_look(deps, pair_in(instrument))
+    look = await answered(close_look(deps, pair_in(instrument)))
     body = close_view(viewer, look, units.strip(), override == "yes", new_key())
     return page(request, viewer, f"Close {look.instrument}", h.p[h.a(href="/ui/positions")["All positions"]], body, section="positions", styles=STYLES)
 
+# %% ../../../../nbs/app/dashboard/34_positions_page.ipynb #8d6eba7c
 @router.post("/ui/positions/{instrument}/close")
 async def close(deps: Deps, request: Request, viewer: Actor, instrument: str) -> Response:
     "Close what was confirmed."

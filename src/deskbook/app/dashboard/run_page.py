@@ -48,6 +48,7 @@ def seal_node(f: RunFacts) -> Node:
     return badge("seal broken", "bad", f.seal) if f.seal and f.evidence.seal else badge("never sealed", "warn",
         f.seal) if f.seal else badge("sealed, unchanged", "good")
 
+# %% ../../../../nbs/app/dashboard/42_run_page.ipynb #d6e5c191
 def moment(text: str | None) -> Node:
     "A moment as evidence has it."
     ms = moment_at(Wary(text))
@@ -166,6 +167,7 @@ async def one_run(request: Request, deps: Deps, viewer: Who, runbook: str, run_i
     title, body = await aside(work)
     return page(request, viewer, title, body, section="evidence", styles=("evidence.css",))
 
+# %% ../../../../nbs/app/dashboard/42_run_page.ipynb #6d8649c0
 _WALLS = "; sandbox; frame-ancestors 'self'"
 
 # %% ../../../../nbs/app/dashboard/42_run_page.ipynb #e77b8d9d

@@ -58,6 +58,7 @@ def _first_cell(path: Path) -> str: # "" where the notebook does not begin with 
     source = cells[0].get("source", "") if cells and cells[0].get("cell_type") == "markdown" else ""
     return source if isinstance(source, str) else "".join(source)
 
+# %% ../../../../nbs/app/dashboard/50_runbook_facts.ipynb #229bae0b
 @lru_cache(maxsize=512)
 def _book(path: Path, mark: tuple[int, int]) -> Book: # mark: time and size of the file
     name, folder = path.stem, path.parent.name
@@ -74,6 +75,7 @@ def _book(path: Path, mark: tuple[int, int]) -> Book: # mark: time and size of t
 # %% ../../../../nbs/app/dashboard/50_runbook_facts.ipynb #9df8b700
 FOLDERS = ("incidents", "operations", "backfills", "drills", "studies") # in the order in which they are shown; others follow
 
+# %% ../../../../nbs/app/dashboard/50_runbook_facts.ipynb #f03f56f0
 def books(
     root: Path | None = None, # of the project; None: found from the current folder
 ) -> tuple[Book, ...]: # by folder, then by title
@@ -90,6 +92,7 @@ def books(
     def place(b: Book) -> tuple[int, str, str]: return FOLDERS.index(b.folder) if b.folder in FOLDERS else len(FOLDERS), b.folder, b.title
     return tuple(sorted(told, key=place))
 
+# %% ../../../../nbs/app/dashboard/50_runbook_facts.ipynb #26cd53fc
 def book_of(
     name: str, # as in the address
     root: Path | None = None, # as for `books`
@@ -113,6 +116,7 @@ def ticks_of(
     said = _stat(pid)
     return None if not said or said[0] in "ZX" else int(said[19])
 
+# %% ../../../../nbs/app/dashboard/50_runbook_facts.ipynb #d3b0d04a
 def born_ms(
     pid: int,
 ) -> int | None: # epoch ms; None: as for `ticks_of`
@@ -121,6 +125,7 @@ def born_ms(
     if ticks is None: return None
     return round((time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks/os.sysconf("SC_CLK_TCK"))*1000)
 
+# %% ../../../../nbs/app/dashboard/50_runbook_facts.ipynb #b4a62234
 def words_of(pid: int) -> list[str]: # [] when it is gone
     "The command line of a process."
     try: return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
@@ -151,6 +156,7 @@ class RunFacts:
     @property
     def going(self) -> bool: return self.word == "RUNNING"
 
+# %% ../../../../nbs/app/dashboard/50_runbook_facts.ipynb #5803242a
 _TONES: dict[str, Tone] = {"good": "good", "bad": "bad", "open": "warn", "busy": "busy"}
 
 def moment_ms(text: str | None) -> int | None: # None: there is none, or it is no moment
@@ -167,6 +173,7 @@ def standing(
     word, colour = state_of(evidence)
     return word, _TONES[colour]
 
+# %% ../../../../nbs/app/dashboard/50_runbook_facts.ipynb #ef49504c
 def run_facts(
     evidence: Evidence,
     runbook: str, # name of the folder, which is what addresses are made of
@@ -180,6 +187,7 @@ def run_facts(
 @lru_cache(maxsize=1024)
 def _evidence(path: Path, mark: tuple[int, int]) -> Evidence: return read_evidence(path) # mark: time and size of the file
 
+# %% ../../../../nbs/app/dashboard/50_runbook_facts.ipynb #4628f337
 def evidence_in(
     folder: Path, # of a run
 ) -> Evidence:
@@ -189,6 +197,7 @@ def evidence_in(
     except OSError: raise NotFound(f"There is no run {folder.name!r}.", "It may have been removed.") from None
     return _evidence(path, (stat.st_mtime_ns, stat.st_size))
 
+# %% ../../../../nbs/app/dashboard/50_runbook_facts.ipynb #24493b2c
 def newest_runs(
     reports: Path, # the reports folder
     runbook: str,
@@ -207,6 +216,7 @@ def newest_runs(
 # %% ../../../../nbs/app/dashboard/50_runbook_facts.ipynb #fd3d6d94
 _NOTEBOOK_BYTES, _TRACE_CHARS = 16*1024*1024, 20_000
 
+# %% ../../../../nbs/app/dashboard/50_runbook_facts.ipynb #777f71af
 def traceback_in(
     folder: Path, # of a run
 ) -> str: # "": none
@@ -233,6 +243,7 @@ class Shelf:
     @property
     def last(self) -> RunFacts | None: return next((r for r in self.runs if not r.going), None)
 
+# %% ../../../../nbs/app/dashboard/50_runbook_facts.ipynb #9fc3f7b7
 def shelves(
     reports: Path, # the reports folder
     root: Path | None = None, # as for `books`

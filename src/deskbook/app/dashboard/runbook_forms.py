@@ -96,11 +96,13 @@ def _number(p: Parameter, text: str) -> dict[str, Any]:
     if not re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", text or "0"): return {"type": "text", "inputmode": "decimal", "value": text}
     return {"type": "number", "step": "1" if p.kind == "int" else "any", "value": text, **limits}
 
+# %% ../../../../nbs/app/dashboard/51_runbook_forms.ipynb #628d9239
 def _moment(text: str) -> dict[str, Any]:
     try: at = to_datetime(text) if text.strip() else None
     except BadInput: return {"type": "text", "value": text}
     return {"type": "datetime-local", "step": "1", "value": f"{at:%Y-%m-%dT%H:%M:%S}" if at else ""}
 
+# %% ../../../../nbs/app/dashboard/51_runbook_forms.ipynb #21adafbb
 def attributes_of(
     p: Parameter,
     text: str, # what it holds
@@ -125,6 +127,7 @@ def choice(p: Parameter, text: str, error: str) -> Node:
     return h.fieldset(".field.choice", aria_describedby=about)[h.legend[label_of(p)], h.div(".row")[[one(i, c) for i, c in enumerate(known)]],
         h.p(".hint", id=f"{name}-hint")[p.comment] if p.comment else None, h.p(".wrong", id=f"{name}-error", role="alert")[error] if error else None]
 
+# %% ../../../../nbs/app/dashboard/51_runbook_forms.ipynb #8eb0d64f
 def control(p: Parameter, text: str, error: str = "") -> Node:
     "The field of a parameter."
     if p.kind == "choice" and not p.many: return choice(p, text, error)
@@ -144,6 +147,7 @@ class Filled:
     @property
     def mode(self) -> str: return str(self.values.get("mode", "dry"))
 
+# %% ../../../../nbs/app/dashboard/51_runbook_forms.ipynb #d4a22b84
 def _wrong(p: Parameter, text: str, redactor: Redactor | None) -> str: # "" when it can be used
     if any(ord(c) < 32 or ord(c) == 127 for c in text): return "It holds a character that cannot be typed."
     try: check_parameters([p], {p.name: text}, redactor)
@@ -159,6 +163,7 @@ def _for_live(book: Book, typed: Mapping[str, str], confirm: str, reason: str) -
     if not (typed.get("why") if asked == "p-why" else reason).strip(): wrong[asked] = "A live run is done for a reason; it stands in the audit." # type: ignore[union-attr]
     return wrong
 
+# %% ../../../../nbs/app/dashboard/51_runbook_forms.ipynb #88b64970
 def filled(
     book: Book,
     form: Mapping[str, str], # as it was sent
@@ -187,6 +192,7 @@ def live_part(book: Book, form: Filled) -> Node:
         autocomplete="off", spellcheck="false", autocapitalize="off")
     return h.fieldset(".live-part")[h.legend["This run will act for real"], h.p["It does what the runbook says under ", h.b["Touches"], ". To go on, type the words out."], words, asks]
 
+# %% ../../../../nbs/app/dashboard/51_runbook_forms.ipynb #aa0ee4af
 def wrong_box(form: Filled) -> Node:
     "What is wrong, all at once, each a way to its field."
     if not form.errors: return None

@@ -82,6 +82,7 @@ def launch_folder(home: Path, key: str) -> Path:
     if not _KEY.fullmatch(key): raise BadInput("This form has no key.", "Open the page of the runbook again.")
     return home/"launches"/key
 
+# %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #5e5e9410
 def read_launch(home: Path, key: str) -> Launch:
     "A start. Raises `NotFound`."
     path = launch_folder(home, key)/"launch.json"
@@ -89,6 +90,7 @@ def read_launch(home: Path, key: str) -> Launch:
     except (OSError, DeskbookError): raise NotFound("There is no such start.", "The list of runs may have it.") from None
     return Launch(**{k: v for k, v in said.items() if k in Launch.__dataclass_fields__})
 
+# %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #ffdc5a0a
 def keep(home: Path, launch: Launch) -> Launch:
     "Write it down."
     write_json(launch_folder(home, launch.key)/"launch.json", asdict(launch))
@@ -106,6 +108,7 @@ def launches(home: Path) -> list[Launch]: # newest first
         except (DeskbookError, TypeError): continue
     return sorted(found, key=lambda x: x.asked_ms, reverse=True)
 
+# %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #9e93f071
 def reserve(
     home: Path, launch: Launch,
 ) -> bool: # False: this key started already
@@ -121,6 +124,7 @@ def reserve(
         keep(home, launch)
         return True
 
+# %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #d6d6c1fe
 def give_up(home: Path, key: str) -> None: shutil.rmtree(launch_folder(home, key), ignore_errors=True) # nothing was started
 
 # %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #a33c43ba
@@ -129,6 +133,7 @@ def _wait(process: "subprocess.Popen[bytes]", home: Path, launch: Launch) -> Non
     try: keep(home, replace(launch, exit_code=code if code >= 0 else 128 - code))
     except (OSError, DeskbookError): pass # how it ended stands in the evidence as well
 
+# %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #05e78f36
 def spawn(
     home: Path,
     launch: Launch, # reserved
@@ -158,6 +163,7 @@ def said_in(home: Path, key: str) -> str:
             return plain_text((first + f.read(_SAID_CHARS)).decode(errors="replace"))
     except OSError: return ""
 
+# %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #87d66e58
 def run_of(home: Path, launch: Launch) -> str: # "": none yet
     "The id of the run that a start became."
     found = _RUN.search(said_in(home, launch.key))
@@ -172,6 +178,7 @@ def _may_be_seen(home: Path, launch: Launch, now_ms: int) -> bool: # its end may
     try: return now_ms - (launch_folder(home, launch.key)/"stderr").stat().st_mtime*1000 < _UNSEEN_MS
     except OSError: return False
 
+# %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #1eaec496
 _ENDINGS = {2: "The parameters were refused; nothing was started.", 4: "A guard refused it; nothing was started.",
     5: "It is running already on the same target; nothing was started."}
 
@@ -224,6 +231,7 @@ class StepFacts:
     total: float | None = None
     what: str = "" # e.g. the instrument at work
 
+# %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #472f252f
 def _figure(value: Any) -> float | None: return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 def step_facts(evidence: Evidence, events: list[dict[str, Any]], going: bool) -> tuple[StepFacts, ...]:
@@ -257,6 +265,7 @@ class Progress:
     closing: bool = False # it is judged, and its report is still being written
     resumed_from: str = ""
 
+# %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #781a0752
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
 def run_folder(reports: Path, runbook: str, run_id: str) -> Path:
@@ -271,6 +280,7 @@ def is_runner(
     "Whether a process executes runbooks."
     return "run" in words and any("deskbook" in w for w in words)
 
+# %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #af469c74
 def _cannot_stop(evidence: Evidence) -> str:
     pid = at_work(evidence)
     if pid is None: return "Nobody works for it any more."
@@ -279,6 +289,7 @@ def _cannot_stop(evidence: Evidence) -> str:
 # %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #8a89147d
 _CLOSING_MS = 30_000
 
+# %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #73e2a08d
 def progress_of(
     reports: Path, # the reports folder
     runbook: str, run_id: str,

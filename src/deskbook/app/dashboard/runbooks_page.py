@@ -42,11 +42,13 @@ from ...stores.records import audit
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #c44f428e
 def run_path(run: RunFacts) -> str: return f"/ui/runbooks/runs/{run.runbook}/{run.run_id}"
 
+# %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #bbbbb860
 def run_line(run: RunFacts) -> Node:
     "A run in one line."
     at = run.started_ms if run.going else run.ended_ms or run.started_ms
     return h.span(".run-line")[h.a(href=run_path(run))[badge(run.word, run.tone, run.reason or None)], " ", run.mode or None, " began " if run.going else " ", age(at)]
 
+# %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #5ddc9c10
 def state_view(shelf: Shelf) -> Node:
     "What a runbook does now, and how its last run ended."
     last = [h.span(".hint")["last run "], run_line(shelf.last)] if shelf.last else h.span(".none")["never run"]
@@ -66,6 +68,7 @@ def inline(text: str) -> Node:
     def part(p: str) -> Node: return h.code[p[1:-1]] if p[0] == "`" else h.b[p[2:-2]] if p[:2] == "**" else link_of(p) if re.fullmatch(_OTHER, p) else p
     return [part(p) for p in _MARKED.split(text) if p]
 
+# %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #3bcb6d5c
 def shelf_view(shelf: Shelf) -> Node:
     "A runbook in the list."
     b = shelf.book
@@ -100,11 +103,13 @@ def took(run: RunFacts) -> str: # "" while it runs
     s = (run.ended_ms - run.started_ms)/1000
     return f"{s:.1f} s" if s < 120 else f"{s/60:.1f} min" if s < 7200 else f"{s/3600:.1f} h"
 
+# %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #f633a006
 def runs_view(runs: Sequence[RunFacts]) -> Node:
     "The last runs of one runbook."
     rows = [[h.a(href=run_path(r))[badge(r.word, r.tone)], r.mode, when(r.started_ms, "moment"), took(r), r.reason] for r in runs]
     return table(["verdict", "mode", "started", "took", "reason"], rows, "Last runs, newest first", "It never ran.", ident="runs-of-book")
 
+# %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #4c460c07
 def book_view(viewer: Viewer, book: Book, runs: Sequence[RunFacts], form: Filled, key: str) -> Node:
     "The page of a runbook."
     others = [[link_of(o), " "] for o in dict.fromkeys(re.findall(_OTHER, book.prose))]
@@ -118,16 +123,19 @@ _STEP_TONES: Mapping[str, Tone] = {"done": "good", "failed": "bad", "terminated"
 
 def counts_text(counts: Mapping[str, float]) -> str: return " · ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in counts.items())
 
+# %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #49ddcf2b
 def bar(step: StepFacts) -> Node: # None: it told nothing
     "How far a step is."
     if step.done is None or not step.total or step.total <= 0: return None
     words = f"{step.done:,.0f} of {step.total:,.0f} {step.what}".strip()
     return h.div(".bar")[h.progress(value=f"{min(step.done, step.total):g}", max=f"{step.total:g}", aria_label=step.name)[words], " ", h.span(".hint")[words]]
 
+# %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #657a06f7
 def traceback_view(text: str) -> Node: # None: there is none
     "Where it broke, folded."
     return h.details(".traceback")[h.summary["Traceback"], h.pre(tabindex="0", role="region", aria_label="Traceback")[text]] if text else None
 
+# %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #083b73fd
 def step_view(step: StepFacts, traceback: str = "") -> Node:
     "A step."
     spent = ["began ", age(step.started_ms)] if step.status == "running" else f"{step.took_s:.1f} s" if step.took_s is not None else None
@@ -142,12 +150,14 @@ def again(path: str) -> Node:
     "Asks for the element around it."
     return h.div("#run-again", hx_get=path, hx_trigger="every 1s", hx_target=f"#{PROGRESS}", hx_swap="outerMorph")
 
+# %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #d02611fa
 def checks_view(p: Progress) -> Node:
     "What was judged."
     words: Mapping[Any, tuple[str, Tone]] = {True: ("passed", "good"), False: ("failed", "bad"), None: ("not judged", "warn")}
     rows = [[badge(*words[c.passed]), c.name, c.detail] for c in p.checks]
     return card("Checks", table(["result", "check", "figures"], rows, "Checks, in order")) if rows else None
 
+# %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #d3902f5b
 def stop_view(viewer: Viewer, p: Progress) -> Node:
     "The button that stops it."
     if not p.facts.going: return None
@@ -195,6 +205,7 @@ START = "run-start"
 _UNSEEN = h.p(".wrong")["The ledger did not answer: this start stands in no audit."]
 _LOOK = {5: "Look at the run that holds the lock, wait for it, or stop it.", 2: "Correct the parameters.", 4: "Read what the guard says."}
 
+# %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #988051a8
 def start_view(launch: Launch, ended: tuple[str, str]) -> Node: # ended: of `ending`
     "A start that is no run yet."
     path = f"/ui/runbooks/starts/{launch.key}"
@@ -209,6 +220,7 @@ def start_view(launch: Launch, ended: tuple[str, str]) -> Node: # ended: of `end
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #1782a8f4
 _AUDIT_WAIT_S = 5.0
 
+# %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #684e1d6e
 async def written(
     deps: ApiDeps, viewer: Viewer,
     action: str, # e.g. "runbook.start"
@@ -247,18 +259,21 @@ _STYLES = ("runbooks.css",)
 
 def new_key() -> str: return secrets.token_hex(16) # of one form
 
+# %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #7bd96d81
 @router.get("/ui/runbooks")
 async def list_page(request: Request, viewer: Who, deps: Deps) -> Response:
     "All runbooks."
     every = await asyncio.to_thread(shelves, deps.reports)
     return page(request, viewer, "Runbooks", list_view(every), section="runbooks", styles=_STYLES, scripts=("runbooks.js",))
 
+# %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #65801d21
 async def _book_page(request: Request, viewer: Viewer, deps: ApiDeps, book: Book, form: Filled, key: str, status: int = 200) -> Response:
     runs = await asyncio.to_thread(newest_runs, deps.reports, book.name, 10)
     answer = page(request, viewer, book.title, book_view(viewer, book, runs, form, key), section="runbooks", styles=_STYLES)
     answer.status_code = status
     return answer
 
+# %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #aacae76b
 @router.get("/ui/runbooks/{name}")
 async def book_page(request: Request, viewer: Who, deps: Deps, name: str) -> Response:
     "A runbook."
@@ -307,6 +322,7 @@ async def run_page(request: Request, viewer: Who, deps: Deps, runbook: str, run_
     view = [_UNSEEN if audit == "none" else None, run_view(viewer, found)]
     return page(request, viewer, found.title, view, section="runbooks", styles=_STYLES)
 
+# %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #cad97fd7
 @router.get("/ui/runbooks/runs/{runbook}/{run_id}/progress")
 async def run_progress(viewer: Who, deps: Deps, runbook: str, run_id: str) -> Response:
     "The part of it that changes. A run that cannot be read any more says so once, and nobody asks again."

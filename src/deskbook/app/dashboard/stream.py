@@ -36,6 +36,7 @@ class LiveSource:
     every_s: float = 1.0
     wakes: tuple[str, ...] = () # "gates", "candles", "orders", "kill"
 
+# %% ../../../../nbs/app/dashboard/03_stream.ipynb #d82fdaac
 def as_source(live: LiveSource) -> Source:
     "The look of a hub. A list of hundreds of orders is drawn beside the loop."
     def told(parts: Mapping[str, Node]) -> Look: return {(live.topic, ident): str(partial(ident, node)) for ident, node in parts.items()}
@@ -50,6 +51,7 @@ def markup_frame(markup: str, ident: str) -> bytes: # markup: from elements, so 
     lines = "".join(f"data: {line}\n" for line in markup.splitlines() or [""])
     return f"id: {ident}\n{lines}\n".encode()
 
+# %% ../../../../nbs/app/dashboard/03_stream.ipynb #2bae4ff0
 class PageHub(Hub):
     # long: one small class
     "Renders parts of pages and tells them to whoever shows them."
@@ -98,6 +100,7 @@ def _inner(markup: str) -> str: return markup[markup.index(">") + 1:markup.rinde
 log = logging.getLogger(__name__)
 _AGAIN_S = 1.0
 
+# %% ../../../../nbs/app/dashboard/03_stream.ipynb #1cf92d02
 async def wake_by_live(deps: ApiDeps, hubs: Sequence[Hub]) -> None:
     "Hear gates and candles until cancelled."
     named = {deps.live.key(GATE_CHANNEL): "gates", deps.live.key(CANDLE_CHANNEL): "candles"}
@@ -111,6 +114,7 @@ async def wake_by_live(deps: ApiDeps, hubs: Sequence[Hub]) -> None:
                         if told: _wake(hubs, named.get(told["channel"], ""))
         except LiveUnavailable: await asyncio.sleep(_AGAIN_S)
 
+# %% ../../../../nbs/app/dashboard/03_stream.ipynb #80ed6185
 def _wake(hubs: Sequence[Hub], what: str) -> None:
     for hub in hubs: hub.woken(what)
 
@@ -125,6 +129,7 @@ async def wake_by_ledger(deps: ApiDeps, hubs: Sequence[Hub]) -> None:
                     if told.payload.partition(" ")[0] == deps.desk.account: _wake(hubs, "orders")
         except (LedgerDown, psycopg.Error, OSError): await asyncio.sleep(_AGAIN_S)
 
+# %% ../../../../nbs/app/dashboard/03_stream.ipynb #473b187a
 async def wake_all(deps: ApiDeps, hubs: Sequence[Hub]) -> None:
     "Hear everything until cancelled."
     async with asyncio.TaskGroup() as group:

@@ -29,7 +29,7 @@ from ...gates.analytics import label_of
 from ...gates.payload import split_reasons
 from ...market.candles import CANDLE_SCHEMA, TIMEFRAME_MS, candle_frame, empty_candles, is_currency_pair, timeframe_ms
 from ...stores.lake import Lake, Partition, from_parquet
-from ...stores.ledger import LedgerDown
+from ...stores.ledger import LedgerDown, answered
 from ...stores.live import Live, LiveUnavailable, said_as_live
 from ...stores.live_state import candles_key, gate_index_key, last_gates, newest_candles, readable
 from ...trading.guards import number
@@ -42,6 +42,7 @@ _MADE = (pl.col("open").first(), pl.col("high").max(), pl.col("low").min(), pl.c
 
 def alignment_of(pair: str) -> Alignment: return Alignment() if is_currency_pair(pair) else Alignment(0, "UTC")
 
+# %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #57ef6c6b
 def starts_of(
     pair: str, interval: str,
     times: Sequence[int] | np.ndarray, # epoch ms
@@ -49,6 +50,7 @@ def starts_of(
     "When the bars that hold these moments begin."
     return period_starts(np.asarray(times, dtype=np.int64), interval, alignment_of(pair))
 
+# %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #98703e3e
 def bars_of(
     pair: str, interval: str,
     candles: pl.DataFrame, # candle frame of one pair, ascending
@@ -71,6 +73,7 @@ def files_of(
     name = whose.pop() if venue not in whose and len(whose) == 1 else venue
     return sorted((p for p in every if p["venue"] == name), key=lambda p: p["month"], reverse=True)
 
+# %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #b6fd8615
 def month_of(lake: Lake, p: Partition, before_ms: int | None) -> pl.DataFrame: # candle frame
     "The candles of one file before a moment."
     if (data := lake.storage.read(p.path)) is None: return empty_candles() # removed since it was listed
@@ -107,6 +110,7 @@ async def live_rows(
     with said_as_live(live.url): texts = await live.redis.zrevrangebyscore(live.key(candles_key(pair, timeframe)), high, low, start=0, num=count)
     return await asyncio.to_thread(lambda: candle_frame(pair, readable(texts[::-1])[0]))
 
+# %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #0e472333
 def over(
     below: pl.DataFrame, above: pl.DataFrame, # candle frames of one pair; `above` wins
 ) -> pl.DataFrame: # ascending, once each
@@ -123,6 +127,7 @@ class Bars:
     source: str # in words
     troubles: tuple[str, ...] = ()
 
+# %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #ce7b05ad
 def page_of(
     pair: str, interval: str, base: str, # what is shown, and what is kept
     candles: pl.DataFrame, # of length `base`
@@ -205,10 +210,12 @@ def shelf(deps: ApiDeps) -> list[str]:
     try: return sorted({p["instrument"] for p in lake_of(deps).partitions("candles") if p["timeframe"] == deps.settings.candle_granularity})
     except (DeskbookError, OSError): return []
 
+# %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #c6d8988a
 async def known_pairs(deps: ApiDeps) -> list[str]: # the desk's own first
     "Every pair of which there can be a tape."
     return list(dict.fromkeys([*deps.settings.hotband_pairs, *await asyncio.to_thread(shelf, deps)]))
 
+# %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #8ecafa91
 async def require_pair(deps: ApiDeps, pair: str) -> None:
     "Raise `ApiError` for a pair nobody knows."
     if pair in deps.settings.hotband_pairs or pair in (known := await known_pairs(deps)): return
@@ -249,6 +256,7 @@ def _reasons(value: Any) -> tuple[str, ...]:
     try: return tuple(r[:_LETTERS] for r in split_reasons(value)[:_WORDS])
     except ValueError: return ()
 
+# %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #effbdb9d
 def gate_mark(
     time_ms: int, # open of the bar
     gates: Sequence[Mapping[str, Any]], # of this bar, oldest first, at least one
@@ -259,6 +267,7 @@ def gate_mark(
     return GateMark(time_ms, gate_ms(told), len(gates), len(let_in), str(told.get("direction") or "")[:_LETTERS], label_of(told)[:_LETTERS],
         _reasons(told.get("reasons")), number(worst.get("hazard")), number(worst.get("hazard_threshold")))
 
+# %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #e584f83d
 def gate_marks(
     pair: str, interval: str,
     gates: Sequence[Mapping[str, Any]], # oldest first
@@ -278,6 +287,7 @@ def _gates(texts: Iterable[str]) -> list[dict[str, Any]]:
         except ValueError: return None
     return [g for t in texts if isinstance(g := one(t), dict)]
 
+# %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #e5d5f3f2
 async def live_gates(
     live: Live, pair: str,
     since_ms: int, before_ms: int | None, # of their last candle; exclusive
@@ -297,6 +307,7 @@ def gate_files(lake: Lake, pair: str, timeframe: str, since_ms: int, before_ms: 
     best = max((p.keys[:2] for p in found), default=None) # "sound" sorts behind "compat"
     return sorted((p for p in found if p.keys[:2] == best), key=lambda p: p["month"])
 
+# %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #8fd6a676
 def lake_gates(lake: Lake, files: Sequence[Partition], since_ms: int, before_ms: int) -> list[dict[str, Any]]: # oldest first
     "Gates as documents. Raises `DataError` for a file that cannot be read."
     frames = [from_parquet(data, p.path).select(_GATE_COLUMNS) for p in files if (data := lake.storage.read(p.path)) is not None]
@@ -325,6 +336,7 @@ async def older_gates(
 Show = Literal["all", "paper", "live"]
 WORDS: Mapping[str, str] = {"live": "LIVE", "practice": "paper", "sandbox": "sandbox"} # environment of an account, for people
 
+# %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #0929b72c
 @dataclass(frozen=True)
 class DecisionMark:
     "What the desk decided."
@@ -360,6 +372,7 @@ def left_out(what: str, rows: Sequence[Mapping[str, Any]]) -> list[str]: # rows:
     "That older ones are not shown, and since when they are; [] when all are."
     return [f"Of this page's {what} only the newest {MARKS:,} are shown, from {iso(rows[-1]['at'])[:16]} UTC on."] if len(rows) >= MARKS else []
 
+# %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #993541c8
 _WINDOW = "%(since)s AND (%(before)s::timestamptz IS NULL OR {0} < %(before)s)"
 _WHOSE = "FROM accounts a CROSS JOIN LATERAL"
 _DECISIONS = f"""SELECT a.account, a.environment, d.* {_WHOSE} (SELECT decided_at AS at, instrument, verdict, action, reasons, trace_id FROM decisions
@@ -383,6 +396,7 @@ def decision_marks(
         out[key] = replace(mark, count=out[key].count + 1) if key in out else mark
     return sorted(out.values(), key=lambda m: m.at_ms)
 
+# %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #f1046330
 def fill_marks(pair: str, interval: str, rows: Sequence[Mapping[str, Any]]) -> list[FillMark]:
     "Fills at their bars, oldest first."
     starts = starts_of(pair, interval, [to_ms(r["at"]) for r in rows]).tolist()
@@ -396,7 +410,7 @@ async def read_marks(
 ) -> tuple[list[DecisionMark], list[FillMark], list[str]]: # the last: what was left out, in words
     "What the ledger knows of a window. Raises `LedgerDown`."
     asked = {"pair": pair, "mode": show, "since": to_datetime(since_ms), "before": None if before_ms is None else to_datetime(before_ms)}
-    decided, filled = await asyncio.gather(deps.ledger.rows(_DECISIONS, asked), deps.ledger.rows(_FILLS, asked))
+    decided, filled = await answered(asyncio.gather(deps.ledger.rows(_DECISIONS, asked), deps.ledger.rows(_FILLS, asked)))
     return decision_marks(pair, interval, decided), fill_marks(pair, interval, filled), [*left_out("decisions", decided), *left_out("fills", filled)]
 
 # %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #a4f2f30b
@@ -425,6 +439,7 @@ async def _tried[T](work: Awaitable[T], away: type[Exception], said: str, troubl
         troubles.append(said)
         return None
 
+# %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #e5252c78
 async def with_marks(
     deps: ApiDeps, pair: str, interval: str, show: Show,
     bars: Bars,
@@ -454,6 +469,7 @@ async def read_tape(
     before = None if before_ms is None else int(starts_of(pair, interval, [before_ms])[0])
     return await with_marks(deps, pair, interval, show, bars, before)
 
+# %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #b616f45d
 async def read_news(
     deps: ApiDeps, pair: str, interval: str, show: Show,
     after_ms: int, # open of the newest bar that is known
@@ -472,6 +488,7 @@ async def book_beat(deps: ApiDeps) -> str:
     except LedgerDown: return ""
     return f"{row['events']}.{to_ms(row['decided']) if row['decided'] else 0}"
 
+# %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #d21dd926
 async def beats(deps: ApiDeps) -> dict[str, str]: # by pair
     "What differs when something happened. Raises `LiveUnavailable`."
     pairs = deps.settings.hotband_pairs
@@ -486,13 +503,16 @@ def digits_of(
     price = frame["close"][-1] if frame.height else 1.0
     return 5 if price < 20 else 3 if price < 1000 else 2
 
+# %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #e94383ee
 def gate_out(m: GateMark) -> dict[str, Any]:
     return {"t": m.time_ms, "at": m.at_ms, "n": m.gates, "in": m.admitted, "direction": m.direction, "regime": m.regime, "reasons": m.reasons, "hazard": m.hazard, "limit": m.threshold}
 
+# %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #5ff801a0
 def decision_out(m: DecisionMark) -> dict[str, Any]:
     return {"t": m.time_ms, "at": m.at_ms, "verdict": m.verdict, "action": m.action, "reasons": m.reasons, "account": m.account, "environment": m.environment,
         "trace": m.trace_id, "n": m.count}
 
+# %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #31210b9c
 def fill_out(m: FillMark) -> dict[str, Any]:
     return {"t": m.time_ms, "at": m.at_ms, "side": m.side, "units": f"{m.units:f}", "price": f"{m.price:f}", "kind": m.kind, "account": m.account,
         "environment": m.environment, "order": m.order_id, "trace": m.trace_id}

@@ -35,6 +35,7 @@ def shape(kind: str) -> Node:
     "A small picture of a mark."
     return h.svg(f".mark.{kind}", viewBox="0 0 16 16", aria_hidden="true")[_PATHS[kind]]
 
+# %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #d12c2187
 def account_badge(environment: str, account: str) -> Node:
     "Whose it is."
     known = environment if environment in WORDS else "live" # an unknown one counts as real money
@@ -43,12 +44,14 @@ def account_badge(environment: str, account: str) -> Node:
 # %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #a4e9d444
 def address(pair: str, interval: str, show: str, **more: Any) -> str: return f"/ui/tape?{urlencode({'pair': pair, 'interval': interval, 'show': show, **more})}"
 
+# %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #d93b35a2
 _SHOW = (("all", "all accounts"), ("paper", "paper and sandbox"), ("live", "live"))
 
 def choices(label: str, chosen: str, each: Sequence[tuple[str, str, str]]) -> Node: # value, word, address
     "Links of which one is chosen."
     return h.nav(".choices", aria_label=label)[h.span(".hint")[label], [h.a(href=url, aria_current="true" if value == chosen else None)[word] for value, word, url in each]]
 
+# %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #0506f19e
 def other_pairs(pair: str, interval: str, show: str, pairs: Sequence[str]) -> Node:
     "A list of more pairs."
     if not pairs: return None
@@ -69,12 +72,14 @@ _LEGEND = ((("long", "gate admitted, long"), ("short", "gate admitted, short"), 
 _LETTERS = (("E", "decided to enter"), ("X", "decided to exit"), ("R", "refused"), ("B", "bought"), ("S", "sold"))
 _REGIMES = (("U", "trend up", "trend_bull"), ("D", "trend down", "trend_bear"), ("M", "mean reverting", "mean_revert"), ("C", "chaotic", "chaotic"), ("N", "neutral", "neutral"), ("?", "too few candles", "insufficient"))
 
+# %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #2b56c89c
 def longer_said(interval: str) -> Node:
     "How gates of a longer bar are summed up."
     if interval == "M1": return None
     return h.p(".hint")[f"A bar of {interval} sums up the gates of its minutes: it counts as admitted when at least one was, and shows direction, regime and reasons of the last admitted "
         "one (of the last one when none was), and the hazard of the minute that was worst against its threshold."]
 
+# %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #22c63324
 def legend(interval: str) -> Node:
     "What the marks mean."
     marks = [h.li[shape(kind), " ", word] for group in _LEGEND for kind, word in group]
@@ -88,6 +93,7 @@ _KEYS = ("Point at a bar to read what happened there. With keys: Left and Right 
     "End to the newest, plus and minus zoom. Older bars load by themselves.")
 _BUTTONS = (("older", "◀ Older", "older bars"), ("newer", "Newer ▶", "newer bars"), ("in", "+", "zoom in"), ("out", "\u2212", "zoom out"), ("newest", "Newest", "newest bars"))
 
+# %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #fafabc99
 def chart_place(pair: str, interval: str, show: str) -> Node:
     # long: one element after another
     "Where the tape is drawn."
@@ -107,6 +113,7 @@ def admitted(m: GateMark | None) -> Node:
     count = "" if m.gates == 1 else f" {m.admitted} of {m.gates}"
     return badge(f"admitted{count}" if m.admitted else f"not admitted{count}", "good" if m.admitted else "quiet", "; ".join(m.reasons) or None)
 
+# %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #bd7ab278
 def bars_table(tape: Tape) -> Node:
     "Bars and gates, newest first."
     gates, digits = {m.time_ms: m for m in tape.gates}, digits_of(tape.bars.frame)
@@ -158,6 +165,7 @@ def tables(tape: Tape, before_ms: int | None = None) -> Node:
     troubles = [error_box(t) for t in tape.troubles]
     return h.div("#tape-table")[troubles, bars_table(tape), h.p(".row")[older, newest], decisions_table(tape.decisions), fills_table(tape.fills)]
 
+# %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #635d95ec
 def tables_box(inner: Node, pair: str, interval: str, show: str, opened: bool) -> Node:
     "The tables, folded."
     again = f"/ui/tape/table?{urlencode({'pair': pair, 'interval': interval, 'show': show})}"
@@ -173,6 +181,7 @@ def require_interval(deps: ApiDeps, interval: str) -> None:
     "Raise `ApiError` for bars shorter than the candles that are kept."
     if interval not in (held := intervals_of(deps)): raise ApiError("invalid_request", f"The desk keeps candles of {deps.settings.candle_granularity}; {interval} is shorter. There are {', '.join(held)}.")
 
+# %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #675eeb58
 async def tape_tables(deps: ApiDeps, pair: str, interval: str, show: Show, before: int | None) -> Node:
     "The tables, or why there are none."
     try: tape = await read_tape(deps, pair, interval, show, before, ROWS)
@@ -191,6 +200,7 @@ async def tape_page(deps: Deps, request: Request, viewer: Who, pair: Name | None
     body = [chooser(name, interval, show, hot, others, intervals_of(deps)), chart_place(name, interval, show), tables_box(inner, name, interval, show, before is not None), beat_box({})]
     return page(request, viewer, f"Tape {name.replace('_', '/')}", *body, section="tape", scripts=("vendor/klinecharts.min.js", "tape.js"), styles=("tape.css",))
 
+# %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #cff13eac
 @router.get("/ui/tape/table")
 async def tape_table(deps: Deps, viewer: Who, pair: Name, interval: Timeframe = "M1", show: Show = "all") -> Response:
     "The newest tables alone."

@@ -15,6 +15,7 @@ from .elements import Node, Tone, badge, card, empty_box, facts, meter, reason_l
 from .order_facts import After, DecisionFacts, GateSeen, OrderFacts, Trace, id_in, laps, read_trace
 from .order_parts import exact, folded, laps_view, moment, pair_url, story_view
 from .web import Who, fragment, is_part, page
+from ...stores.ledger import answered
 
 # %% ../../../../nbs/app/dashboard/35_trace_page.ipynb #adf3807c
 def hazard_words(gate: GateSeen) -> Node:
@@ -22,6 +23,7 @@ def hazard_words(gate: GateSeen) -> Node:
     if gate.hazard is None: return None
     return h.span(".num")[f"{gate.hazard:.3f}", None if gate.threshold is None else f" of {gate.threshold:.3f}"]
 
+# %% ../../../../nbs/app/dashboard/35_trace_page.ipynb #75193517
 def gate_card(gate: GateSeen | None) -> Node:
     "The gate that was seen."
     if gate is None: return card("Gate", empty_box("No gate was seen.", "The decision was made without one; its reasons say why."))
@@ -50,11 +52,13 @@ def after_card(after: tuple[After, ...], filled: bool) -> Node:
     if not after: return card("Position after", empty_box("What was held after these fills is not known.", "They are too long ago: too many came since."))
     return card("Position after", [h.p[h.a(href=pair_url(a.instrument))[a.instrument], ": ", exact(a.before, sign=True), " → ", exact(a.after, sign=True), " units"] for a in after])
 
+# %% ../../../../nbs/app/dashboard/35_trace_page.ipynb #038c2d1b
 def times(trace: Trace) -> list[Node]:
     "Where time went, for each order."
     if not trace.stories: return [laps_view(laps(trace.decision, None))]
     return [[h.h3[f"order {str(s.order.id)[:8]}"] if len(trace.stories) > 1 else None, laps_view(laps(trace.decision, s))] for s in trace.stories]
 
+# %% ../../../../nbs/app/dashboard/35_trace_page.ipynb #78c8593f
 def trace_view(trace: Trace, hint: str = "") -> Node:
     "From gate to fill."
     lives = any(not s.order.ended for s in trace.stories)
@@ -72,7 +76,7 @@ router = APIRouter(include_in_schema=False)
 async def trace_page(deps: Deps, request: Request, viewer: Who, key: str, order: str = "") -> Response:
     "From gate to fill."
     hint = id_in(order)
-    trace = await read_trace(deps, key.strip(), hint)
+    trace = await answered(read_trace(deps, key.strip(), hint))
     body = trace_view(trace, str(hint) if hint else "")
     if is_part(request): return fragment(body)
     back = h.p[h.a(href="/ui/orders")["All orders"], " · trace ", h.code[trace.key]]
