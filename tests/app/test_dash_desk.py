@@ -6,11 +6,11 @@ import re
 import psycopg
 import pytest
 from api_rig import PAIRS, story
+from page_rig import signed_in, text_of
 
 from deskbook.app.dashboard.desk_facts import desk_facts, look_at
 from deskbook.app.dashboard.desk_page import LIVE, look_desk, look_hero
 from deskbook.app.dashboard.desk_widget import watch_desk
-from deskbook.app.dashboard.session import COOKIE, csrf_of, session_cookie, viewer_of
 from deskbook.core.loop import run_sync
 from deskbook.stores.ledger import LedgerDown
 from deskbook.stores.live import open_live
@@ -29,19 +29,6 @@ def gate(instrument, asof_ms, **more):
 
 async def store(desk, said):
     await put_gate(desk.kill.store(), said["instrument"], said["ts_ms"], json.dumps(said), 900, 100)
-
-
-def signed_in(http, may_act=True, name="maria"):
-    """Headers of a session, and its word for forms."""
-    settings = http.app.state.deps.settings
-    value = session_cookie(settings, name, may_act)
-    http.headers.pop("authorization", None)
-    http.cookies.set(COOKIE, value)
-    return csrf_of(settings, viewer_of(settings, value).sid)
-
-
-def text_of(html):
-    return " ".join(re.sub(r"<[^>]*>", " ", str(html)).split())
 
 
 async def gone(live, monkeypatch):

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from api_rig import story
+from page_rig import signed_in
 
 from deskbook.app.dashboard import evidence_facts, evidence_page
 from deskbook.app.dashboard.session import COOKIE, session_cookie
-from deskbook.core.clock import iso
+from deskbook.core.clock import iso, system_clock
 from deskbook.core.files import sha256
 from deskbook.ops.evidence import CheckRecord, ErrorRecord, Evidence, StepRecord, sealed, write_evidence
 from deskbook.ops.report import write_report
@@ -57,8 +58,7 @@ def pages(api_bench, go, **settings):
     """`go` with the reports folder and a browser that is signed in."""
     async def work():
         async with api_bench.api(run_desk=False, **settings) as (desk, http):
-            http.headers.pop("authorization", None)
-            http.cookies.set(COOKIE, session_cookie(http.app.state.deps.settings, "maria", False))
+            signed_in(http, may_act=False)
             reports = http.app.state.deps.reports
             (reports / "evidence").mkdir(parents=True, exist_ok=True)
             await go(reports, http, desk)
@@ -306,7 +306,7 @@ def test_a_run_shows_everything_it_left(api_bench):
         broken = await http.get(address(failed))
         assert broken.status_code == 200 and "UNREADABLE" in text_of(broken)
         is_clean(broken)
-        at_work = run_of(2, status="running", verdict=None, pid=os.getpid())
+        at_work = run_of(2, status="running", verdict=None, pid=os.getpid(), started=iso(system_clock()))
         keep(reports, at_work)
         assert "RUNNING" in text_of(await http.get(address(at_work))) and "still open" in text_of(await http.get(address(at_work)))
         for bad in ("/ui/runs/weekly_signal_study/none", "/ui/runs/%2e%2e%2f%2e%2e%2fetc/passwd", "/ui/runs/%2e%2e/%2e%2e", "/ui/runs/evidence/archive", "/ui/runs/weekly_signal_study/%00"):

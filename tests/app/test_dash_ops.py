@@ -10,10 +10,10 @@ import polars as pl
 import psycopg
 import pytest
 from api_rig import story
+from page_rig import signed_in, text_of
 
 from deskbook.app.dashboard.ops_facts import AUDIT_ROWS, PER_PAGE, AuditFilter, Verified, audit_page, coverage_of, gap_facts, lake_times, memory_of, read_verified
 from deskbook.app.dashboard.ops_page import LIVE
-from deskbook.app.dashboard.session import COOKIE, csrf_of, session_cookie, viewer_of
 from deskbook.core.clock import DAY_MS, HOUR_MS, MINUTE_MS, to_ms
 from deskbook.market.calendar import calendar_for
 from deskbook.stores.lake import Lake
@@ -25,19 +25,6 @@ from deskbook.trading.leases import new_owner, take_lease
 EVIL = '<script>alert(1)</script><img src=x onerror=alert(2)>"\'>'
 HTMX = {"HX-Request": "true"}
 TABS = ("", "/audit", "/gaps", "/schedule", "/health")
-
-
-def signed_in(http, may_act=True, name="maria"):
-    """The word for the forms of a session that this client now has."""
-    settings = http.app.state.deps.settings
-    value = session_cookie(settings, name, may_act)
-    http.headers.pop("authorization", None)
-    http.cookies.set(COOKIE, value)
-    return csrf_of(settings, viewer_of(settings, value).sid)
-
-
-def text_of(html):
-    return " ".join(re.sub(r"<[^>]*>", " ", str(html)).split())
 
 
 class Tags(HTMLParser):

@@ -10,7 +10,7 @@ from decimal import Decimal
 import pytest
 from api_rig import ApiBench, story
 from execution_rig import audits, eventually
-from test_dash_desk import signed_in, text_of
+from page_rig import signed_in, text_of
 
 from deskbook.app.dashboard import order_facts, orders_page, positions_page
 from deskbook.app.dashboard.order_facts import OrderFilter, place_of, read_page

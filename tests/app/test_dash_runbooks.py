@@ -17,10 +17,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ops"))
 from api_rig import TOKEN, story
 from books import FIRST, OPEN, PARAMETERS, SEAL, book
+from page_rig import cookie
 
 from deskbook.app.api import create_app
 from deskbook.app.dashboard import runbook_runs, runbooks_page
-from deskbook.app.dashboard.session import COOKIE, csrf_of, session_cookie, viewer_of
 from deskbook.core.clock import iso
 from deskbook.ops.evidence import Evidence, read_evidence, write_evidence
 from deskbook.ops.runbook import RunLock
@@ -82,8 +82,7 @@ class Browser:
         settings = http.app.state.deps.settings
         if not any(getattr(r, "path", "").startswith("/ui/runbooks") for r in http.app.router.routes):
             http.app.include_router(runbooks_page.router)
-        value = session_cookie(settings, "maria", may_act)
-        self.cookie, self.csrf = {"Cookie": f"{COOKIE}={value}"}, csrf_of(settings, viewer_of(settings, value).sid)
+        self.cookie, self.csrf = cookie(settings, may_act)
 
     async def get(self, path, part=False): return await self.http.get(path, headers=self.cookie | ({"HX-Request": "true"} if part else {}))
 

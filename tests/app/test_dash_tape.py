@@ -9,9 +9,9 @@ from html.parser import HTMLParser
 import polars as pl
 import pytest
 from api_rig import is_problem, story
+from page_rig import cookie
 
 from deskbook.app.dashboard import tape_facts
-from deskbook.app.dashboard.session import session_cookie
 from deskbook.app.dashboard.tape_facts import BAR_COLUMNS, LAKE_AWAY, LEDGER_AWAY, LIVE_AWAY, bars_of, beats
 from deskbook.app.dashboard.tape_page import look_at_beats
 from deskbook.core.clock import MINUTE_MS, to_datetime, to_ms
@@ -31,15 +31,11 @@ def candles():
     return simulate_candles(["EUR_USD"], "2025-09-10", "2025-11-19")
 
 
-def cookie(bench, may_act=True):
-    return {"cookie": f"deskbook_session={session_cookie(bench.settings(), 'maria', may_act)}"}
-
-
 class Viewer:
     """Asks for the tape with a session."""
 
     def __init__(self, bench, http, may_act=True):
-        self.http, self.headers = http, cookie(bench, may_act)
+        self.http, self.headers = http, cookie(bench.settings(), may_act)[0]
 
     async def get(self, path, **params):
         return await self.http.get(path, params=params or None, headers=self.headers)
