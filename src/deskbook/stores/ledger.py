@@ -8,7 +8,7 @@ import asyncio
 import logging
 import select
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any, Self
@@ -21,10 +21,11 @@ from psycopg.types.json import JsonbDumper, set_json_dumps
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from ..core.errors import BadInput, DataError, Refused, SourceError
 from ..core.files import strict_json
+from ..core.loop import within
 
 # %% auto #0
-__all__ = ['SCHEMA', 'ROLE', 'GONE', 'LedgerDown', 'LedgerVersion', 'plain_url', 'place', 'is_down', 'down', 'clean_text',
-           'storable', 'json_text', 'connection_options', 'alive', 'prepare', 'not_prepared', 'connect',
+__all__ = ['ASK_S', 'SCHEMA', 'ROLE', 'GONE', 'LedgerDown', 'LedgerVersion', 'answered', 'plain_url', 'place', 'is_down', 'down',
+           'clean_text', 'storable', 'json_text', 'connection_options', 'alive', 'prepare', 'not_prepared', 'connect',
            'schema_version', 'require_schema', 'Connections', 'undo', 'Transactions', 'Ledger']
 
 # %% ../../../nbs/stores/30_ledger.ipynb #20f2dc4f
@@ -40,6 +41,17 @@ class LedgerDown(SourceError):
 
 class LedgerVersion(DataError):
     "The schema of the database is not the one this code is written for."
+
+# %% ../../../nbs/stores/30_ledger.ipynb #c141b1cd
+ASK_S = 4.0
+
+async def answered[T](
+    work: Awaitable[T], # reads: what is under way is given up
+    wait_s: float = ASK_S,
+) -> T:
+    "What the ledger says to somebody who waits. Raises `LedgerDown` when it says nothing."
+    try: return await within(work, wait_s)
+    except TimeoutError: raise LedgerDown(f"PostgreSQL gave no answer within {wait_s:g} s.", "Look whether it is stopped, or what it waits for.") from None
 
 # %% ../../../nbs/stores/30_ledger.ipynb #6087c042
 SCHEMA = "0001" # the version of the schema this code reads and writes
