@@ -22,7 +22,7 @@ from .api_models import Account, Gates, Health, KillSwitchBody, KillSwitchSet, K
 from .api_models import DeskStatus
 from .api_problems import ApiError
 from .cli_desk import json_value
-from ..core.clock import Clock, iso, system_clock
+from ..core.clock import LATEST_MS, Clock, iso, system_clock
 from ..core.errors import SourceError
 from ..core.files import strict_json
 from ..core.loop import within
@@ -136,14 +136,12 @@ async def metrics() -> Response:
     return Response(metrics_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 # %% ../../../nbs/app/72_api_routes.ipynb #30d235d4
-_LATEST_MS = 4_102_444_800_000 # the year 2100
-
 def gate_ms(
     gate: Mapping[str, Any],
 ) -> int: # epoch ms; 0: it does not say
     "From when on it was usable."
     at = figure(gate.get("asof_ms")) or figure(gate.get("ts_ms")) or 0
-    return int(at*1000 if at < 10**11 else at) if 0 <= at < _LATEST_MS else 0
+    return int(at*1000 if at < 10**11 else at) if 0 <= at < LATEST_MS else 0
 
 def age_s(gate: Mapping[str, Any], now_ms: int) -> float: return max(0.0, (now_ms - gate_ms(gate))/1000)
 

@@ -18,6 +18,7 @@ from .api_models import AcknowledgeBody, Acknowledged, Alerts, AuditTrail, Cance
 from .api_models import OrderStory, answers, exact
 from .api_problems import ApiError, api_error
 from .api_routes import ApiDeps, Deps, Once, missing_for, said
+from ..core.clock import LATEST_MS
 from ..core.errors import DeskbookError, NotFound
 from ..stores.ledger import Ledger
 from ..stores.records import acknowledge_alert, audit
@@ -110,7 +111,7 @@ async def close_trade(deps: Deps, request: Request, body: CloseBody, once: Once 
 
 # %% ../../../nbs/app/74_api_routes_ledger.ipynb #542db752
 Limit = Annotated[int, Query(ge=1, le=500, description="at most so many, newest first")]
-Before = Annotated[int | None, Query(ge=0, le=4_102_444_800_000, description="only older ones, epoch ms")]
+Before = Annotated[int | None, Query(ge=0, le=LATEST_MS, description="only older ones, epoch ms")]
 
 @orders.get("/api/orders", responses=answers(Orders, "invalid_request", "ledger_unavailable"))
 async def list_orders(deps: Deps, instrument: Name | None = None, live: bool = False, limit: Limit = 100) -> Response:

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import psycopg
 from ..api_routes import ApiDeps, gate_out
 from ..api_routes_market import evidence_path, from_live, not_asked_lately, published_ms
+from .elements import moment_in
 from ...studies.weekly import CANONICAL
 from ..up import environment_of
 from ...core.clock import to_datetime, to_ms
@@ -26,8 +27,8 @@ from ...ops.live_tools import mark_age_s, market_closed
 # %% auto #0
 __all__ = ['LOOK_S', 'SPARK', 'LAST_DECISIONS', 'Mode', 'Said', 'LastSaid', 'memory_of', 'ask_live', 'closes_of', 'ask_ledger',
            'ask_venue', 'rules_of', 'Looked', 'ask_all', 'look_at', 'mode_of', 'Down', 'HeroFacts', 'nav_of',
-           'ledger_now', 'results_of', 'moment', 'oldest', 'down_of', 'hero_facts', 'desk_reasons', 'GateFacts',
-           'share', 'gate_facts', 'PairFacts', 'decision_reasons', 'pair_reasons', 'pnl_of', 'digits_of', 'pair_facts',
+           'ledger_now', 'results_of', 'oldest', 'down_of', 'hero_facts', 'desk_reasons', 'GateFacts', 'share',
+           'gate_facts', 'PairFacts', 'decision_reasons', 'pair_reasons', 'pnl_of', 'digits_of', 'pair_facts',
            'DeskFacts', 'desk_facts', 'sample_desk']
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #06e486f5
@@ -240,7 +241,7 @@ def nav_of(live: Said, account: Mapping[str, Any], now_ms: int) -> tuple[Decimal
     "What the account is worth."
     mark = live.get("nav", {})
     old, nav = mark_age_s(mark, now_ms), number(mark.get("nav"))
-    if not live.error and old is not None and nav is not None: return Decimal(str(nav)), moment(now_ms - old*1000)
+    if not live.error and old is not None and nav is not None: return Decimal(str(nav)), moment_in(now_ms - old*1000)
     return (account["nav"], to_ms(account["nav_at"])) if account.get("nav") is not None else (None, None)
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #6bcdb5d2
@@ -256,11 +257,6 @@ def results_of(state: RiskState | None, policy: RiskPolicy | None, nav: Decimal 
     if state is None or nav is None: return {"day_pnl": None, "drawdown": None, "drawdown_limit": limit}
     today = state.day == to_datetime(now_ms).date()
     return {"day_pnl": nav - state.day_start_equity if today else None, "drawdown": max(Decimal(0), losses(state, nav)["max_drawdown"]), "drawdown_limit": limit}
-
-# %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #56a6b8f0
-_LATEST_MS = 4_102_444_800_000 # the year 2100
-
-def moment(value: Any) -> int | None: return int(at) if (at := number(value)) is not None and 0 < at < _LATEST_MS else None # epoch ms; None: it is none
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #dc2234a3
 def oldest(
@@ -283,13 +279,13 @@ def hero_facts(deps: ApiDeps, looked: Looked) -> HeroFacts:
     names, ms = s.hotband_pairs, timeframe_ms(s.candle_granularity)
     gates, candles = looked.live.get("gates", {}), looked.live.get("candles", {})
     candle, no_candle = oldest({n: None if candles.get(n) is None else candles[n] + ms for n in names})
-    gate, no_gate = oldest({n: moment(gate_time_ms(g)) if (g := gates.get(n)) else None for n in names})
+    gate, no_gate = oldest({n: moment_in(gate_time_ms(g)) if (g := gates.get(n)) else None for n in names})
     loop, state = looked.live.get("loop", {}), looked.ledger.get("state")
     nav, nav_ms = nav_of(looked.live, account, now)
     until = account.get("armed_until")
     return HeroFacts(deps.desk.account, mode_of(environment_of(deps.desk)), looked.kill, is_read_only(deps.desk),
         None if looked.ledger.error or not account else account["armed"], to_ms(until) if until else None, account.get("armed_by", ""),
-        moment(loop.get("ts_ms")) if mark_age_s(loop, now) is not None else None, not looked.live.error and is_running(mark_age_s(loop, now), s.loop_s),
+        moment_in(loop.get("ts_ms")) if mark_age_s(loop, now) is not None else None, not looked.live.error and is_running(mark_age_s(loop, now), s.loop_s),
         str(loop.get("error", "")), loop_ttl_s(s.loop_s), not market_closed(now), candle, gate, no_candle, no_gate, s.candle_stale_s, s.gate_max_age_s, nav, nav_ms,
         account.get("currency", "USD"), **results_of(state, looked.ledger.get("policy"), nav, ledger_now(looked.ledger, now)),
         breaker=(state.reason or "tripped") if state and state.status == "tripped" else "",
@@ -328,7 +324,7 @@ def gate_facts(gate: Mapping[str, Any] | None, now_ms: int) -> GateFacts | None:
     "What a gate says."
     if not gate: return None
     out, (label, confidence) = gate_out(gate, now_ms), regime_of(gate)
-    return GateFacts(moment(gate_time_ms(gate)), out["admit"], out["direction"] or "", tuple(map(str, out["reasons"])), label, share(confidence),
+    return GateFacts(moment_in(gate_time_ms(gate)), out["admit"], out["direction"] or "", tuple(map(str, out["reasons"])), label, share(confidence),
         share(out["hazard"]), share(out["hazard_threshold"]))
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #26241995

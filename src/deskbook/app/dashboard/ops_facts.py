@@ -40,7 +40,7 @@ from ..api_routes import ApiDeps
 from ..api_routes_ledger import ALERT, AlertStatus
 from .runbook_facts import RunFacts, born_ms, newest_runs
 from ..workers import WORKERS
-from ...core.clock import DAY_MS, HOUR_MS, MINUTE_MS, Clock, boottime, iso, to_datetime, to_ms
+from ...core.clock import DAY_MS, HOUR_MS, LATEST_MS, MINUTE_MS, Clock, boottime, iso, to_datetime, to_ms
 from ...core.errors import BadInput, DeskbookError, NotFound
 from ...core.files import atomic_write, sha256, strict_json
 from ...core.loop import within
@@ -653,7 +653,7 @@ def schedule_facts(
     "Every job of `scheduled/`, those that cannot start first, then by their next run."
     now = to_datetime(now_ms)
     jobs = [job_facts(p, root, reports, now) for p in sorted((root/"scheduled").glob("*.toml"))[:MOST_JOBS]]
-    far = to_datetime(4_102_444_800_000)
+    far = to_datetime(LATEST_MS)
     return ScheduleFacts(tuple(sorted(jobs, key=lambda j: (not j.problems, j.next[0] if j.next else far, j.name))), "scheduled/", now_ms)
 
 # %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #3b29118f

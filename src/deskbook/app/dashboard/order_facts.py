@@ -22,7 +22,7 @@ from itertools import pairwise
 from typing import Any
 from uuid import UUID
 from ..api_routes import ApiDeps
-from .elements import Tone, sentence
+from .elements import Tone, moment_in, sentence
 from ...core.errors import BadInput, NotFound
 from ...stores.ledger import Ledger
 
@@ -309,9 +309,6 @@ class GateSeen:
     raw: Mapping[str, Any]
 
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #bcc47e47
-def _whole(value: Any) -> int | None: # epoch ms that a calendar has
-    return int(f) if (f := number(value)) is not None and 0 <= f < 4_102_444_800_000 else None
-
 def gate_seen(
     raw: Any, # as it stands in the decision's inputs
 ) -> GateSeen | None: # None: there was none
@@ -320,7 +317,7 @@ def gate_seen(
     said, told = raw.get("regime"), raw.get("reasons")
     regime: Mapping[str, Any] = said if isinstance(said, Mapping) else {"label": said}
     reasons: Sequence[Any] = told if isinstance(told, list) else ()
-    return GateSeen(_whole(raw.get("asof_ms")), _whole(raw.get("computed_at_ms")), str(regime.get("label") or ""), number(regime.get("confidence")),
+    return GateSeen(moment_in(raw.get("asof_ms")), moment_in(raw.get("computed_at_ms")), str(regime.get("label") or ""), number(regime.get("confidence")),
         number(raw.get("hazard")), number(raw.get("hazard_threshold")), raw.get("admit") is True, str(raw.get("direction") or ""),
         tuple(str(r) for r in reasons), raw)
 

@@ -23,6 +23,7 @@ from .stream import LiveSource
 from .tape_facts import WORDS, DecisionMark, FillMark, GateMark, Show, Tape, beats, digits_of, intervals_of, known_pairs
 from .tape_facts import read_news, read_tape, tape_out
 from .web import Who, fragment, page
+from ...core.clock import LATEST_MS
 from ...core.errors import DeskbookError
 from ...stores.live import LiveUnavailable
 
@@ -174,7 +175,7 @@ def tables_box(inner: Node, pair: str, interval: str, show: str, opened: bool) -
 
 # %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #51d02cd9
 router = APIRouter(include_in_schema=False)
-Moment = Annotated[int | None, Query(ge=0, le=4_102_444_800_000, description="epoch ms")]
+Moment = Annotated[int | None, Query(ge=0, le=LATEST_MS, description="epoch ms")]
 Rows = Annotated[int, Query(ge=1, le=1000)]
 
 def require_interval(deps: ApiDeps, interval: str) -> None:
