@@ -8,6 +8,7 @@ import pytest
 from api_rig import TOKEN, story
 
 from deskbook.app.dashboard.pages import routers
+from deskbook.app.dashboard.runbook_facts import books
 from deskbook.app.dashboard.session import COOKIE, csrf_of, session_cookie, viewer_of
 from deskbook.app.dashboard.web import files
 
@@ -272,4 +273,42 @@ def test_a_session_that_signed_out_stays_so_when_the_desk_starts_again(door):
         async with door() as (_, http):
             assert (await http.get("/ui/nothing", headers=out)).status_code == 303
             assert (await http.get("/ui/nothing", headers=stays)).status_code == 404
+    story(go())
+
+
+@pytest.mark.parametrize("text", ["[" * 20_000, r'["EUR_USD\u0000"]', r'["\ud800"]', '["a\\nb"]'])
+def test_a_list_that_cannot_be_used_is_said_at_its_field(door, text):
+    async def go():
+        async with door() as (_, http):
+            acting, word = cookie(http.app.state.deps.settings)
+            form = {"csrf": word, "key": "0" * 32, "p-instruments": text}
+            answer = await http.post("/ui/runbooks/manual_candle_fetch", headers=acting, data=form)
+            assert answer.status_code == 422 and 'id="p-instruments-error"' in answer.text
+            assert not (http.app.state.deps.settings.home / "launches").exists()
+    story(go())
+
+
+def test_a_link_fills_in_no_name_for_the_audit(door):
+    async def go():
+        async with door() as (_, http):
+            acting, _ = cookie(http.app.state.deps.settings)
+            named = [b.name for b in books() if any(p.name == "by" for p in b.parameters)]
+            assert named
+            for name in named:
+                said = (await http.get(f"/ui/runbooks/{name}?by=ben&why=because-of-a-link", headers=acting)).text
+                assert 'value="maria"' in said and 'value="ben"' not in said and "because-of-a-link" not in said, name
+    story(go())
+
+
+def test_who_may_only_look_leaves_places_for_those_who_act(door):
+    async def go():
+        async with door() as (_, http):
+            settings, pages = http.app.state.deps.settings, http.app.state.pages
+            (looking, _), (acting, _) = cookie(settings, may_act=False), cookie(settings)
+            pages.close()  # a new stream ends at once
+            assert (await http.get("/ui/events", headers=looking)).status_code == 200
+            for _ in range(pages.most_clients - 1):
+                pages.join()
+            assert (await http.get("/ui/events", headers=looking)).status_code == 429
+            assert (await http.get("/ui/events", headers=acting)).status_code == 200
     story(go())

@@ -134,7 +134,7 @@ def _elements(value: Any) -> list[Any]: # a list from JSON, from commas, or as i
     if not isinstance(value, str): raise ValueError(f"{value!r} is no list")
     if not value.strip().startswith("["): return [v.strip() for v in value.split(",") if v.strip()]
     try: return json.loads(value)
-    except json.JSONDecodeError: raise ValueError(f"{value!r} is no JSON list") from None
+    except (json.JSONDecodeError, RecursionError): raise ValueError(f"{value[:200]!r} is no JSON list") from None
 
 # %% ../../../nbs/ops/00_parameters.ipynb #ca63bedb
 def check_value(

@@ -65,14 +65,16 @@ def text_of(
     return ", ".join(words) if all(w.strip() == w and w and not set(w) & set(',["') for w in words) else json.dumps(list(value), ensure_ascii=False)
 
 # %% ../../../../nbs/app/dashboard/51_runbook_forms.ipynb #b79326e7
+_OWN = ("mode", "by", "why") # whether it acts, who does it and why: no link says that for a person
+
 def prefilled(
     book: Book,
     viewer: Viewer,
     account: str, # of the desk that shows the page
-    asked: Mapping[str, str] = MappingProxyType({}), # what a link wants in the fields; never the mode
+    asked: Mapping[str, str] = MappingProxyType({}), # what a link wants in the fields
 ) -> dict[str, str]: # name -> text
     "What the fields hold at first."
-    own = {"account": account, "by": viewer.name if viewer.sid else "", **{k: v[:200] for k, v in asked.items() if k != "mode"}}
+    own = {"account": account, "by": viewer.name if viewer.sid else "", **{k: v[:200] for k, v in asked.items() if k not in _OWN}}
     return {p.name: own.get(p.name) or text_of(p, p.default) for p in book.parameters}
 
 # %% ../../../../nbs/app/dashboard/51_runbook_forms.ipynb #ec627fda
@@ -149,10 +151,11 @@ class Filled:
 
 # %% ../../../../nbs/app/dashboard/51_runbook_forms.ipynb #d4a22b84
 def _wrong(p: Parameter, text: str, redactor: Redactor | None) -> str: # "" when it can be used
-    if any(ord(c) < 32 or ord(c) == 127 for c in text): return "It holds a character that cannot be typed."
-    try: check_parameters([p], {p.name: text}, redactor)
+    def odd(said: str) -> bool: return any(ord(c) < 32 or ord(c) == 127 or "\ud800" <= c <= "\udfff" for c in said)
+    try: value = None if odd(text) else check_parameters([p], {p.name: text}, redactor)[p.name]
     except BadInput as e: return (said := e.what.removeprefix(f"{p.name!r} ({p.type_name}): "))[:1].upper() + said[1:]
-    return ""
+    items = value if isinstance(value, list) else () # JSON can spell what a field cannot hold
+    return "It holds a character that cannot be typed." if odd(text) or any(odd(str(v)) for v in items) else ""
 
 # %% ../../../../nbs/app/dashboard/51_runbook_forms.ipynb #5aa9a01a
 def _for_live(book: Book, typed: Mapping[str, str], confirm: str, reason: str) -> dict[str, str]: # errors
