@@ -36,6 +36,7 @@ from ...core.clock import system_clock
 from ...core.errors import DataError, DeskbookError, NotFound, Refused
 from ...core.loop import within
 from ...ops.evidence import project_root
+from ...ops.report import duration_text
 from ...stores.ledger import LedgerDown
 from ...stores.records import audit
 
@@ -99,9 +100,7 @@ def list_view(every: Sequence[Shelf]) -> Node:
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #8b70312b
 def took(run: RunFacts) -> str: # "" while it runs
     "How long a run took."
-    if run.ended_ms is None or run.started_ms is None: return ""
-    s = (run.ended_ms - run.started_ms)/1000
-    return f"{s:.1f} s" if s < 120 else f"{s/60:.1f} min" if s < 7200 else f"{s/3600:.1f} h"
+    return "" if run.ended_ms is None or run.started_ms is None else duration_text((run.ended_ms - run.started_ms)/1000)
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #f633a006
 def runs_view(runs: Sequence[RunFacts]) -> Node:
