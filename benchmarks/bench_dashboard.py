@@ -142,15 +142,15 @@ def first_paints(browser, desk, n):
 
 
 VIEWER = """
-import asyncio, sys, httpx
-async def one(http, url, cookie):
-    async with http.stream("GET", url + "/ui/events?topics=hero,desk", headers={"Cookie": cookie}) as r:
-        r.raise_for_status()
-        print("open", flush=True)
-        async for _ in r.aiter_bytes(): pass
-async def go(url, n, cookie):
-    async with httpx.AsyncClient(trust_env=False, timeout=None, limits=httpx.Limits(max_connections=None)) as http:
-        await asyncio.gather(*(one(http, url, cookie) for _ in range(n)))
+import asyncio, sys
+from urllib.parse import urlsplit
+async def one(url, cookie):
+    reader, writer = await asyncio.open_connection(url.hostname, url.port)
+    writer.write(f"GET /ui/events?topics=hero,desk HTTP/1.1\\r\\nHost: {url.netloc}\\r\\nCookie: {cookie}\\r\\n\\r\\n".encode())
+    assert b" 200 " in await reader.readline()
+    print("open", flush=True)
+    while await reader.read(1 << 16): pass
+async def go(url, n, cookie): await asyncio.gather(*(one(urlsplit(url), cookie) for _ in range(n)))
 asyncio.run(go(sys.argv[1], int(sys.argv[2]), sys.argv[3]))
 """
 

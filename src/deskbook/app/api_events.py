@@ -173,7 +173,7 @@ async def look_alerts(deps: ApiDeps) -> Look:
 # %% ../../../nbs/app/75_api_events.ipynb #96734780
 log = logging.getLogger(__name__)
 TICK_S, SETTLE_S, SEND_S, PING_S = 0.5, 0.02, 10.0, 15.0
-_TOGETHER_S = 0.02 # what is due so soon is looked at with the rest
+_TOGETHER_S, _TOGETHER = 0.02, 3 # what is due so soon is looked at with the rest; streams that write in one round of the loop
 
 @dataclass
 class Source:
@@ -199,7 +199,7 @@ class Hub:
     def __init__(self, deps: ApiDeps, keep: int = 2000, most_clients: int = 100, queue: int = 512, every: list[Source] | None = None, tick_s: float = TICK_S, settle_s: float = SETTLE_S):
         self.deps, self.ring, self.most_clients, self.queue, self.tick_s = deps, Ring(str(deps.clock()), keep), most_clients, queue, tick_s
         self.sources, self.clients, self.looks, self.closed = every if every is not None else sources(), set[Client](), 0, False
-        self.wake, self.settle_s = asyncio.Event(), settle_s
+        self.wake, self.settle_s, self.passed = asyncio.Event(), settle_s, 0
         self.busy: dict[str, asyncio.Task[None]] = {} # looks that are under way, by source
 
     def join(self,
@@ -283,6 +283,14 @@ class Hub:
             for task in under_way: task.cancel()
             await asyncio.gather(*under_way, return_exceptions=True)
 
+    async def turn(self) -> None:
+        "Wait until it is this stream's turn to write. A few write in each round of the loop, so that what trades in the same loop goes between them."
+        while self.passed >= _TOGETHER: await asyncio.sleep(0)
+        if not self.passed: asyncio.get_running_loop().call_soon(self.next_round)
+        self.passed += 1
+
+    def next_round(self) -> None: self.passed = 0
+
     def close(self) -> None:
         "End all streams; a new one ends at once."
         self.closed = True
@@ -313,6 +321,7 @@ class EventStream(Response):
 
     async def write(self, send: Send, body: bytes, more: bool = True) -> None:
         "Send a part, or give up."
+        await self.hub.turn()
         await asyncio.wait_for(send({"type": "http.response.body", "body": body, "more_body": more}), SEND_S)
 
     async def tell(self, send: Send) -> None:
