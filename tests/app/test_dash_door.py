@@ -312,3 +312,32 @@ def test_who_may_only_look_leaves_places_for_those_who_act(door):
             assert (await http.get("/ui/events", headers=looking)).status_code == 429
             assert (await http.get("/ui/events", headers=acting)).status_code == 200
     story(go())
+
+
+def test_who_stopped_the_desk_and_why_stands_in_the_audit_in_any_script(door):
+    async def go():
+        async with door() as (_, http):
+            settings, ledger = http.app.state.deps.settings, http.app.state.deps.ledger
+            for name in ("Мария", "maria\u3164"):
+                acting, word = cookie(settings, name=name)
+                assert (await http.post("/ui/desk/stop", headers=acting, data={"csrf": word, "why_stop": "разрыв"})).status_code == 303
+                assert (await http.post("/ui/desk/clear", headers=acting, data={"csrf": word, "why_clear": "прошло"})).status_code == 303
+            told = await ledger.rows("SELECT actor, metadata ->> 'reason' AS why FROM ops_audit_events WHERE actor LIKE 'web:%%' ORDER BY seq")
+            assert len({r["actor"] for r in told}) == 2, told
+            assert not {r["actor"] for r in told} & {"web:", "web:maria"}
+            assert len({r["why"] for r in told}) == 2 and "no reason" not in str(told)
+    story(go())
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe{"])
+def test_one_broken_evidence_takes_no_list_away(door, text):
+    async def go():
+        async with door() as (_, http):
+            acting, _ = cookie(http.app.state.deps.settings)
+            folder = http.app.state.deps.reports / "gate_history/20251101T000000Z-aaaaaa"
+            folder.mkdir(parents=True)
+            (folder / "evidence.json").write_bytes(text)
+            (folder / "log.jsonl").write_bytes(text + b"\n")
+            for path in ("/ui/runs", "/ui/runbooks", "/ui/runbooks/gate_history", *(f"/ui/{p}gate_history/{folder.name}" for p in ("runs/", "runbooks/runs/"))):
+                assert (await http.get(path, headers=acting)).status_code == 200, path
+    story(go())

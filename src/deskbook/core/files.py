@@ -75,6 +75,8 @@ def read_json(
     try: return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=no_constant)
     except json.JSONDecodeError as e:
         raise DataError(f"{path} is not JSON: {e.msg} at line {e.lineno} column {e.colno}.") from None
+    except UnicodeDecodeError: raise DataError(f"{path} is not JSON: it is no UTF-8.") from None
+    except RecursionError: raise DataError(f"{path} is not JSON that can be read: it nests too deep.") from None
 
 # %% ../../../nbs/core/02_files.ipynb #8d00ff03
 def sha256(

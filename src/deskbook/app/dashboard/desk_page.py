@@ -255,8 +255,9 @@ LIVE = [LiveSource("hero", "hero", look_hero, 1.0, _WAKES), LiveSource("desk", "
 # %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #432a8f47
 def plain(text: str, most: int = 500) -> str:
     "Printable ASCII of at most so many letters."
-    kept = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    return " ".join("".join(c if " " <= c <= "~" else " " for c in kept).split())[:most].strip()
+    spaced = "".join(" " if c.isspace() else c for c in unicodedata.normalize("NFKD", text))
+    kept = "".join(c for c in spaced if unicodedata.category(c) not in ("Mn", "Cc", "Cf", "Cs")).encode("ascii", "backslashreplace").decode()
+    return " ".join(kept.split())[:most].strip()
 
 def body_of(viewer: Viewer, engage: bool, why: str) -> KillSwitchBody:
     "What the API would be sent."
@@ -301,7 +302,7 @@ async def desk_page(deps: Deps, viewer: Who) -> Response:
 async def stop(request: Request, deps: Deps, viewer: Actor) -> Response:
     "Engage it. Raises `ApiError`."
     said = await form_of(request)
-    text, tone = engaged_words(await switch(deps, body_of(viewer, True, said.get("why_stop", ""))))
+    text, tone = engaged_words(await switch(deps, body_of(viewer, True, said.get("why_stop", "")), viewer.by))
     return await answered(request, deps, text, tone)
 
 # %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #ff1a4654
@@ -310,7 +311,7 @@ async def clear(request: Request, deps: Deps, viewer: Actor) -> Response:
     "Clear it. Raises `ApiError`."
     why = (await form_of(request)).get("why_clear", "")
     if not plain(why): raise ApiError("invalid_request", "The kill switch stays engaged. Say why it may be cleared: the next person reads it.")
-    try: s = await switch(deps, body_of(viewer, False, why))
+    try: s = await switch(deps, body_of(viewer, False, why), viewer.by)
     except ApiError as e:
         told(request)
         raise ApiError(e.code, f"{e.what} {TODO.get(e.code, '')}".strip(), **e.more) from None

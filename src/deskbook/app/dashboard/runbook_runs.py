@@ -207,7 +207,7 @@ def log_end(
     events = []
     for line in lines[1 if size > _LOG_BYTES else 0:]:
         try: event = json.loads(line)
-        except ValueError: continue
+        except (ValueError, RecursionError): continue
         if isinstance(event, dict) and "event" in event: events.append(event)
     return events
 
