@@ -141,9 +141,10 @@ async def one(deps: ApiDeps, text: str) -> OrderFacts:
 async def order_page(deps: Deps, request: Request, viewer: Who, order_id: str, whole: Annotated[str, Query(alias="page")] = "") -> Response:
     "One order: its page, or the part that opens beside the list."
     told = await one(deps, order_id)
-    if is_part(request): return fragment(story_view(told, whole == "1"), *([partial("cancel", h.div("#cancel"))] if whole == "1" and told.story.order.ended else []))
+    drawn_story = await drawn(lambda: story_view(told, whole == "1" or not is_part(request)))
+    if is_part(request): return fragment(drawn_story, *([partial("cancel", h.div("#cancel"))] if whole == "1" and told.story.order.ended else []))
     o = told.story.order
-    return page(request, viewer, asked_words(o)[0].upper() + asked_words(o)[1:], h.p[h.a(href="/ui/orders")["All orders"]], story_view(told, True), cancel_box(viewer, o, new_key()),
+    return page(request, viewer, asked_words(o)[0].upper() + asked_words(o)[1:], h.p[h.a(href="/ui/orders")["All orders"]], drawn_story, cancel_box(viewer, o, new_key()),
         section="orders", styles=STYLES)
 
 # %% ../../../../nbs/app/dashboard/33_orders_page.ipynb #c65bbc8f

@@ -16,12 +16,12 @@ from urllib.parse import quote
 from decimal import Decimal
 from ..api_problems import ApiError
 from ..api_routes import ApiDeps, Deps
-from .elements import Node, age, badge, card, empty_box, error_box, facts, ident, partial, table, unknown, when
+from .elements import Node, age, badge, card, drawing, empty_box, error_box, facts, ident, partial, table, unknown, when
 from .order_acts import MOST_REASON, TODO, CloseAsk, CloseLook, close_ask, close_look, close_position, close_words, done_words, new_key, size_in
 from .order_facts import History, Move, PositionFacts, Positions, filter_of, read_order
 
 # %% ../../../../nbs/app/dashboard/34_positions_page.ipynb #8428a74d
-from .order_parts import exact, moment, order_url, pair_url, source_words, story_view, trace_at
+from .order_parts import exact, moment, order_url, pair_url, price, source_words, story_view, trace_at
 from .session import Viewer
 from .stream import LiveSource
 from .web import Actor, Who, act_form, done, field, form_of, page
@@ -47,8 +47,8 @@ def position_card(p: PositionFacts) -> Node:
     "A position."
     x, q, a = p.held, p.quote_currency, p.account_currency
     side = badge("long", "busy") if x.units > 0 else badge("short", "warn")
-    mark = [exact(x.mark, q), " ", age(p.mark_ms, MARK_OLD_S)] if x.mark is not None else unknown("the venue told no price")
-    said = facts([("units", exact(x.units, sign=True)), ("average price", exact(x.average_price, q)), ("could be closed at", mark),
+    mark = [price(x.mark, q), " ", age(p.mark_ms, MARK_OLD_S)] if x.mark is not None else unknown("the venue told no price")
+    said = facts([("units", exact(x.units, sign=True)), ("average price", price(x.average_price, q)), ("could be closed at", mark),
         ("unrealised", exact(x.unrealised_pnl, q, 2, sign=True)), ("realised", exact(x.realised_pnl, q, 2, sign=True)), (f"realised in {a}", exact(x.realised_pnl_account, a, 2, sign=True)),
         ("fees", exact(x.fees, a, 4)), ("financing", exact(x.financing, a, 4, sign=True))])
     links = h.div(".links")[h.a(".button", href=close_url(x.instrument))["Close …"], h.a(href=pair_url(x.instrument))["its orders"]]
@@ -61,7 +61,7 @@ def move_row(m: Move) -> list[Node]:
     "One fill."
     o = m.order
     who = source_words(o["idempotency_key"], o["run_id"], o["kind"])
-    return [moment(m.fill.filled_at, day=True), exact(m.fill.units, sign=True), exact(m.fill.price), exact(m.fill.fee, m.fill.fee_currency), [exact(m.before, sign=True), " → ", exact(m.after, sign=True)],
+    return [moment(m.fill.filled_at, day=True), exact(m.fill.units, sign=True), price(m.fill.price), exact(m.fill.fee, m.fill.fee_currency), [exact(m.before, sign=True), " → ", exact(m.after, sign=True)],
         f"{o['kind']}, {who}", h.a(href=order_url(o["order_id"]))[f"order {str(o['order_id'])[:8]}"], trace_at(o["trace_id"], o["order_id"], o["decision_id"])]
 
 # %% ../../../../nbs/app/dashboard/34_positions_page.ipynb #3559b8f6
@@ -123,7 +123,7 @@ def close_view(
     except ApiError as e: wrong = error_box(e.what)
     if not wrong and size > look.most > 0: wrong = error_box(f"At most {look.most.normalize():,f} can be closed: {size.normalize():,f} is more than is held and not being closed already.")
     going = abs(look.held) - look.most
-    said = facts([("held", exact(look.held, sign=True)), ("being closed already", exact(going)), ("could be closed at", exact(look.mark, look.currency)), ("account", look.account),
+    said = facts([("held", exact(look.held, sign=True)), ("being closed already", exact(going)), ("could be closed at", price(look.mark, look.currency)), ("account", look.account),
         ("kill switch", badge("engaged", "bad") if look.kill.engaged else badge("clear", "good")), ("read-only", badge("yes", "bad") if look.read_only else badge("no", "good"))])
     first = how_much(look, units or f"{look.most:f}", override) if look.most and not look.read_only else None
     second = wrong or (blocked_words(look, why) if why else close_form(viewer, look, size, override, key))
@@ -132,7 +132,7 @@ def close_view(
 # %% ../../../../nbs/app/dashboard/34_positions_page.ipynb #d2900405
 _positions = Positions()
 
-async def look_positions(deps: ApiDeps) -> Mapping[str, Node]: return parts(await _positions.read(deps))
+async def look_positions(deps: ApiDeps) -> Mapping[str, Node]: return await drawing(parts, await _positions.read(deps))
 
 # %% ../../../../nbs/app/dashboard/34_positions_page.ipynb #4320efa1
 LIVE = [LiveSource("positions page", "positions", look_positions, 1.0, ("orders",))]

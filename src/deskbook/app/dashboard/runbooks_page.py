@@ -22,7 +22,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 from ..api_problems import ApiError, redactor_of
 from ..api_routes import ApiDeps, Deps
-from .elements import Node, Tone, age, badge, card, empty_box, error_box, facts, ident, partial, run_url, table, unknown, when
+from .elements import Node, Tone, age, badge, card, drawn, empty_box, error_box, facts, ident, partial, run_url, table, unknown, when
 from .runbook_facts import FOLDERS, Book, RunFacts, Shelf, book_of, newest_runs, shelves
 from .runbook_forms import Filled, filled, missing_lab, prefilled, prose, run_form
 
@@ -318,7 +318,7 @@ async def run_page(request: Request, viewer: Who, deps: Deps, runbook: str, run_
     "A run."
     try: found = await asyncio.to_thread(progress_of, deps.reports, runbook, run_id, system_clock())
     except DataError as e: return page(request, viewer, f"Run of {runbook}", unreadable(deps, e), section="runbooks", styles=_STYLES)
-    view = [_UNSEEN if audit == "none" else None, run_view(viewer, found)]
+    view = [_UNSEEN if audit == "none" else None, await drawn(lambda: run_view(viewer, found))]
     return page(request, viewer, found.title, view, section="runbooks", styles=_STYLES)
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #cad97fd7
@@ -327,7 +327,7 @@ async def run_progress(viewer: Who, deps: Deps, runbook: str, run_id: str) -> Re
     "The part of it that changes. A run that cannot be read any more says so once, and nobody asks again."
     try: found = await asyncio.to_thread(progress_of, deps.reports, runbook, run_id, system_clock())
     except (DataError, NotFound) as e: return fragment(unreadable(deps, e))
-    return fragment(progress_view(viewer, found))
+    return fragment(await drawn(lambda: progress_view(viewer, found)))
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #1b0ce004
 @router.post("/ui/runbooks/runs/{runbook}/{run_id}/stop")

@@ -11,7 +11,7 @@ import htpy as h
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 from ..api_routes import Deps
-from .elements import Node, Tone, badge, card, empty_box, facts, meter, reason_list, trace_url, unknown, when
+from .elements import Node, Tone, badge, card, drawn, empty_box, facts, meter, reason_list, trace_url, unknown, when
 from .order_facts import After, DecisionFacts, GateSeen, OrderFacts, Trace, id_in, laps, read_trace
 from .order_parts import exact, folded, laps_view, moment, pair_url, story_view
 from .web import Who, fragment, is_part, page
@@ -77,7 +77,7 @@ async def trace_page(deps: Deps, request: Request, viewer: Who, key: str, order:
     "From gate to fill."
     hint = id_in(order)
     trace = await answered(read_trace(deps, key.strip(), hint))
-    body = trace_view(trace, str(hint) if hint else "")
+    body = await drawn(lambda: trace_view(trace, str(hint) if hint else ""))
     if is_part(request): return fragment(body)
     back = h.p[h.a(href="/ui/orders")["All orders"], " · trace ", h.code[trace.key]]
     return page(request, viewer, f"{trace.instrument}: from gate to fill", back, body, section="orders", styles=("orders.css",))
