@@ -177,12 +177,12 @@ def test_the_switch_is_engaged_with_one_click_and_cleared_with_a_reason(api_benc
             done = await http.post("/ui/desk/stop", data={"csrf": csrf, "why_stop": ""}, headers={"HX-Request": "true"})
             assert done.status_code == 200 and "All sending is stopped" in done.text and 'id="kill-state"' in done.text
             now = await kill_state(desk.kill)
-            assert now.engaged and now.by == "api:web:maria" and now.local == now.stored == "on"
+            assert now.engaged and now.by == "web:maria" and now.local == now.stored == "on"
             empty = await http.post("/ui/desk/clear", data={"csrf": csrf, "why_clear": "  "}, headers={"HX-Request": "true"})
             assert empty.status_code == 400 and "stays engaged" in empty.text and (await kill_state(desk.kill)).engaged
             done = await http.post("/ui/desk/clear", data={"csrf": csrf, "why_clear": "Müller sah nach: alles gut"})
             assert done.status_code == 303 and done.headers["location"] == "/ui/desk" and not (await kill_state(desk.kill)).engaged
-            told = await desk.ledger.rows("SELECT metadata FROM ops_audit_events WHERE action = 'kill_switch.update' AND actor = 'api:web:maria' ORDER BY seq DESC LIMIT 2")
+            told = await desk.ledger.rows("SELECT metadata FROM ops_audit_events WHERE action = 'kill_switch.update' AND actor = 'web:maria' ORDER BY seq DESC LIMIT 2")
             assert [r["metadata"]["reason"] for r in reversed(told)] == ["no reason given, at the desk page", "Muller sah nach: alles gut"]
     story(go())
 

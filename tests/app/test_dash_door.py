@@ -341,3 +341,17 @@ def test_one_broken_evidence_takes_no_list_away(door, text):
             for path in ("/ui/runs", "/ui/runbooks", "/ui/runbooks/gate_history", *(f"/ui/{p}gate_history/{folder.name}" for p in ("runs/", "runbooks/runs/"))):
                 assert (await http.get(path, headers=acting)).status_code == 200, path
     story(go())
+
+
+@pytest.mark.parametrize("origins", [["http://["], ["null"], ["http://127.0.0.1:8000@evil.example"], ["http://127.0.0.1:8000", "http://evil.example"], ["127.0.0.1:8000"],
+                                     ["http://127.0.0.1:8000/x"]])
+def test_an_origin_that_is_not_ours_or_cannot_be_read_is_refused(door, origins):
+    async def go():
+        async with door() as (_, http):
+            acting, word = cookie(http.app.state.deps.settings)
+            said = [*acting.items(), *(("Origin", o) for o in origins)]
+            assert (await http.post("/ui/desk/stop", headers=said, data={"csrf": word})).status_code == 403
+            assert (await http.post("/ui/login", headers=said[1:], data={"token": TOKEN})).status_code == 403
+            ours = {**acting, "Origin": "http://127.0.0.1:8000", "Sec-Fetch-Site": "same-origin"}
+            assert (await http.post("/ui/desk/stop", headers=ours, data={"csrf": word})).status_code == 303
+    story(go())

@@ -257,9 +257,12 @@ async def require_fresh_gates(deps: ApiDeps) -> None:
     bad = sorted(name for name, age in old.items() if age is None or age > deps.settings.gate_max_age_s)
     if bad: raise ApiError("gates_stale", f"Gates are missing or older than {deps.settings.gate_max_age_s:g} s: {', '.join(bad)}.", instruments=bad)
 
-async def switch(deps: ApiDeps, body: KillSwitchBody) -> Switched:
+async def switch(
+    deps: ApiDeps, body: KillSwitchBody,
+    by: str = "", # who, for the audit; "": somebody at the API
+) -> Switched:
     "Do it. Raises `ApiError`."
-    by, kill = f"api:{body.by}", deps.desk.kill
+    by, kill = by or f"api:{body.by}", deps.desk.kill
     if body.kill_switch:
         try: return await engage(kill, by, body.reason)
         except SourceError: raise ApiError("kill_switch_unwritable", "Neither place of the kill switch could be written. Stop the desk's processes.") from None
