@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from urllib.parse import urlsplit
 from itsdangerous import BadData, URLSafeTimedSerializer
 from ..api_auth import Headers, RateLimit, token_of, without_token
 from ...core.errors import DeskbookError
@@ -108,9 +107,9 @@ def header_of(headers: Headers, name: str) -> str: return next((v.decode("latin-
 # %% ../../../../nbs/app/dashboard/01_session.ipynb #f9ed059a
 def is_own(headers: Headers) -> bool:
     "Whether the browser says that our own page sends this. A browser that says nothing is judged by the form's word alone."
-    site, origin = header_of(headers, "sec-fetch-site"), header_of(headers, "origin")
+    site, host = header_of(headers, "sec-fetch-site"), header_of(headers, "host").lower()
     if site and site != "same-origin": return False
-    return not origin or urlsplit(origin).netloc.lower() == header_of(headers, "host").lower()
+    return all(v.decode("latin-1").lower() in (f"http://{host}", f"https://{host}") for k, v in headers if k.lower() == b"origin")
 
 # %% ../../../../nbs/app/dashboard/01_session.ipynb #54b6ad0d
 def is_forged(viewer: Viewer, headers: Headers, said: str) -> bool: # said: the form's `csrf`, or the header
