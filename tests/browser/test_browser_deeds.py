@@ -73,6 +73,10 @@ def test_it_works_without_scripts(visitor, halted):
     p.get_by_role("button", name="Stop all sending").click()
     expect(p.locator("#kill-state")).to_contain_text("ENGAGED")
     assert halted.killed()
+    p.goto("/ui/tape")  # what would never come is not promised
+    expect(p.locator(".top noscript")).to_be_visible()
+    for promise in ("#stream-state", "#tape-state", "#tape-chart"):
+        expect(p.locator(promise)).to_be_hidden()
 
 
 def test_an_order_is_followed_from_the_gate_to_the_fill(visitor, halted):

@@ -126,7 +126,7 @@ def top(viewer: Viewer, section: str) -> Node:
     links = [h.a(href=f"/ui/{key}", aria_current="page" if key == section else None)[name] for key, name in SECTIONS]
     state = h.div("#stream-state.connecting", role="status")["connecting"]
     theme = h.button("#theme.plain", type="button", aria_label="Switch between light and dark")["◐"]
-    return h.header(".top")[h.a(".brand", href="/ui/desk")["deskbook"], h.nav(aria_label="Pages")[links], h.div(".right")[state, theme, who_box(viewer)]]
+    return h.header(".top")[h.noscript["JavaScript is off: nothing here changes by itself. Load the page again to see what is new. The state of the desk stands on the page Desk."], h.a(".brand", href="/ui/desk")["deskbook"], h.nav(aria_label="Pages")[links], h.div(".right")[state, theme, who_box(viewer)]]
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #879202bf
 def shell(
