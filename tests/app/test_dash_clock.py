@@ -20,8 +20,10 @@ class Talking:
 
 def test_signs_of_life_come_first_and_between_however_much_there_is_to_tell():
     async def go():
-        sent, left = [], SimpleNamespace(leave=lambda client: None)
-        client = Talking()
+        async def turn():
+            await asyncio.sleep(0)
+
+        sent, hub, client = [], SimpleNamespace(leave=lambda client: None, turn=turn), Talking()
 
         async def send(message):
             sent.append(message.get("body", b""))
@@ -30,7 +32,7 @@ def test_signs_of_life_come_first_and_between_however_much_there_is_to_tell():
             await asyncio.sleep(1.0)
             return {"type": "http.disconnect"}
 
-        await EventStream(left, client, 0.1, lambda: b"event: tick\ndata: 1\n\n")({"type": "http"}, receive, send)
+        await EventStream(hub, client, 0.1, lambda: b"event: tick\ndata: 1\n\n")({"type": "http"}, receive, send)
         told = b"".join(sent)
         assert told.index(b"event: tick") < told.index(b"data: x") and told.count(b"event: tick") >= 4
     story(go())
