@@ -12,9 +12,8 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
 import psycopg
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Request
 from markupsafe import Markup
 from starlette.responses import Response
 from ..api_events import Client, Event, EventStream, Hub, Look, Source, frame
@@ -56,7 +55,7 @@ class PageHub(Hub):
     # long: one small class
     "Renders parts of pages and tells them to whoever shows them."
     def __init__(self, deps: ApiDeps, every: Iterable[LiveSource], most_clients: int = 200):
-        super().__init__(deps, most_clients=most_clients, every=[as_source(s) for s in every], tick_s=TICK_S, settle_s=SETTLE_S)
+        super().__init__(deps, keep=500, most_clients=most_clients, every=[as_source(s) for s in every], tick_s=TICK_S, settle_s=SETTLE_S)
         self.sids, self.ends = dict[Client, str](), dict[Client, asyncio.TimerHandle]() # whose stream it is; the end of that session
 
     def framed(self, event: Event) -> bytes:
@@ -64,7 +63,7 @@ class PageHub(Hub):
         return markup_frame(_text_of(event), f"{self.ring.boot}-{event.number}")
 
     def join(self, told: str | None = None, topics: frozenset[str] | None = None) -> Client:
-        client = super().join(told, topics)
+        client = super().join(None, topics) # parts are states: whoever was away gets them as they are now
         for s in self.sources:
             if client.hears(s.topic): s.due = 0.0
         self.wake.set()
@@ -141,13 +140,13 @@ FOR_ACTORS = 40 # places that streams of those who may only look never take
 TOPICS = frozenset({"hero", *(key for key, _ in SECTIONS)})
 
 @events.get("/ui/events")
-async def stream(request: Request, viewer: Who, topics: str = "hero", last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", max_length=64)] = None) -> Response:
+async def stream(request: Request, viewer: Who, topics: str = "hero") -> Response:
     "Parts of the pages of these topics."
     wanted = frozenset(topics.split(","))
     if not wanted <= TOPICS: raise ApiError("invalid_request", "There is no such topic.")
     hub: PageHub = request.app.state.pages
     if not viewer.may_act and len(hub.clients) >= hub.most_clients - FOR_ACTORS: raise ApiError("too_many_streams", headers={"Retry-After": "5"})
     def tick() -> bytes: return frame("tick", str(hub.deps.clock()))
-    client = hub.join(last_event_id, wanted)
+    client = hub.join(topics=wanted)
     hub.own(client, viewer.sid, viewer.left_s)
     return EventStream(hub, client, LIFE_S, tick)
