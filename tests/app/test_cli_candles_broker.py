@@ -51,7 +51,7 @@ def test_fetch_fills_lake_and_valkey(deskbook, valkey_url, key_prefix, tmp_path)
 
 
 def test_stream_for_a_moment(deskbook, valkey_url, key_prefix, tmp_path):
-    r = deskbook("stream", "--duration", "3", "--json")
+    r = deskbook("stream", "--duration", "12", "--json")
     assert r.returncode == 0, r.stderr
     said = json.loads(r.stdout)["streamed"]
     assert [s["instrument"] for s in said] == ["EUR_USD", "USD_JPY"] and not [s for s in said if s["error"]]
