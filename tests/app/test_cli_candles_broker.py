@@ -24,7 +24,8 @@ def sandbox():
 def deskbook(sandbox, valkey_url, key_prefix, tmp_path):
     def run(*words):
         env = {**os.environ, "DESKBOOK_SANDBOX_URL": sandbox.url, "VALKEY_URL": valkey_url, "DESKBOOK_KEY_PREFIX": key_prefix,
-               "DESKBOOK_HOME": str(tmp_path), "DESKBOOK_LAKE": str(tmp_path / "lake"), "HOTBAND_PAIRS": "EUR_USD,USD_JPY"}
+               "DESKBOOK_HOME": str(tmp_path), "DESKBOOK_LAKE": str(tmp_path / "lake"), "HOTBAND_PAIRS": "EUR_USD,USD_JPY",
+               "CANDLE_STREAM_BACKFILL_MINUTES": "4320"}  # a weekend is 48 hours without a candle
         return subprocess.run([Path(sys.executable).with_name("deskbook"), "candles", *words], env=env, capture_output=True, text=True, timeout=120)
     return run
 
@@ -51,7 +52,7 @@ def test_fetch_fills_lake_and_valkey(deskbook, valkey_url, key_prefix, tmp_path)
 
 
 def test_stream_for_a_moment(deskbook, valkey_url, key_prefix, tmp_path):
-    r = deskbook("stream", "--duration", "12", "--json")
+    r = deskbook("stream", "--duration", "8", "--json")
     assert r.returncode == 0, r.stderr
     said = json.loads(r.stdout)["streamed"]
     assert [s["instrument"] for s in said] == ["EUR_USD", "USD_JPY"] and not [s for s in said if s["error"]]
