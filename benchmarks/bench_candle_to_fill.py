@@ -26,31 +26,15 @@ import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "tests")]
 from bench_manager import PAIRS, manager_of, until
 from bench_orders import desk_of, quantile
+from persistent_market import persistent_candles
 
 START = "2025-11-05T00:00:00Z"
 TARGET_P99_MS, TARGET_GROWTH_MB = 100.0, 10.0
 MINUTE_MS, WARM = 60_000, 2880  # WARM: minutes of market before the day
 STAGES = ("gate stored", "order accepted", "order filled")
-
-
-def persistent_candles(start_ms, minutes, seed=1):
-    """M1 candles of all pairs whose returns are an AR(1) with 0.5, about 1 bp a minute."""
-    import numpy as np
-    import polars as pl
-    chance, times = np.random.default_rng(seed), np.arange(minutes, dtype=np.int64) * MINUTE_MS + start_ms
-    frames = []
-    for name in PAIRS:
-        returns = np.zeros(minutes)
-        for i, shock in enumerate(chance.normal(0, 1e-4, minutes)):
-            returns[i] = 0.5 * returns[i - 1] + shock
-        # a path that comes back, so that a day does not end far from where it began
-        close = (150.0 if "JPY" in name else 1.1) * np.exp(np.cumsum(returns) - np.linspace(0, returns.sum(), minutes))
-        opened = np.r_[close[0], close[:-1]]
-        frames.append(pl.DataFrame({"instrument": name, "time": times, "open": opened, "high": np.maximum(opened, close) * 1.00002,
-                                    "low": np.minimum(opened, close) * 0.99998, "close": close, "volume": 60.0}))
-    return pl.concat(frames).with_columns(pl.col("time").cast(pl.Datetime("ms", "UTC")))
 
 
 class VenueClock:
@@ -301,7 +285,7 @@ def main():
         market = Path(home) / "market"
         os.environ["DESKBOOK_LAKE"] = str(market)
         first = to_ms(START) - WARM * MINUTE_MS
-        Lake(market).write_candles(persistent_candles(first, WARM + n + 60), "made-up")
+        Lake(market).write_candles(persistent_candles(PAIRS, first, WARM + n + 60), "made-up")
         with sandbox_process(clock="virtual", start=first, end=to_ms(START) + (n + 60) * MINUTE_MS, instruments=list(PAIRS), source="lake", venue="made-up") as sandbox:
             slow, fast, memory, right = run(everything(Path(home), pg, vk, sandbox, n, args.together))
             right = right and not sandbox.control.orders()["duplicates"]

@@ -8,10 +8,10 @@ import sys
 from urllib.parse import urlsplit
 
 import pytest
+from chromium import chromium
 from databases import fresh_database
 from desk_rig import HERE, TOKEN, VIEW_TOKEN, Desk, Proxy, open_market, until
 
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ROOT = HERE.parents[1]
 
 
@@ -19,16 +19,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.is_relative_to(HERE) and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(90))
-
-
-def chromium():
-    """The browser of the system. Root on Debian installs it; anybody else is told what to install. Never skips."""
-    def find():
-        return next((p for p in map(shutil.which, CHROMIUM) if p), None)
-
-    if not find():
-        subprocess.run([sys.executable, ROOT / "tools" / "system_packages.py", "chromium"], check=False, capture_output=True, timeout=600)
-    return find() or pytest.fail("no Chromium was found: install the system package 'chromium'", pytrace=False)
 
 
 # -- the desk ----------------------------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,9 @@ from pathlib import Path
 import httpx
 import psycopg
 import redis
+from deskbook.stores.lake import Lake
 from deskbook.venues.sandbox.process import start_sandbox_process
+from persistent_market import persistent_candles
 
 HERE = Path(__file__).resolve().parent
 TOKEN, VIEW_TOKEN = "tok-7e1b0c94d2a6-acts", "tok-3f58aa01c7e9-looks"
@@ -32,32 +34,12 @@ def working_day():
     return day.replace(hour=10, minute=5, second=20, microsecond=0)
 
 
-def persistent_market(folder, first_ms, minutes):
-    """M1 candles whose returns persist, about 1 bp a minute: gates that are admitted, and have a direction."""
-    import numpy as np
-    import polars as pl
-    from deskbook.stores.lake import Lake
-
-    chance, frames = np.random.default_rng(5), []
-    times = np.arange(minutes, dtype=np.int64) * MINUTE_MS + first_ms
-    for name in PAIRS:
-        returns = np.zeros(minutes)
-        for i, shock in enumerate(chance.normal(0, 1e-4, minutes)):
-            returns[i] = 0.5 * returns[i - 1] + shock
-        # a path that comes back
-        close = (150.0 if "JPY" in name else 1.1) * np.exp(np.cumsum(returns) - np.linspace(0, returns.sum(), minutes))
-        opened = np.r_[close[0], close[:-1]]
-        frames.append(pl.DataFrame({"instrument": name, "time": times, "open": opened, "high": np.maximum(opened, close) * 1.00002,
-                                    "low": np.minimum(opened, close) * 0.99998, "close": close, "volume": 60.0}))
-    Lake(str(folder)).write_candles(pl.concat(frames).with_columns(pl.col("time").cast(pl.Datetime("ms", "UTC"))), "madeup")
-
-
 @contextlib.contextmanager
 def open_market(folder):
     """A venue on a working day in the middle of its morning, with a day of history."""
     now = working_day()
     first = now.replace(second=0) - timedelta(days=1)
-    persistent_market(folder, int(first.timestamp() * 1000), 1440 + 600)
+    Lake(str(folder)).write_candles(persistent_candles(PAIRS, int(first.timestamp() * 1000), 1440 + 600, seed=5), "madeup")
     before, os.environ["DESKBOOK_LAKE"] = os.environ.get("DESKBOOK_LAKE"), str(folder)
     try:
         sandbox = start_sandbox_process(clock="virtual", start=first.isoformat(), end=(now + timedelta(hours=9)).isoformat(), instruments=list(PAIRS),
