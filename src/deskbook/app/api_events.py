@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Look', 'log', 'TICK_S', 'SETTLE_S', 'SEND_S', 'PING_S', 'events', 'Event', 'Ring', 'frame', 'Client', 'look_gates',
-           'look_kill', 'look_nav', 'look_prices', 'OrderLook', 'look_alerts', 'Source', 'sources', 'Hub', 'until_gone',
-           'EventStream', 'stream']
+           'look_kill', 'look_nav', 'look_prices', 'OrderLook', 'look_alerts', 'Source', 'sources', 'Audience', 'Hub',
+           'until_gone', 'EventStream', 'stream']
 
 # %% ../../../nbs/app/75_api_events.ipynb #cdf01de2
 import asyncio
@@ -193,14 +193,12 @@ def sources() -> list[Source]:
         Source("prices", look_prices, 1.0, only_heard=True), Source("alerts", look_alerts, 2.0)]
 
 # %% ../../../nbs/app/75_api_events.ipynb #24466d1c
-# long: the task, its clients and their coming and going
-class Hub:
-    "Looks at the desk and tells everybody who listens."
-    def __init__(self, deps: ApiDeps, keep: int = 2000, most_clients: int = 100, queue: int = 512, every: list[Source] | None = None, tick_s: float = TICK_S, settle_s: float = SETTLE_S):
-        self.deps, self.ring, self.most_clients, self.queue, self.tick_s = deps, Ring(str(deps.clock()), keep), most_clients, queue, tick_s
-        self.sources, self.clients, self.looks, self.closed = every if every is not None else sources(), set[Client](), 0, False
-        self.wake, self.settle_s, self.passed = asyncio.Event(), settle_s, 0
-        self.busy: dict[str, asyncio.Task[None]] = {} # looks that are under way, by source
+# long: who listens, from coming to leaving
+class Audience:
+    "Everybody who listens, and what was told."
+    def __init__(self, boot: str, keep: int, most_clients: int, queue: int):
+        self.ring, self.most_clients, self.queue = Ring(boot, keep), most_clients, queue
+        self.clients, self.closed, self.passed = set[Client](), False, 0
 
     def join(self,
         told: str | None = None, # `Last-Event-ID`
@@ -226,6 +224,29 @@ class Hub:
             told = self.framed(event)
             for client in self.clients:
                 if client.hears(name): client.tell(told)
+
+    async def turn(self) -> None:
+        "Wait until it is this stream's turn to write. A few write in each round of the loop, so that what trades in the same loop goes between them."
+        while self.passed >= _TOGETHER: await asyncio.sleep(0)
+        if not self.passed: asyncio.get_running_loop().call_soon(self.next_round)
+        self.passed += 1
+
+    def next_round(self) -> None: self.passed = 0
+
+    def close(self) -> None:
+        "End all streams; a new one ends at once."
+        self.closed = True
+        for client in self.clients: client.end("bye", "closing")
+
+# %% ../../../nbs/app/75_api_events.ipynb #ff6ba6dc
+# long: the task, from one look to the next
+class Hub(Audience):
+    "Looks at the desk and tells everybody who listens."
+    def __init__(self, deps: ApiDeps, keep: int = 2000, most_clients: int = 100, queue: int = 512, every: list[Source] | None = None, tick_s: float = TICK_S, settle_s: float = SETTLE_S):
+        super().__init__(str(deps.clock()), keep, most_clients, queue)
+        self.deps, self.tick_s, self.settle_s, self.looks, self.wake = deps, tick_s, settle_s, 0, asyncio.Event()
+        self.sources = every if every is not None else sources()
+        self.busy: dict[str, asyncio.Task[None]] = {} # looks that are under way, by source
 
     def heard(self, source: Source) -> bool: return not source.only_heard or any(c.hears(source.topic) for c in self.clients)
 
@@ -282,19 +303,6 @@ class Hub:
             under_way = [*self.busy.values()]
             for task in under_way: task.cancel()
             await asyncio.gather(*under_way, return_exceptions=True)
-
-    async def turn(self) -> None:
-        "Wait until it is this stream's turn to write. A few write in each round of the loop, so that what trades in the same loop goes between them."
-        while self.passed >= _TOGETHER: await asyncio.sleep(0)
-        if not self.passed: asyncio.get_running_loop().call_soon(self.next_round)
-        self.passed += 1
-
-    def next_round(self) -> None: self.passed = 0
-
-    def close(self) -> None:
-        "End all streams; a new one ends at once."
-        self.closed = True
-        for client in self.clients: client.end("bye", "closing")
 
 # %% ../../../nbs/app/75_api_events.ipynb #9048aec6
 async def until_gone(receive: Receive) -> None:

@@ -94,7 +94,7 @@ async def actor_in(request: Request) -> Viewer:
     viewer, headers = viewer_in(request), request.scope["headers"]
     if not viewer.may_act: raise ApiError("view_only" if viewer.sid else "no_api_token")
     said = header_of(headers, "x-csrf-token") or (await form_of(request)).get("csrf", "")
-    if is_forged(viewer, headers, said): raise ApiError("forged", headers={"HX-Refresh": "false"})
+    if is_forged(viewer, headers, said): raise ApiError("forged")
     return viewer
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #8caff95e
