@@ -53,7 +53,7 @@ def test_every_part_has_help_and_no_shell_installer(part, capsys):
 def test_a_folder_that_cannot_be_used_is_one_line(monkeypatch, capsys, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DESKBOOK_HOME", str(tmp_path / "file" / "home"))
-    assert main(["candles", "simulate", "EUR_USD", "--days", "1"]) == 1
+    assert main(["candles", "simulate", "EUR_USD", "--start", "2025-11-03", "--end", "2025-11-04"]) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.startswith(f"deskbook: {tmp_path / 'file'}") and err.endswith(": Not a directory.\n") and err.count("\n") == 1
 
