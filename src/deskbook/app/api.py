@@ -59,7 +59,7 @@ def known_error(error: Exception) -> ApiError:
     "The code of whatever a route raised."
     if isinstance(error, RequestValidationError): return ApiError("invalid_request", what_is_wrong(error))
     if isinstance(error, HTTPException): return http_error(error)
-    return api_error(error) if isinstance(error, DeskbookError) else ApiError("internal")
+    return api_error(error)
 
 # %% ../../../nbs/app/76_api.ipynb #15f03091
 def path_pattern(path: str) -> re.Pattern[str]:

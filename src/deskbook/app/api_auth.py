@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .api_problems import ApiError, api_error, new_trace, problem
-from ..core.errors import DeskbookError, Refused
+from ..core.errors import Refused
 from ..core.redaction import Redactor
 from ..core.settings import Settings
 
@@ -176,7 +176,7 @@ class Door:
             self.check(scope, pages)
             await self.app(scope, receive, out)
         except Exception as e:
-            error = api_error(e) if isinstance(e, DeskbookError) else ApiError("internal")
+            error = api_error(e)
             if error.code == "internal": log.exception("a request failed", extra={"trace_id": trace_id, "path": scope["path"]})
             if not started: await (pages.refused(scope, error) if pages else problem(error, trace_id, self.redactor))(scope, receive, out)
 

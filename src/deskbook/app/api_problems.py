@@ -71,9 +71,9 @@ class ApiError(DeskbookError):
 
 # %% ../../../nbs/app/68_api_problems.ipynb #1a503fed
 def api_error(
-    error: DeskbookError,
+    error: Exception,
 ) -> ApiError:
-    "The code for an error of the desk."
+    "The code for an error; \"internal\" for one that nobody foresaw."
     if isinstance(error, ApiError): return error
     if isinstance(error, LedgerDown): return ApiError("ledger_unavailable")
     if isinstance(error, LiveUnavailable): return ApiError("valkey_unavailable")

@@ -180,7 +180,7 @@ async def look_at(deps: ApiDeps) -> Looked:
     if (look := memory.next) is None:
         look = memory.next = asyncio.create_task(ask_all(deps, memory), name="desk-look")
         asyncio.get_running_loop().call_soon(begun)
-    return await look
+    return await asyncio.shield(look) # one who leaves does not take it from the others
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #f69a203a
 Mode = Literal["sandbox", "paper", "live"]

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlencode
 import htpy as h
 from fastapi import APIRouter, Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from ..api_models import KillSwitchBody
 from ..api_problems import ApiError
 from ..api_routes import ApiDeps, Deps, switch
@@ -26,7 +26,7 @@ from .desk_facts import DeskFacts, Down, GateFacts, HeroFacts, Mode, PairFacts, 
 from .elements import SEVERITY_TONES, STUDY_STALE_S, Node, Tone, age, amount, badge, error_box, ident, meter, partial, reason_list, sentence, sparkline, trace_url, unknown, when
 from .session import Viewer
 from .stream import LiveSource
-from .web import Actor, Who, act_form, done, field, form_of, shell
+from .web import Actor, Read, Who, act_form, done, field, form_of, page_soon
 from ...core.clock import to_ms
 from ...core.errors import BadInput
 from ...trading.controls import KillState, Reading, Switched, kill_state
@@ -293,10 +293,12 @@ router = APIRouter(include_in_schema=False)
 
 # %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #95d3063a
 @router.get("/ui/desk")
-async def desk_page(deps: Deps, viewer: Who) -> Response:
+async def desk_page(request: Request, deps: Deps, viewer: Who) -> Response:
     "The page, with the strip as it is now."
-    facts = desk_facts(deps, await look_at(deps))
-    return HTMLResponse(str(shell(viewer, "Desk", desk_view(facts, viewer), "desk", hero_view(facts.hero), styles=("desk_page.css",), now_ms=deps.clock())))
+    async def read() -> Read:
+        facts = desk_facts(deps, await look_at(deps))
+        return desk_view(facts, viewer), hero_view(facts.hero)
+    return page_soon(request, viewer, "Desk", read(), section="desk", styles=("desk_page.css",))
 
 @router.post("/ui/desk/stop")
 async def stop(request: Request, deps: Deps, viewer: Actor) -> Response:

@@ -20,9 +20,9 @@ from ..api_problems import ApiError, api_error, problem, redactor_of
 from ..api_routes import ApiDeps, Deps, said
 from .elements import Node, Tone, amount, badge, drawing, drawn, empty_box, error_box, reason_list, table, trace_url, unknown, when
 from .stream import LiveSource
-from .tape_facts import WORDS, DecisionMark, FillMark, GateMark, Show, Tape, beats, digits_of, intervals_of, known_pairs
+from .tape_facts import WORDS, DecisionMark, FillMark, GateMark, Show, Tape, beats, digits_of, intervals_of, known_pairs, require_pair
 from .tape_facts import read_news, read_tape, tape_out
-from .web import Who, fragment, page
+from .web import Read, Who, fragment, page, page_soon
 from ...core.clock import LATEST_MS
 from ...core.errors import DeskbookError
 from ...stores.live import LiveUnavailable
@@ -194,12 +194,17 @@ async def tape_tables(deps: ApiDeps, pair: str, interval: str, show: Show, befor
 async def tape_page(deps: Deps, request: Request, viewer: Who, pair: Name | None = None, interval: Timeframe = "M1", show: Show = "all", before: Moment = None) -> Response:
     "The page."
     require_interval(deps, interval)
-    every = await known_pairs(deps)
-    if not (name := pair or (every[0] if every else "")): return page(request, viewer, "Tape", empty_box("The desk follows no pair.", "Name some in HOTBAND_PAIRS."), section="tape")
-    inner, hot = await tape_tables(deps, name, interval, show, before), list(deps.settings.hotband_pairs)
-    others = [p for p in dict.fromkeys([*([] if name in hot else [name]), *every]) if p not in hot]
-    body = [chooser(name, interval, show, hot, others, intervals_of(deps)), chart_place(name, interval, show), tables_box(inner, name, interval, show, before is not None), beat_box({})]
-    return page(request, viewer, f"Tape {name.replace('_', '/')}", *body, section="tape", scripts=("vendor/klinecharts.min.js", "tape.js"), styles=("tape.css",))
+    hot = list(deps.settings.hotband_pairs)
+    if not (name := pair or next(iter(hot or await known_pairs(deps)), "")):
+        return page(request, viewer, "Tape", empty_box("The desk follows no pair.", "Name some in HOTBAND_PAIRS."), section="tape")
+    await require_pair(deps, name)
+    async def read() -> Read:
+        every, inner = await known_pairs(deps), await tape_tables(deps, name, interval, show, before)
+        others = [p for p in dict.fromkeys([*([] if name in hot else [name]), *every]) if p not in hot]
+        choice, chart = chooser(name, interval, show, hot, others, intervals_of(deps)), chart_place(name, interval, show)
+        return [choice, chart, tables_box(inner, name, interval, show, before is not None), beat_box({})], None
+    scripts = ("vendor/klinecharts.min.js", "tape.js")
+    return page_soon(request, viewer, f"Tape {name.replace('_', '/')}", read(), section="tape", scripts=scripts, styles=("tape.css",))
 
 # %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #cff13eac
 @router.get("/ui/tape/table")

@@ -103,18 +103,15 @@ const deskbook = (() => {
 
   // -- light and dark -----------------------------------------------------------------------------------------------------------------------
   function theme(next) {
-    if (next) { try { localStorage.setItem("deskbook-theme", next) } catch {} }
-    let kept = next
-    try { kept ??= localStorage.getItem("deskbook-theme") } catch {}
-    if (kept === "dark" || kept === "light") document.documentElement.dataset.theme = kept
+    try { localStorage.setItem("deskbook-theme", next) } catch {}
+    document.documentElement.dataset.theme = next
     document.dispatchEvent(new CustomEvent("deskbook:theme"))
   }
   const isDark = () => (document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark"
 
-  theme()
   document.addEventListener("DOMContentLoaded", () => {
     heardMs = Date.now()
-    const servedMs = Number(document.body.dataset.nowMs)
+    const servedMs = Number(document.getElementById("stream")?.dataset.nowMs)
     if (servedMs > 0 && !skewMs) skewMs = servedMs - Date.now()  // until the stream says it: this computer's clock may be wrong
     ages(); draw(document.body)
     const notices = document.getElementById("notices")
