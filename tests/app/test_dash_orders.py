@@ -12,13 +12,14 @@ from api_rig import ApiBench, story
 from execution_rig import audits, eventually
 from page_rig import signed_in, text_of
 
-from deskbook.app.dashboard import order_facts, orders_page, positions_page
+from deskbook.app.dashboard import desk_facts, order_facts, orders_page, positions_page
 from deskbook.app.dashboard.order_facts import OrderFilter, place_of, read_page
 from deskbook.core.clock import to_datetime
 from deskbook.stores.ledger import LedgerDown
 from deskbook.stores.records import append_order_event
 from deskbook.trading.book import insert_rows, new_id, rows_json
 from deskbook.trading.controls import NotArmed, ReadOnlyOn, engage
+from deskbook.trading.rates import NoRate
 from deskbook.venues.errors import NetworkError
 from deskbook.trading.manager import _COLUMNS as DECISION_COLUMNS
 
@@ -448,6 +449,24 @@ def test_positions_say_whose_they_are_and_how_they_came_to_be(api_bench):
             await post_close(http, fields)
             text = text_of((await http.get("/ui/positions")).text)
             assert "Nothing is held" in text and "Flat now" in text and "EUR_USD" in text.partition("Flat now")[2]
+    story(go())
+
+
+def test_a_position_in_yen_says_its_gain_in_the_money_of_the_account_as_the_desk_does(api_bench, monkeypatch):
+    async def go():
+        async with api_bench.api() as (desk, http):
+            signed_in(http)
+            await buy(api_bench, desk, 10_000, instrument="USD_JPY") # 160 yen of spread
+            async def card():
+                return text_of((await http.get("/ui/positions")).text.partition('id="positions-moves"')[0])
+            said = re.search(r"unrealised (\S+ USD) realised", await card())[1]
+            assert f"at 151.418 {said} " in text_of((await http.get("/ui/desk")).text)
+            assert re.fullmatch("\u22121\\.06\\s*USD", said)
+            monkeypatch.setattr(desk_facts, "rate", no_rate)
+            assert re.search("unrealised \u2212160.00\\s*JPY \\(no rate to USD just now\\) realised", await card())
+            assert re.search("at 151.418 \u2212160.00\\s*JPY ", text_of((await http.get("/ui/desk")).text))
+    def no_rate(*args):
+        raise NoRate("no rate", "")
     story(go())
 
 

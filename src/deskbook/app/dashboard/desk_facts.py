@@ -389,7 +389,12 @@ def pair_reasons(
     return tuple(dict.fromkeys(found))
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #3290309e
-def pnl_of(held: Held | None, quotes: Mapping[str, Any], currency: str, now_ms: int) -> tuple[Decimal | None, str]: # and its unit
+def pnl_of(
+    held: Held | None,
+    quotes: Mapping[str, Any], # by instrument; those that lead to the account's currency among them
+    currency: str, # of the account
+    now_ms: int,
+) -> tuple[Decimal | None, str]: # and its currency
     "What a position would bring now."
     if held is None or held.unrealised_pnl is None: return None, ""
     quote = held.instrument.partition("_")[2]

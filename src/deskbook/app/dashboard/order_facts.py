@@ -9,7 +9,7 @@ __all__ = ['STATE_WORDS', 'STEP_WORDS', 'MOST_STEPS', 'MOST_FILLS', 'PAGE', 'MOS
            'place_of', 'filter_of', 'OrderPage', 'read_page', 'place_of_order', 'OrderFacts', 'read_order', 'GateSeen',
            'gate_seen', 'DecisionFacts', 'decision_in', 'Lap', 'After', 'Trace', 'laps', 'laps_between', 'id_in',
            'find_trace', 'position_after', 'read_trace', 'Move', 'History', 'history_of', 'read_history',
-           'PositionFacts', 'quote_of', 'marks_of', 'Positions']
+           'PositionFacts', 'quote_of', 'marks_of', 'position_facts', 'Positions']
 
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #b0794038
 import asyncio
@@ -22,6 +22,7 @@ from itertools import pairwise
 from typing import Any
 from uuid import UUID
 from ..api_routes import ApiDeps
+from .desk_facts import pnl_of
 from .elements import Tone, moment_in, sentence
 from ...core.errors import BadInput, NotFound
 from ...stores.ledger import Ledger
@@ -31,6 +32,7 @@ from ...trading.book import COLUMNS, OrderRow, order_row
 from ...trading.desk import Held, held_of
 from ...trading.guards import number
 from ...trading.manager import stack_fill
+from ...trading.marks import priced
 from ...trading.orders import REASONS, STATES, TERMINAL
 from ...trading.stack import Stack, Ticket, after_fill
 from ...venues.model import Quote
@@ -521,8 +523,10 @@ async def read_history(deps: ApiDeps, instrument: str, units: Decimal) -> Histor
 class PositionFacts:
     "One position."
     held: Held
-    quote_currency: str # of prices and PnL
+    quote_currency: str # of prices and of what was realised in it
     account_currency: str
+    pnl: Decimal | None # unrealised; None: not known
+    pnl_unit: str # its currency, as from `pnl_of`
     mark_ms: int | None # when the mark was told
     history: History = field(default_factory=History)
 
@@ -538,6 +542,13 @@ async def marks_of(deps: ApiDeps, names: Sequence[str]) -> Mapping[str, Quote]:
     "Prices as new as they can be had in a moment. A venue that hangs holds nobody up."
     try: return await asyncio.wait_for(deps.desk.marks.fresh(names), _MARK_WAIT_S) if names else {}
     except TimeoutError: return deps.desk.marks.quotes
+
+def position_facts(deps: ApiDeps, row: Mapping[str, Any], quotes: Mapping[str, Quote], money: str, history: History) -> PositionFacts:
+    "A row of `positions`, and what it would bring."
+    name, quote = row["instrument"], quotes.get(row["instrument"])
+    held = held_of(row, quote)
+    pnl, unit = pnl_of(held, quotes, money, deps.clock())
+    return PositionFacts(held, quote_of(deps, name), money, pnl, unit, quote.time_ms if quote else None, history)
 
 _POSITIONS = "SELECT * FROM positions WHERE account = %s ORDER BY units = 0, instrument LIMIT %s"
 
@@ -557,8 +568,7 @@ class Positions:
     async def read(self, deps: ApiDeps) -> list[PositionFacts]: # held ones first, then those that are flat now
         "All positions. Raises `LedgerDown`; a venue that does not answer leaves marks as they are."
         rows = await deps.ledger.rows(_POSITIONS, (deps.desk.account, MOST_POSITIONS))
-        names = [r["instrument"] for r in rows if r["units"]]
-        quotes = await marks_of(deps, names)
-        money = deps.desk.venue.capabilities().account_currency
-        return [PositionFacts(held_of(r, q := quotes.get(r["instrument"])), quote_of(deps, r["instrument"]), money, q.time_ms if q else None,
-            await self.history(deps, r)) for r in rows]
+        names, money = [r["instrument"] for r in rows if r["units"]], deps.desk.venue.capabilities().account_currency
+        rates = priced(names, deps.desk.instruments, money) if names else [] # and what leads to the account's currency
+        quotes = await marks_of(deps, sorted({*names, *rates}))
+        return [position_facts(deps, r, quotes, money, await self.history(deps, r)) for r in rows]
