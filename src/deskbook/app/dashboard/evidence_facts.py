@@ -6,9 +6,9 @@
 __all__ = ['MOST_BYTES', 'aside', 'Wary', 'number_at', 'count_at', 'text_at', 'moment_at', 'named_in', 'listed_in', 'Point',
            'Band', 'Instrument', 'Study', 'study_of', 'detectable_bp', 'RosterRow', 'Roster', 'roster_of', 'Trouble',
            'file_key', 'document_of', 'tried', 'Week', 'week_at', 'Archived', 'archive_of', 'weeks_before', 'Change',
-           'changes_of', 'Rate', 'Summary', 'bundles_of', 'regimes_of', 'summary_at', 'RunRow', 'run_row', 'run_names',
+           'changes_of', 'Rate', 'Summary', 'bundles_of', 'regimes_of', 'summary_at', 'run_in', 'run_names',
            'runbooks_of', 'RunPage', 'RunShelf', 'run_page', 'EvidenceFacts', 'week_before', 'shelf_of', 'canonical_of',
-           'evidence_facts', 'run_folder', 'RunFacts', 'run_facts', 'artefact', 'report_page']
+           'evidence_facts', 'RunDetails', 'run_details', 'artefact', 'report_page']
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #a8707f67
 import json
@@ -34,8 +34,8 @@ from ...ops.evidence import Evidence, seal_problem
 from ...ops.report import RunEntry, read_run, report_policy
 from ...studies.roster import decide_roster, read_ledger, week_numbers, week_of
 from ...studies.weekly import CANONICAL, is_simulated
-from .elements import Aside, Tone
-from .runbook_facts import standing, traceback_in
+from .elements import Aside
+from .runbook_facts import PLAIN, RunFacts, moment_ms, run_facts, run_folder, traceback_in, unreadable_run
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #dc44c6c8
 MOST_BYTES = 8_000_000 # of a file; a study of seven pairs has under one million
@@ -88,16 +88,11 @@ def text_at(
     at.no("text")
     return ""
 
-# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #59dd2d09
-_FIRST_MS, _LAST_MS = to_ms("2000-01-01"), to_ms("2100-01-01")
-
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #59bb1492
 def moment_at(at: Wary) -> int | None: # epoch ms
     "A moment."
     if at.value is None: return None
-    try: ms = to_ms(at.value) if isinstance(at.value, (str, int)) and not isinstance(at.value, bool) and len(str(at.value)) < 60 else 0
-    except (DeskbookError, ValueError, OverflowError): ms = 0
-    return ms if _FIRST_MS <= ms < _LAST_MS else at.no("moment")
+    return at.no("moment") if (ms := moment_ms(at.value)) is None else ms
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #35223a8e
 def named_in(
@@ -529,34 +524,11 @@ def summary_at(
     "A published summary. Raises `DeskbookError`."
     return read(*document_of(path))
 
-# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #43a8c4b9
-@dataclass(frozen=True)
-class RunRow:
-    "One run in the list."
-    run_id: str
-    runbook: str
-    title: str
-    word: str # how it stands
-    tone: Tone
-    mode: str
-    window: tuple[str, str] # as the run says it
-    started_ms: int | None
-    duration_s: float | None
-    problem: str # why it cannot be read
-
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #43cfb917
-def run_row(entry: RunEntry) -> RunRow:
-    "What the list shows."
-    e = entry.evidence
-    if e is None: return RunRow(entry.run_id, entry.runbook, "", "UNREADABLE", "bad", "", ("", ""), None, None, entry.problem)
-    word, tone = standing(e)
-    given: Mapping[str, Any] = e.window or {k: e.parameters.get(k) for k in ("start", "end")}
-    window = str(given.get("start") or "")[:20], str(given.get("end") or "")[:20]
-    return RunRow(entry.run_id, entry.runbook, e.title[:200], word, tone, e.mode[:20], window, moment_at(Wary(e.started)),
-        e.duration_s, "")
-
-# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #a87ce9fa
-_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}") # names of runbooks and of runs
+def run_in(entry: RunEntry) -> RunFacts:
+    "A run of the list, readable or not."
+    if entry.evidence is None: return unreadable_run(entry.runbook, entry.run_id, entry.problem)
+    return run_facts(entry.evidence, entry.runbook, entry.run_id)
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #9b286b91
 def run_names(
@@ -567,22 +539,22 @@ def run_names(
     found = []
     for book in runbooks_of(reports):
         if runbook in ("", book):
-            with os.scandir(reports/book) as runs: found += [(r.name, book) for r in runs if _PLAIN.fullmatch(r.name)
-                and r.is_dir(follow_symlinks=False)]
+            with os.scandir(reports/book) as runs:
+                found += [(r.name, book) for r in runs if PLAIN.fullmatch(r.name) and r.is_dir(follow_symlinks=False)]
     return sorted(found, reverse=True)
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #326e7825
 def runbooks_of(reports: Path) -> list[str]:
     "The runbooks that have runs."
-    try: return sorted(e.name for e in os.scandir(reports) if _PLAIN.fullmatch(e.name) and e.name != "evidence"
-        and e.is_dir(follow_symlinks=False))
+    def is_one(e: os.DirEntry[str]) -> bool: return bool(PLAIN.fullmatch(e.name)) and e.name != "evidence" and e.is_dir(follow_symlinks=False)
+    try: return sorted(e.name for e in os.scandir(reports) if is_one(e))
     except OSError: return []
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #d77e2465
 @dataclass(frozen=True)
 class RunPage:
     "Some runs."
-    rows: tuple[RunRow, ...]
+    rows: tuple[RunFacts, ...]
     after: str # the next page begins after this run; "": this was the last
     looked: int # how many runs were looked at
     of: int # how many there are
@@ -592,17 +564,17 @@ class RunShelf:
     "Remembers what it read."
     def __init__(self, reports: Path, most: int = 5000):
         self.reports, self._most = reports, most
-        self._known: OrderedDict[Path, tuple[Any, RunRow]] = OrderedDict()
+        self._known: OrderedDict[Path, tuple[Any, RunFacts]] = OrderedDict()
         self._lock = threading.Lock()
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #072e65e9
-def _seen(self: RunShelf, path: Path) -> tuple[RunRow | None, bool]: # the row, and whether it was read now
+def _seen(self: RunShelf, path: Path) -> tuple[RunFacts | None, bool]: # the run, and whether it was read now
     try: key = file_key(path)
-    except ApiError as e: return (None, False) if e.code == "evidence_missing" else (run_row(RunEntry(path.parent.name,
-        path.parent.parent.name, None, e.what, path.parent)), False)
+    except ApiError as e:
+        return None if e.code == "evidence_missing" else unreadable_run(path.parent.parent.name, path.parent.name, e.what), False
     with self._lock: known = self._known.get(path)
     if known and known[0] == key: return known[1], False
-    row = run_row(read_run(path))
+    row = run_in(read_run(path))
     if row.tone != "busy": # one that runs may end without touching its file
         with self._lock:
             self._known[path] = key, row
@@ -619,7 +591,7 @@ def run_page(
 ) -> RunPage:
     "Runs, newest first. Blocks while it reads."
     names = run_names(shelf.reports, runbook)
-    rows: list[RunRow] = []
+    rows: list[RunFacts] = []
     read = looked = 0
     last = ""
     for run_id, book in names:
@@ -674,22 +646,11 @@ def evidence_facts(
     regimes = tried(summary_at, evidence_path(s.roc_evidence, deps, "roc_regime_summary.json"), regimes_of)
     return EvidenceFacts(week, chosen, before, tuple(archive), bundles, regimes, run_page(shelf_of(deps.reports), per=10, most_read=60))
 
-# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #35c59db0
-def run_folder(
-    reports: Path, runbook: str, run_id: str,
-) -> Path:
-    "Where a run lies. Raises `ApiError`."
-    folder = reports/runbook/run_id
-    plain_names = _PLAIN.fullmatch(runbook) and _PLAIN.fullmatch(run_id)
-    if not plain_names or not (folder/"evidence.json").is_file() or not folder.resolve().is_relative_to(reports.resolve()):
-        raise ApiError("not_found", "There is no such run.")
-    return folder
-
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #350d633f
 @dataclass(frozen=True)
-class RunFacts:
+class RunDetails:
     "Everything the page of a run shows."
-    row: RunRow
+    run: RunFacts
     evidence: Evidence | None
     seal: str # "" while it holds
     report: bool # the executed notebook is there
@@ -699,22 +660,22 @@ class RunFacts:
 _MOST_REPORT = 20_000_000
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #e99723e2
-def run_facts(reports: Path, runbook: str, run_id: str) -> RunFacts:
-    "One run. Raises `ApiError`. Blocks while it reads."
+def run_details(reports: Path, runbook: str, run_id: str) -> RunDetails:
+    "One run. Raises `NotFound`, `ApiError`. Blocks while it reads."
     folder = run_folder(reports, runbook, run_id)
     file_key(folder/"evidence.json")
     entry = read_run(folder/"evidence.json")
     e = entry.evidence
     failed = e is not None and e.status not in ("done", "running")
-    return RunFacts(run_row(entry), e, seal_problem(e) if e else entry.problem, (folder/"report.html").is_file(), traceback_in(folder)
-        if failed else "")
+    seal, has_report = seal_problem(e) if e else entry.problem, (folder/"report.html").is_file()
+    return RunDetails(run_in(entry), e, seal, has_report, traceback_in(folder) if failed else "")
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #3d3f4724
 def artefact(
     reports: Path, runbook: str, run_id: str,
     name: str, # as the evidence has it
 ) -> bytes:
-    "A file of a run, unchanged since the run wrote it. Raises `ApiError`. Blocks while it reads."
+    "A file of a run, unchanged since the run wrote it. Raises `NotFound`, `ApiError`. Blocks while it reads."
     folder = run_folder(reports, runbook, run_id)
     file_key(folder/"evidence.json")
     entry = read_run(folder/"evidence.json")
@@ -733,7 +694,7 @@ def artefact(
 def report_page(
     reports: Path, runbook: str, run_id: str,
 ) -> tuple[str, str]: # HTML, what it may do
-    "The executed report. Raises `ApiError`. Blocks while it reads."
+    "The executed report. Raises `NotFound`, `ApiError`. Blocks while it reads."
     path = run_folder(reports, runbook, run_id)/"report.html"
     if not path.is_file() or path.is_symlink(): raise ApiError("not_found", "This run has no report yet.")
     at = path.stat()

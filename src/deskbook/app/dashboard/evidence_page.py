@@ -26,8 +26,8 @@ from .elements import ident, run_url, table, when
 
 # %% ../../../../nbs/app/dashboard/41_evidence_page.ipynb #2d0ef5ce
 from .evidence_facts import (Archived, Band, Change, EvidenceFacts, Instrument, Point, Rate, Roster, RunPage,
-    RunRow, Study,
-    Summary, Trouble, aside, canonical_of, changes_of, detectable_bp, evidence_facts, run_page, runbooks_of, shelf_of)
+    Study, Summary, Trouble, aside, canonical_of, changes_of, detectable_bp, evidence_facts, run_page, runbooks_of, shelf_of)
+from .runbook_facts import RunFacts
 from .stream import LiveSource
 from .web import Who, page
 
@@ -311,17 +311,17 @@ def regimes_card(regimes: Summary | Trouble, now_ms: int) -> Node:
 # %% ../../../../nbs/app/dashboard/41_evidence_page.ipynb #5b4fcf9f
 _WORDS = ("PASS", "FAIL", "INCONCLUSIVE", "RUNNING", "LOST", "FAILED", "DIED", "TIMED OUT", "TERMINATED", "SEAL BROKEN", "UNREADABLE")
 
-def _run_cells(r: RunRow) -> list[Node]:
+def _run_cells(r: RunFacts) -> list[Node]:
     title = h.a(href=run_url(r.runbook, r.run_id))[r.title or r.runbook]
     more = h.div(".hint")[r.runbook, " · ", h.span(".mono")[r.run_id], f" · {r.problem}" if r.problem else None]
     start, end = (w.replace("T", " ").removesuffix("Z").removesuffix(":00") or "…" for w in r.window)
     window = f"{start} to {end}" if any(r.window) else h.span(".none")["–"]
     return [badge(r.word, r.tone), [title, more], when(r.started_ms, "moment") if r.started_ms else h.span(".none")["not known"],
-        amount(r.duration_s, "s", 1),
+        amount(r.took_s, "s", 1),
         badge("live", "warn") if r.mode == "live" else r.mode or h.span(".none")["–"], window]
 
 # %% ../../../../nbs/app/dashboard/41_evidence_page.ipynb #bf6f27ec
-def runs_table(rows: Sequence[RunRow], empty: str = "No run yet. The command deskbook weekly makes the first one.") -> Node:
+def runs_table(rows: Sequence[RunFacts], empty: str = "No run yet. The command deskbook weekly makes the first one.") -> Node:
     "Runs, newest first."
     return table(("verdict", "run", "started", "took", "mode", "window, UTC"), map(_run_cells, rows), "Runs, newest first", empty,
         right=[3])

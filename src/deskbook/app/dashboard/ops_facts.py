@@ -38,13 +38,14 @@ import psycopg
 # %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #86e30d55
 from ..api_routes import ApiDeps
 from ..api_routes_ledger import ALERT, AlertStatus
-from .runbook_facts import RunFacts, born_ms, newest_runs
+from .runbook_facts import RunFacts, newest_runs
 from ..workers import WORKERS
 from ...core.clock import DAY_MS, HOUR_MS, LATEST_MS, MINUTE_MS, Clock, boottime, iso, to_datetime, to_ms
 from ...core.errors import BadInput, DeskbookError, NotFound
 from ...core.files import atomic_write, sha256, strict_json
 from ...core.loop import within
 from ...core.metrics import WORKER_RESTARTS, WORKER_UP
+from ...core.process import born_ms
 from ...market.calendar import TradingCalendar, calendar_for
 from ...market.candles import timeframe_ms
 from ...market.quality import gap_spans

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST', 'KEPT', 'command_of', 'environment_of', 'Launch', 'launch_folder', 'read_launch', 'keep', 'launches',
            'reserve', 'give_up', 'spawn', 'said_in', 'run_of', 'ending', 'log_end', 'line_of', 'StepFacts',
-           'step_facts', 'Progress', 'run_folder', 'is_runner', 'progress_of', 'stop_run']
+           'step_facts', 'Progress', 'is_runner', 'progress_of', 'stop_run']
 
 # %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #10db30e9
 import json
@@ -20,12 +20,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from .runbook_facts import RunFacts, at_work, evidence_in, moment_ms, run_facts, ticks_of, traceback_in, words_of
+from .runbook_facts import RunFacts, evidence_in, moment_ms, run_facts, run_folder, traceback_in
 from ...core.errors import BadInput, DeskbookError, NotFound, Refused
 from ...core.files import read_json, write_json
+from ...core.process import ticks_of, words_of
 
 # %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #069120cb
-from ...ops.evidence import CheckRecord, Evidence
+from ...ops.evidence import CheckRecord, Evidence, at_work
 from ...ops.report import plain_text
 from ...ops.runbook import CONFIRMED, FOLDER
 from ...ops.runner import event_text
@@ -264,14 +265,6 @@ class Progress:
     has_report: bool = False
     closing: bool = False # it is judged, and its report is still being written
     resumed_from: str = ""
-
-# %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #781a0752
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
-
-def run_folder(reports: Path, runbook: str, run_id: str) -> Path:
-    "The folder of a run. Raises `NotFound` for a name that is none."
-    if not (_NAME.fullmatch(runbook) and _NAME.fullmatch(run_id)): raise NotFound("There is no such run.", "The list shows which there are.")
-    return reports/runbook/run_id
 
 # %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #092d8c93
 def is_runner(

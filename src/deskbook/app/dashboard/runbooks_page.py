@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PROGRESS', 'START', 'router', 'LIVE', 'run_path', 'run_line', 'state_view', 'link_of', 'inline', 'shelf_view',
-           'now_view', 'list_view', 'took', 'runs_view', 'book_view', 'counts_text', 'bar', 'traceback_view',
-           'step_view', 'again', 'checks_view', 'stop_view', 'ended_view', 'steps_view', 'progress_view', 'run_view',
-           'start_view', 'written', 'begin', 'new_key', 'list_page', 'book_page', 'start_run', 'start_page',
-           'unreadable', 'run_page', 'run_progress', 'stop', 'look_runs']
+           'now_view', 'list_view', 'runs_view', 'book_view', 'counts_text', 'bar', 'traceback_view', 'step_view',
+           'again', 'checks_view', 'stop_view', 'ended_view', 'steps_view', 'progress_view', 'run_view', 'start_view',
+           'written', 'begin', 'new_key', 'list_page', 'book_page', 'start_run', 'start_page', 'unreadable', 'run_page',
+           'run_progress', 'stop', 'look_runs']
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #c6351d24
 import asyncio
@@ -97,15 +97,10 @@ def list_view(every: Sequence[Shelf]) -> Node:
     narrow = h.div("#shelf-narrow.field", hidden=True)[h.label(for_="shelf-words")["Find"], h.input(id="shelf-words", type="search", autocomplete="off"), h.p(".hint", id="shelf-count", role="status")]
     return [now_view(every), tabs, narrow, [part(f) for f in folders]]
 
-# %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #8b70312b
-def took(run: RunFacts) -> str: # "" while it runs
-    "How long a run took."
-    return "" if run.ended_ms is None or run.started_ms is None else duration_text((run.ended_ms - run.started_ms)/1000)
-
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #f633a006
 def runs_view(runs: Sequence[RunFacts]) -> Node:
     "The last runs of one runbook."
-    rows = [[h.a(href=run_path(r))[badge(r.word, r.tone)], r.mode, when(r.started_ms, "moment"), took(r), r.reason] for r in runs]
+    rows = [[h.a(href=run_path(r))[badge(r.word, r.tone)], r.mode, when(r.started_ms, "moment"), duration_text(r.took_s), r.reason] for r in runs]
     return table(["verdict", "mode", "started", "took", "reason"], rows, "Last runs, newest first", "It never ran.", ident="runs-of-book")
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #4c460c07
@@ -186,7 +181,7 @@ def steps_view(p: Progress) -> Node:
 def progress_view(viewer: Viewer, p: Progress) -> Node:
     "The part of a run's page that changes."
     f = p.facts
-    head = h.div(".row")[badge(f.word, f.tone), badge(f.mode or "dry", "warn" if f.mode == "live" else "quiet"), h.span["began ", age(f.started_ms)] if f.going else took(f) or None, h.span[f.reason]]
+    head = h.div(".row")[badge(f.word, f.tone), badge(f.mode or "dry", "warn" if f.mode == "live" else "quiet"), h.span["began ", age(f.started_ms)] if f.going else duration_text(f.took_s) or None, h.span[f.reason]]
     log = h.pre(".log", tabindex="0", role="region", aria_label="Newest lines of the log")["\n".join(p.lines)] if p.lines else h.p(".none")["Nothing was said yet."]
     state = h.div(role="status", aria_live="polite")[head]
     notes = [h.p(".note")[n] for n in p.notes]
