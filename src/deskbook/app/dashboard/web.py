@@ -222,15 +222,16 @@ def error_page(
     error: ApiError,
     trace_id: str, # of the request
     text: str, # redacted
+    instead: str = "", # the same page without what does not fit; "": there is none
 ) -> Response:
     "A refusal, the way that fits who asks."
     if error.code == "unauthorized": return to_login(request)
     todo = f"Code {error.code}, trace {trace_id}."
     if is_part(request): return fragment(notice(f"{text} ({error.code})", "bad"), status=error.status, headers=dict(error.headers))
     viewer = viewer_in(request)
-    where = h.p[h.a(href="/ui/desk")["To the desk"]]
-    said = HTMLResponse(str(shell(viewer, f"{error.status}", [error_box(text, todo), where], "")), error.status, dict(error.headers))
-    return said
+    again: Node = [h.a(href=instead)["The page without it"], " · "] if instead else None
+    where = h.p[again, h.a(href="/ui/desk")["To the desk"]]
+    return HTMLResponse(str(shell(viewer, f"{error.status}", [error_box(text, todo), where], "")), error.status, dict(error.headers))
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #143d0757
 class PageRules:
