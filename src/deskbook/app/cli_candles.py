@@ -18,8 +18,8 @@ from ..core.files import strict_json
 
 # %% auto #0
 __all__ = ['app', 'name_parts', 'parse_map', 'import_file', 'import_command', 'window', 'why_empty', 'empty_note', 'broker',
-           'fetch_ours', 'stream_command', 'stream_candles', 'fetch_command', 'simulate_command', 'list_command',
-           'check_command', 'check_lake']
+           'fetch_ours', 'stream_command', 'stream_candles', 'fetch_command', 'simulated_into', 'simulate_command',
+           'list_command', 'check_command', 'check_lake']
 
 # %% ../../../nbs/app/10_cli_candles.ipynb #f74aee7b
 if TYPE_CHECKING: from deskbook.stores.lake import LakeWrite
@@ -283,6 +283,21 @@ def fetch_command(
         _table(["source", "instrument", "added", "changed", "from", "to"], [[o[k] for k in ("source", "instrument", "added", "changed", "first", "last")] for o in came])
 
 # %% ../../../nbs/app/10_cli_candles.ipynb #a701dc9d
+def simulated_into(
+    store: Any, # a `Lake`
+    name: str,
+    a: int, b: int, # window, epoch ms, end exclusive
+    seed: int, edge: Any, # a `PlantedEdge` or None
+) -> dict[str, Any] | None: # as `candles simulate` tells it; None: no candle in the window
+    "Simulated candles of one instrument into the lake."
+    from deskbook.market.simulated import SIMULATED_VENUE, simulate_candles
+    source = f"simulated market, seed {seed}" + (f", planted {edge.edge_bp:g} bp over {edge.horizon_min} min" if edge else "")
+    df = simulate_candles([name], a, b, seed, edge)
+    if not df.height: return None
+    return {"venue": SIMULATED_VENUE, "instrument": df["instrument"][0], "source": source, **_writes(store.write_candles(df, SIMULATED_VENUE, "M1", source)),
+        "first": iso(df["time"][0]), "last": iso(df["time"][-1])}
+
+# %% ../../../nbs/app/10_cli_candles.ipynb #dc8ffa80
 @app.command("simulate", epilog=_EXITS)
 def simulate_command(
     instruments: Annotated[list[str] | None, typer.Argument(metavar="[INSTRUMENT...]", help="Default: the whole simulated universe.")] = None,
@@ -298,17 +313,14 @@ def simulate_command(
 
     Example: deskbook candles simulate EUR_USD USD_JPY --start 2025-11-03 --end 2025-11-10
     """
-    from deskbook.market.simulated import SIMULATED_VENUE, SIMULATED_UNIVERSE, PlantedEdge, simulate_candles
-    (a, b), store, out, without = window(days, start, end, system_clock() // DAY_MS * DAY_MS), _lake(lake), [], list[str]()
-    source = f"simulated market, seed {seed}" + (f", planted {edge_bp:g} bp over {horizon_min} min" if edge_bp else "")
+    from deskbook.market.simulated import SIMULATED_UNIVERSE, PlantedEdge
+    (a, b), store = window(days, start, end, system_clock() // DAY_MS * DAY_MS), _lake(lake)
+    made, edge = dict[str, dict[str, Any] | None](), PlantedEdge(edge_bp, horizon_min) if edge_bp else None
     with _progress("simulate") as update:
         for n, name in enumerate(names := list(instruments or SIMULATED_UNIVERSE), 1):
-            df = simulate_candles([name], a, b, seed, PlantedEdge(edge_bp, horizon_min) if edge_bp else None)
-            if not df.height: without.append(name)
-            else: out.append({"venue": SIMULATED_VENUE, "instrument": df["instrument"][0], "source": source, **_writes(store.write_candles(df, SIMULATED_VENUE, "M1", source)),
-                "first": iso(df["time"][0]), "last": iso(df["time"][-1])})
+            made[name] = simulated_into(store, name, a, b, seed, edge)
             update(n, len(names))
-    note = empty_note(without, a, b)
+    out, note = [m for m in made.values() if m], empty_note([name for name, m in made.items() if not m], a, b)
     if as_json: return print(strict_json({"simulated": out, "note": note}))
     if note: _warn(note)
     if out: _table(["source", "instrument", "added", "changed", "same", "from", "to"], [[o[k] for k in ("source", "instrument", "added", "changed", "same", "first", "last")] for o in out])
