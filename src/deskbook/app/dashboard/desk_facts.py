@@ -6,20 +6,19 @@
 from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from math import sin
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
-import psycopg
 from ..api_routes import ApiDeps, gate_out
 from ..api_routes_market import evidence_path, from_live, not_asked_lately, published_ms
 from .elements import moment_in
+from .sources import Away, ask
 from ...studies.weekly import CANONICAL
 from ..up import environment_of
 from ...core.clock import to_datetime, to_ms
 from ...core.errors import DeskbookError
-from ...core.loop import within
 from ...market.candles import timeframe_ms
 from ...ops.health import is_read_only, is_running
 from ...ops.live_tools import mark_age_s, market_closed
@@ -58,7 +57,6 @@ class Said:
     def get(self, name: str, default: Any = None) -> Any: return self.value.get(name, default)
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #22123730
-# long: one small memory and the question it asks
 class LastSaid:
     "The memory of one desk's page."
     def __init__(self) -> None:
@@ -68,16 +66,9 @@ class LastSaid:
 
     async def ask(self, source: str, work: Awaitable[Mapping[str, Any]], now_ms: int) -> Said:
         "Ask, and remember. Never raises for a source that is away."
-        try: said = Said(await within(work, LOOK_S), now_ms)
-        except TimeoutError: said = self.old(source, f"no answer within {LOOK_S:g} s")
-        except DeskbookError as e: said = self.old(source, e.what)
-        except psycopg.Error as e: said = self.old(source, (str(e).strip().splitlines() or [type(e).__name__])[0])
-        self.said[source] = said
-        return said
-
-    def old(self, source: str, error: str) -> Said:
-        before = self.said.get(source, Said())
-        return Said(before.value, before.seen_ms, error)
+        said, before = await ask(source, work, LOOK_S), self.said.get(source, Said())
+        self.said[source] = replace(before, error=said.why) if isinstance(said, Away) else Said(said, now_ms)
+        return self.said[source]
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #f9bed352
 _MEMORIES: WeakKeyDictionary[Any, LastSaid] = WeakKeyDictionary()

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MOST_BYTES', 'aside', 'Wary', 'number_at', 'count_at', 'text_at', 'moment_at', 'named_in', 'listed_in', 'Point',
-           'Band', 'Instrument', 'Study', 'study_of', 'detectable_bp', 'RosterRow', 'Roster', 'roster_of', 'Trouble',
-           'file_key', 'document_of', 'tried', 'Week', 'week_at', 'Archived', 'archive_of', 'weeks_before', 'Change',
-           'changes_of', 'Rate', 'Summary', 'bundles_of', 'regimes_of', 'summary_at', 'run_in', 'run_names',
-           'runbooks_of', 'RunPage', 'RunShelf', 'run_page', 'EvidenceFacts', 'week_before', 'shelf_of', 'canonical_of',
-           'evidence_facts', 'RunDetails', 'run_details', 'artefact', 'report_page']
+           'Band', 'Instrument', 'Study', 'study_of', 'detectable_bp', 'RosterRow', 'Roster', 'roster_of', 'file_key',
+           'document_of', 'tried', 'Week', 'week_at', 'Archived', 'archive_of', 'weeks_before', 'Change', 'changes_of',
+           'Rate', 'Summary', 'bundles_of', 'regimes_of', 'summary_at', 'run_in', 'run_names', 'runbooks_of', 'RunPage',
+           'RunShelf', 'run_page', 'EvidenceFacts', 'week_before', 'shelf_of', 'canonical_of', 'evidence_facts',
+           'RunDetails', 'run_details', 'artefact', 'report_page']
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #a8707f67
 import json
@@ -18,7 +18,7 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -36,6 +36,7 @@ from ...studies.roster import decide_roster, read_ledger, week_numbers, week_of
 from ...studies.weekly import CANONICAL, is_simulated
 from .elements import Aside
 from .runbook_facts import PLAIN, RunFacts, moment_ms, run_facts, run_folder, traceback_in, unreadable_run
+from .sources import Away, away_of
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #dc44c6c8
 MOST_BYTES = 8_000_000 # of a file; a study of seven pairs has under one million
@@ -336,14 +337,6 @@ def roster_of(
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #2ac1c302
 aside = Aside("evidence")
 
-# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #c5617ccd
-@dataclass(frozen=True)
-class Trouble:
-    "Why something cannot be shown."
-    what: str
-    todo: str = ""
-    missing: bool = False # it was never there
-
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #699857e1
 def file_key(
     path: Path,
@@ -369,13 +362,14 @@ def document_of(path: Path) -> tuple[Any, int]: # JSON types, epoch ms
 def tried[T](
     read: Callable[..., T],
     *args: Any,
-) -> T | Trouble:
+) -> T | Away:
     "What `read` gives, or why it does not."
     try: return read(*args)
-    except DeskbookError as e: return Trouble(e.what, e.todo or _TODO.get(getattr(e, "code", ""), ""),
-        getattr(e, "code", "") == "evidence_missing")
-    except Exception as e: return Trouble(f"The evidence cannot be judged: {type(e).__name__}.",
-        "Its values are not of the kind a study writes. Publish it again.")
+    except DeskbookError as e:
+        said = away_of(e)
+        return replace(said, todo=said.todo or _TODO.get(said.code, ""))
+    except Exception as e: # as many kinds as a document can be wrong
+        return Away(f"The evidence cannot be judged: {type(e).__name__}.", "Its values are not of the kind a study writes. Publish it again.")
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #5c20aa46
 _TODO = {"evidence_invalid": "Restore it from `reports/evidence/archive`, or publish again with `deskbook weekly`.",
@@ -387,7 +381,7 @@ _TODO = {"evidence_invalid": "Restore it from `reports/evidence/archive`, or pub
 class Week:
     "A study and its roster."
     study: Study
-    roster: Roster | Trouble
+    roster: Roster | Away
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #f20518c3
 @lru_cache(maxsize=24)
@@ -397,8 +391,8 @@ def _study(path: Path, key: Any) -> Study: # the key changes when the file does
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #70f8f0dd
 @lru_cache(maxsize=24)
-def _roster(path: Path, key: Any, ledger_file: Path, ledger_key: Any) -> Roster | Trouble:
-    if isinstance(ledger_key, Trouble) and not ledger_key.missing: return ledger_key
+def _roster(path: Path, key: Any, ledger_file: Path, ledger_key: Any) -> Roster | Away:
+    if isinstance(ledger_key, Away) and not ledger_key.missing: return ledger_key
     return tried(lambda: roster_of(document_of(path)[0], ledger_file))
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #d575237c
@@ -606,12 +600,12 @@ def run_page(
 @dataclass(frozen=True)
 class EvidenceFacts:
     "Everything the evidence page shows."
-    week: Week | Trouble
+    week: Week | Away
     chosen: str # name in the archive; "": what stands now
     before: Study | None # the week before
     archive: tuple[Archived, ...]
-    bundles: Summary | Trouble
-    regimes: Summary | Trouble
+    bundles: Summary | Away
+    regimes: Summary | Away
     runs: RunPage
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #566a5e8b

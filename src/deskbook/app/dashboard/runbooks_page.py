@@ -6,38 +6,36 @@
 __all__ = ['PROGRESS', 'START', 'router', 'LIVE', 'run_path', 'run_line', 'state_view', 'link_of', 'inline', 'shelf_view',
            'now_view', 'list_view', 'runs_view', 'book_view', 'counts_text', 'bar', 'traceback_view', 'step_view',
            'again', 'checks_view', 'stop_view', 'ended_view', 'steps_view', 'progress_view', 'run_view', 'start_view',
-           'written', 'begin', 'new_key', 'list_page', 'book_page', 'start_run', 'start_page', 'unreadable', 'run_page',
+           'written', 'begin', 'list_page', 'book_page', 'start_run', 'start_page', 'unreadable', 'run_page',
            'run_progress', 'stop', 'look_runs']
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #c6351d24
 import asyncio
 import os
 import re
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 import htpy as h
-import psycopg
 from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 from ..api_problems import ApiError, redactor_of
 from ..api_routes import ApiDeps, Deps
-from .elements import Node, Tone, age, badge, card, drawn, empty_box, error_box, facts, ident, partial, run_url, table, unknown, when
+from .elements import STEP_TONES, Node, age, badge, card, check_badge, drawn, empty_box, error_box, facts, ident
+from .elements import mode_badge, partial, run_url, step_badge, table, unknown, when
 from .runbook_facts import FOLDERS, Book, RunFacts, Shelf, book_of, newest_runs, shelves
 from .runbook_forms import Filled, filled, missing_lab, prefilled, prose, run_form
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #2e9fc260
 from .runbook_runs import Launch, Progress, StepFacts, command_of, ending, environment_of, give_up, launch_folder
 from .runbook_runs import progress_of, read_launch, reserve, run_of, spawn, stop_run
-from .session import Viewer
+from .session import Viewer, form_key
+from .sources import Away, ask
 from .stream import LiveSource
 from .web import Actor, Who, act_form, done, form_of, fragment, is_part, page
 from ...core.clock import system_clock
 from ...core.errors import DataError, DeskbookError, NotFound, Refused
-from ...core.loop import within
 from ...ops.evidence import project_root
 from ...ops.report import duration_text
-from ...stores.ledger import LedgerDown
 from ...stores.records import audit
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #c44f428e
@@ -113,8 +111,6 @@ def book_view(viewer: Viewer, book: Book, runs: Sequence[RunFacts], form: Filled
     return [h.p[h.a(href="/ui/runbooks")["All runbooks"]], h.div(".grid.wide2.book")[about, start], card("Runs", runs_view(runs))]
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #ecac0d90
-_STEP_TONES: Mapping[str, Tone] = {"done": "good", "failed": "bad", "terminated": "warn", "lost": "bad", "running": "busy"}
-
 def counts_text(counts: Mapping[str, float]) -> str: return " · ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in counts.items())
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #49ddcf2b
@@ -134,8 +130,8 @@ def step_view(step: StepFacts, traceback: str = "") -> Node:
     "A step."
     spent = ["began ", age(step.started_ms)] if step.status == "running" else f"{step.took_s:.1f} s" if step.took_s is not None else None
     said = [x for x in (spent, counts_text(step.counts), f"taken over from {step.reused_from}" if step.reused_from else None) if x]
-    line = h.p[h.b[step.name], " ", badge(step.status, _STEP_TONES.get(step.status, "quiet")), " ", h.span(".hint")[[[" · " if i else None, x] for i, x in enumerate(said)]]]
-    return h.li(f".{_STEP_TONES.get(step.status, 'quiet')}")[line, bar(step), h.p(".wrong")[step.error] if step.error else None, traceback_view(traceback)]
+    line = h.p[h.b[step.name], " ", step_badge(step.status), " ", h.span(".hint")[[[" · " if i else None, x] for i, x in enumerate(said)]]]
+    return h.li(f".{STEP_TONES.get(step.status, 'quiet')}")[line, bar(step), h.p(".wrong")[step.error] if step.error else None, traceback_view(traceback)]
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #7dcc155e
 PROGRESS = "run-progress"
@@ -147,8 +143,7 @@ def again(path: str) -> Node:
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #d02611fa
 def checks_view(p: Progress) -> Node:
     "What was judged."
-    words: Mapping[Any, tuple[str, Tone]] = {True: ("passed", "good"), False: ("failed", "bad"), None: ("not judged", "warn")}
-    rows = [[badge(*words[c.passed]), c.name, c.detail] for c in p.checks]
+    rows = [[check_badge(c.passed), c.name, c.detail] for c in p.checks]
     return card("Checks", table(["result", "check", "figures"], rows, "Checks, in order")) if rows else None
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #d3902f5b
@@ -181,7 +176,7 @@ def steps_view(p: Progress) -> Node:
 def progress_view(viewer: Viewer, p: Progress) -> Node:
     "The part of a run's page that changes."
     f = p.facts
-    head = h.div(".row")[badge(f.word, f.tone), badge(f.mode or "dry", "warn" if f.mode == "live" else "quiet"), h.span["began ", age(f.started_ms)] if f.going else duration_text(f.took_s) or None, h.span[f.reason]]
+    head = h.div(".row")[badge(f.word, f.tone), mode_badge(f.mode or "dry"), h.span["began ", age(f.started_ms)] if f.going else duration_text(f.took_s) or None, h.span[f.reason]]
     log = h.pre(".log", tabindex="0", role="region", aria_label="Newest lines of the log")["\n".join(p.lines)] if p.lines else h.p(".none")["Nothing was said yet."]
     state = h.div(role="status", aria_live="polite")[head]
     notes = [h.p(".note")[n] for n in p.notes]
@@ -224,9 +219,7 @@ async def written(
     "Write a deed into the audit."
     async def write() -> None:
         async with deps.ledger.transaction() as tx: await audit(tx, viewer.by, action, "runbook", runbook, said)
-    try: await within(write(), _AUDIT_WAIT_S)
-    except (LedgerDown, psycopg.Error, TimeoutError): return False
-    return True
+    return not isinstance(await ask("The audit", write(), _AUDIT_WAIT_S), Away)
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #4f431484
 async def begin(
@@ -251,8 +244,6 @@ async def begin(
 router = APIRouter(include_in_schema=False)
 _STYLES = ("runbooks.css",)
 
-def new_key() -> str: return secrets.token_hex(16) # of one form
-
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #7bd96d81
 @router.get("/ui/runbooks")
 async def list_page(request: Request, viewer: Who, deps: Deps) -> Response:
@@ -272,7 +263,7 @@ async def _book_page(request: Request, viewer: Viewer, deps: ApiDeps, book: Book
 async def book_page(request: Request, viewer: Who, deps: Deps, name: str) -> Response:
     "A runbook."
     book = await asyncio.to_thread(book_of, name)
-    return await _book_page(request, viewer, deps, book, Filled(typed=prefilled(book, viewer, deps.desk.account, request.query_params)), new_key())
+    return await _book_page(request, viewer, deps, book, Filled(typed=prefilled(book, viewer, deps.desk.account, request.query_params)), form_key())
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #53b33de4
 @router.post("/ui/runbooks/{name}")

@@ -18,10 +18,11 @@ from starlette.responses import Response
 from ..api_models import Name, Timeframe
 from ..api_problems import ApiError, api_error, problem, redactor_of
 from ..api_routes import ApiDeps, Deps, said
-from .elements import Node, Tone, amount, badge, drawing, drawn, empty_box, error_box, reason_list, table, trace_url, unknown, when
+from .elements import Node, amount, badge, decision_badge, drawing, drawn, empty_box, error_box, reason_list
+from .elements import table, trace_url, unknown, when
 from .stream import LiveSource
-from .tape_facts import WORDS, DecisionMark, FillMark, GateMark, Show, Tape, beats, digits_of, intervals_of, known_pairs
-from .tape_facts import read_news, read_tape, tape_out
+from .tape_facts import WORDS, DecisionMark, FillMark, GateMark, Show, Tape, beats, intervals_of, known_pairs
+from .tape_facts import read_news, read_tape, tape_out, usual_digits
 from .web import Who, fragment, page
 from ...core.clock import LATEST_MS
 from ...core.errors import DeskbookError
@@ -117,7 +118,7 @@ def admitted(m: GateMark | None) -> Node:
 # %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #bd7ab278
 def bars_table(tape: Tape) -> Node:
     "Bars and gates, newest first."
-    gates, digits = {m.time_ms: m for m in tape.gates}, digits_of(tape.bars.frame)
+    gates, digits = {m.time_ms: m for m in tape.gates}, usual_digits(tape.bars.frame)
     def row(t: int, *figures: float | None) -> list[Node]:
         m = gates.get(t)
         hazard = unknown() if m is None or m.hazard is None else [amount(m.hazard, digits=3), " / ", amount(m.threshold, digits=3)]
@@ -133,17 +134,14 @@ def listed(what: str, marks: Sequence[Any]) -> str: # caption
     return f"{what} on these bars, newest first" + (f"; the newest {SHOWN} of {len(marks):,}" if len(marks) > SHOWN else "")
 
 # %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #22746548
-_VERDICTS: Mapping[str, tuple[str, Tone]] = {"enter": ("enter", "good"), "exit": ("exit", "busy"), "refuse": ("refused", "warn")}
-
 def trace(ident: str) -> Node: return h.a(href=trace_url(ident))["trace"] if ident else unknown()
 
 # %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #6c882f3e
 def decisions_table(marks: Sequence[DecisionMark]) -> Node:
     "Decisions, newest first."
     def row(m: DecisionMark) -> list[Node]:
-        word, tone = _VERDICTS.get(m.verdict, (m.verdict, "quiet"))
-        times = f" {m.count} times" if m.count > 1 else ""
-        return [when(m.at_ms, "moment"), badge(word + times, tone), m.action or unknown("nothing was ordered"), account_badge(m.environment, m.account), reason_list(m.reasons, "none needed"), trace(m.trace_id)]
+        action, why = m.action or unknown("nothing was ordered"), reason_list(m.reasons, "none needed")
+        return [when(m.at_ms, "moment"), decision_badge(m.verdict, m.count), action, account_badge(m.environment, m.account), why, trace(m.trace_id)]
     head, newest = ["When", "Decision", "Action", "Account", "Why", "Trace"], marks[-SHOWN:]
     return table(head, map(row, reversed(newest)), listed("Decisions", marks), "No decisions on these bars.")
 
