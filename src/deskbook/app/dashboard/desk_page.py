@@ -23,7 +23,8 @@ from ..api_models import KillSwitchBody
 from ..api_problems import ApiError
 from ..api_routes import ApiDeps, Deps, switch
 from .desk_facts import DeskFacts, Down, GateFacts, HeroFacts, Mode, PairFacts, desk_facts, look_at
-from .elements import SEVERITY_TONES, STUDY_STALE_S, Node, Tone, age, amount, badge, error_box, ident, meter, partial, reason_list, sentence, sparkline, trace_url, unknown, when
+from .elements import SEVERITY_TONES, STUDY_STALE_S, Node, Tone, age, amount, badge, decision_badge, error_box, ident, meter
+from .elements import partial, reason_list, sentence, sparkline, trace_url, unknown, when
 from .session import Viewer
 from .stream import LiveSource
 from .web import Actor, Who, act_form, done, field, form_of, shell
@@ -178,11 +179,9 @@ def session_view(p: PairFacts) -> Node:
     return "always open" if s.closes_ms >= NEVER_MS else ["closes ", when(s.closes_ms, "day")]
 
 # %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #3d6cdaa7
-_VERDICT = {"enter": "entered", "exit": "closed", "hold": "held", "refuse": "refused"}
-
 def held_view(p: PairFacts) -> Node:
     "Position, last decision, hours."
-    said = _VERDICT.get(p.verdict, p.verdict)
+    said = decision_badge(p.verdict)
     decided = [h.a(href=trace_url(p.trace_id))[said] if p.trace_id else said, " ", when(p.decided_ms, "minute")] if p.verdict else h.span(".none")["none yet"]
     rows = [("Position", "all", [position_view(p), " ", old_badge(p.ledger_old, "PostgreSQL")]), ("Decided", "", decided), ("Hours", "", session_view(p))]
     return h.dl(".held", id=ident("pair", p.name, "held"))[[h.div(class_=wide or None)[h.dt[k], h.dd[v]] for k, wide, v in rows]]

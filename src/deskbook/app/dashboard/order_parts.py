@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlencode
 import htpy as h
 from ..cli_desk import json_value
-from .elements import Node, age, amount, badge, facts, ident, sentence, table, trace_url, unknown
+from .elements import Node, age, amount, badge, decision_badge, facts, ident, sentence, table, trace_url, unknown
 from .order_facts import STATE_WORDS, Fill, Lap, OrderFacts, Step, Story, lasted, state_tone, step_words
 from ...core.clock import iso, to_ms
 from ...core.files import strict_json
@@ -150,7 +150,7 @@ def order_facts_list(o: OrderRow) -> list[tuple[Node, Node]]:
 def kin(told: OrderFacts) -> Node:
     "The orders and the decision around an order."
     o, lines = told.story.order, list[Node]()
-    if told.verdict: lines.append(h.p["Decided: ", badge(told.verdict), " ", "; ".join(sentence(r) for r in told.reasons), ", ", trace_link(o), "."])
+    if told.verdict: lines.append(h.p["Decided: ", decision_badge(told.verdict), " ", "; ".join(sentence(r) for r in told.reasons), ", ", trace_link(o), "."])
     if o.parent_order_id: lines.append(h.p["It belongs to ", h.a(href=order_url(o.parent_order_id))[f"order {str(o.parent_order_id)[:8]}"], "."])
     for c in told.children: lines.append(h.p[h.a(href=order_url(c.id))[asked_words(c)], ", ", badge(c.state.replace("_", " "), state_tone(c.state)), f" {_KINDS.get(c.kind, c.kind)}"])
     return [h.h3["What belongs to it"], lines] if lines else None

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from ..api_problems import ApiError
 from ..api_routes import ApiDeps, Deps
 from .elements import Node, card, drawing, drawn, error_box, partial
-from .order_acts import MOST_REASON, cancel_order, cancel_words, key_in, new_key, reason_in
+from .order_acts import MOST_REASON, cancel_order, cancel_words, key_in, order_key, reason_in
 from .order_facts import STATE_WORDS, OrderFacts, OrderFilter, OrderPage, filter_of, id_in, read_order, read_page
 from .order_parts import asked_words, order_table, order_url, story_id, story_view
 from .session import Viewer
@@ -93,7 +93,7 @@ def cancel_question(o: OrderRow) -> str:
         "A cancel passes the kill switch, and never READ_ONLY.")
 
 # %% ../../../../nbs/app/dashboard/33_orders_page.ipynb #e845e60b
-def cancel_box(viewer: Viewer, o: OrderRow, key: str) -> Node: # key: from `new_key`
+def cancel_box(viewer: Viewer, o: OrderRow, key: str) -> Node: # key: from `order_key`
     "The form, while there is something to cancel."
     if o.ended or (o.kind == "external" and not o.venue_order_id): return h.div("#cancel")
     reason = field("reason", "Why is it cancelled?", hint="It stands in the audit beside your name.", required=True, maxlength=str(MOST_REASON), autocomplete="off")
@@ -144,7 +144,7 @@ async def order_page(deps: Deps, request: Request, viewer: Who, order_id: str, w
     drawn_story = await drawn(lambda: story_view(told, whole == "1" or not is_part(request)))
     if is_part(request): return fragment(drawn_story, *([partial("cancel", h.div("#cancel"))] if whole == "1" and told.story.order.ended else []))
     o = told.story.order
-    return page(request, viewer, asked_words(o)[0].upper() + asked_words(o)[1:], h.p[h.a(href="/ui/orders")["All orders"]], drawn_story, cancel_box(viewer, o, new_key()),
+    return page(request, viewer, asked_words(o)[0].upper() + asked_words(o)[1:], h.p[h.a(href="/ui/orders")["All orders"]], drawn_story, cancel_box(viewer, o, order_key()),
         section="orders", styles=STYLES)
 
 # %% ../../../../nbs/app/dashboard/33_orders_page.ipynb #c65bbc8f

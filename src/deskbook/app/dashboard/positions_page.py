@@ -17,7 +17,7 @@ from decimal import Decimal
 from ..api_problems import ApiError
 from ..api_routes import ApiDeps, Deps
 from .elements import Node, age, amount, badge, card, drawing, empty_box, error_box, facts, ident, partial, table, unknown, when
-from .order_acts import MOST_REASON, TODO, CloseAsk, CloseLook, close_ask, close_look, close_position, close_words, done_words, new_key, size_in
+from .order_acts import MOST_REASON, TODO, CloseAsk, CloseLook, close_ask, close_look, close_position, close_words, done_words, order_key, size_in
 from .order_facts import History, Move, PositionFacts, Positions, filter_of, read_order
 
 # %% ../../../../nbs/app/dashboard/34_positions_page.ipynb #8428a74d
@@ -120,7 +120,7 @@ def close_view(
     viewer: Viewer, look: CloseLook,
     units: str, # as it was typed; "": all
     override: bool,
-    key: str, # of the form, from `new_key`
+    key: str, # of the form, from `order_key`
 ) -> Node:
     "The way out of one position."
     why, wrong, size = look.refused(override), None, look.most
@@ -164,7 +164,7 @@ def pair_in(text: str) -> str:
 async def close_page(deps: Deps, request: Request, viewer: Who, instrument: str, units: str = "", override: str = "") -> Response:
     "The way out of one position."
     look = await answered(close_look(deps, pair_in(instrument)))
-    body = close_view(viewer, look, units.strip(), override == "yes", new_key())
+    body = close_view(viewer, look, units.strip(), override == "yes", order_key())
     return page(request, viewer, f"Close {look.instrument}", h.p[h.a(href="/ui/positions")["All positions"]], body, section="positions", styles=STYLES)
 
 # %% ../../../../nbs/app/dashboard/34_positions_page.ipynb #8d6eba7c

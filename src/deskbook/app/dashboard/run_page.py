@@ -16,7 +16,8 @@ import htpy as h
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
 from ..api_routes import Deps
-from .elements import Node, amount, badge, card, empty_box, error_box, facts, run_url, table, when
+from .elements import Node, amount, badge, card, check_badge, clipped, empty_box, error_box, facts, mode_badge
+from .elements import run_url, step_badge, table, when
 from .evidence_facts import RunDetails, artefact, aside, report_page, run_details
 from .runbook_facts import RunFacts, moment_ms
 from .web import Who, page
@@ -34,7 +35,7 @@ def value(
     if isinstance(v, float): return h.span(".num")[f"{v:.6g}".replace("-", "\u2212")]
     if isinstance(v, Mapping) and v: return facts([(str(k)[:80], value(x, 80)) for k, x in list(v.items())[:60]])
     text = v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)
-    return text if len(text) <= most else f"{text[:most]} … ({len(text):,} characters)"
+    return clipped(text, most)
 
 # %% ../../../../nbs/app/dashboard/42_run_page.ipynb #075ec1f6
 def address(run: RunFacts, more: str = "") -> str: # by the names of its folder: what the evidence calls itself may be anything
@@ -63,7 +64,7 @@ def head_card(f: RunDetails) -> Node:
         tone="bad")
     window = [moment(e.window.get("start")), " to ", moment(e.window.get("end"))] if e.window else h.span(".none")["–"]
     resumed = h.a(href=address(replace(r, run_id=e.resumed_from)))[e.resumed_from] if e.resumed_from else None
-    rows = [("Runbook", e.runbook), ("Mode", badge("live", "warn") if e.mode == "live" else e.mode), ("Window, UTC", window),
+    rows = [("Runbook", e.runbook), ("Mode", mode_badge(e.mode)), ("Window, UTC", window),
         ("Started", moment(e.started)), ("Sealed", moment(e.sealed_at)),
         ("Took", amount(e.duration_s, "s", 1)), ("Seal", [seal_node(f), " ", f.seal if e.seal else None]),
         *([("Continues", resumed)] if resumed else []), ("Commit", h.span(".mono")[(e.git_commit or "none")[:12]])]
@@ -83,15 +84,12 @@ def error_view(f: RunDetails) -> Node:
 
 # %% ../../../../nbs/app/dashboard/42_run_page.ipynb #5508aa80
 def _step(s: StepRecord) -> list[Node]:
-    state = badge("taken over", "good", f"from {s.reused_from}") if s.reused_from else badge(s.status,
-        {"done": "good", "running": "busy"}.get(s.status, "bad")) # type: ignore[arg-type]
+    state = badge("taken over", "good", f"from {s.reused_from}") if s.reused_from else step_badge(s.status)
     counts = ", ".join(f"{k} {v:,}" for k, v in list(s.counts.items())[:12])
     return [state, [h.strong[s.name] if s.status == "failed" else s.name, h.div(".wrong")[s.error[:600]] if s.error else None],
         amount(s.duration_s, "s", 1), counts or h.span(".none")["–"]]
 
-def _check(c: CheckRecord) -> list[Node]:
-    return [badge("passed", "good") if c.passed else badge("not judged", "warn") if c.passed is None else badge("failed", "bad"), c.name,
-        c.detail[:600]]
+def _check(c: CheckRecord) -> list[Node]: return [check_badge(c.passed), c.name, c.detail[:600]]
 
 # %% ../../../../nbs/app/dashboard/42_run_page.ipynb #3534af81
 def steps_card(e: Evidence) -> Node:

@@ -6,12 +6,11 @@
 __all__ = ['router', 'hazard_words', 'gate_card', 'decision_card', 'after_card', 'times', 'trace_view', 'trace_page']
 
 # %% ../../../../nbs/app/dashboard/35_trace_page.ipynb #b3f58aaa
-from collections.abc import Mapping
 import htpy as h
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 from ..api_routes import Deps
-from .elements import Node, Tone, badge, card, drawn, empty_box, facts, meter, reason_list, trace_url, unknown, when
+from .elements import Node, badge, card, decision_badge, drawn, empty_box, facts, meter, reason_list, trace_url, unknown, when
 from .order_facts import After, DecisionFacts, GateSeen, OrderFacts, Trace, id_in, laps, read_trace
 from .order_parts import exact, folded, laps_view, moment, pair_url, story_view
 from .web import Who, fragment, is_part, page
@@ -35,12 +34,10 @@ def gate_card(gate: GateSeen | None) -> Node:
     return card("Gate", said, why, folded("the gate as it was seen", gate.raw, "gate-raw"))
 
 # %% ../../../../nbs/app/dashboard/35_trace_page.ipynb #f59af2ed
-_TONE: Mapping[str, Tone] = {"enter": "good", "exit": "busy", "hold": "quiet", "refuse": "warn"}
-
 def decision_card(made: DecisionFacts | None) -> Node:
     "The decision."
     if made is None: return card("Decision", empty_box("No decision belongs to this.", "A person or a program placed the order; Ops shows in the audit who and why."))
-    said = facts([("verdict", badge(made.verdict, _TONE.get(made.verdict, "quiet"))), ("action", made.action or h.span(".none")["none"]), ("pair", h.a(href=pair_url(made.instrument))[made.instrument]),
+    said = facts([("verdict", decision_badge(made.verdict)), ("action", made.action or h.span(".none")["none"]), ("pair", h.a(href=pair_url(made.instrument))[made.instrument]),
         ("decided", moment(made.decided_at, day=True)), ("decision", h.code[str(made.id)])])
     nothing = "Nothing spoke against it." if made.verdict == "enter" else "no reason was given"
     return card("Decision", said, h.h3["Reasons"], reason_list(made.reasons, nothing), folded("what it was decided on", {k: v for k, v in made.inputs.items() if k != "gate"}, "inputs-raw"))
