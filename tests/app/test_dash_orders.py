@@ -13,7 +13,7 @@ from execution_rig import audits, eventually
 from page_rig import signed_in, text_of
 
 from deskbook.app.dashboard import desk_facts, order_facts, orders_page, positions_page
-from deskbook.app.dashboard.order_facts import OrderFilter, place_of, read_page
+from deskbook.app.dashboard.order_facts import OF_TRACE, OrderFilter, place_of, read_page
 from deskbook.core.clock import to_datetime
 from deskbook.stores.ledger import LedgerDown
 from deskbook.stores.records import append_order_event
@@ -486,6 +486,22 @@ def test_a_venue_that_hangs_does_not_hold_up_the_positions(api_bench, monkeypatc
 
 
 # ---- from gate to fill
+
+def test_an_order_without_a_decision_is_found_by_its_trace_behind_any_number_of_newer_ones(api_bench):
+    async def go():
+        async with api_bench.api(run_desk=False) as (desk, http):
+            signed_in(http)
+            old, = await many(desk, 1, name="old", at=AT - timedelta(days=400))
+            await desk.ledger.rows("UPDATE orders SET trace_id = 'spring' WHERE id = %s", (old,))
+            await many(desk, 21_000)
+            await desk.ledger.rows("UPDATE orders SET trace_id = 't' || client_order_id WHERE trace_id = ''")
+            page = await http.get("/ui/trace/spring")
+            assert page.status_code == 200 and str(old)[:8] in page.text and "No decision belongs to this" in page.text
+            await desk.ledger.rows("ANALYZE orders")
+            plan = "\n".join(r["QUERY PLAN"] for r in await desk.ledger.rows(f"EXPLAIN {OF_TRACE}", (desk.account, "spring", 20)))
+            assert "Index Scan using orders_trace on orders" in plan and "Sort" not in plan and "Seq Scan" not in plan, plan
+    story(go())
+
 
 def test_a_trace_shows_the_whole_way(api_bench):
     async def go():

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['STATE_WORDS', 'STEP_WORDS', 'MOST_STEPS', 'MOST_FILLS', 'PAGE', 'MOST_LIVE', 'WINDOW', 'MOST_KIN', 'MOST_ORDERS',
-           'FAR', 'MOST_MOVES', 'MOST_POSITIONS', 'state_tone', 'step_words', 'lasted', 'moment_ms', 'Step', 'Fill',
-           'Story', 'steps_of', 'fill_in', 'sample_story', 'sample_steps', 'read_stories', 'OrderFilter', 'place_text',
-           'place_of', 'filter_of', 'OrderPage', 'read_page', 'place_of_order', 'OrderFacts', 'read_order', 'GateSeen',
-           'gate_seen', 'DecisionFacts', 'decision_in', 'Lap', 'After', 'Trace', 'laps', 'laps_between', 'id_in',
-           'find_trace', 'position_after', 'read_trace', 'Move', 'History', 'history_of', 'read_history',
-           'PositionFacts', 'quote_of', 'marks_of', 'position_facts', 'Positions']
+           'FAR', 'OF_TRACE', 'MOST_MOVES', 'MOST_POSITIONS', 'state_tone', 'step_words', 'lasted', 'moment_ms', 'Step',
+           'Fill', 'Story', 'steps_of', 'fill_in', 'sample_story', 'sample_steps', 'read_stories', 'OrderFilter',
+           'place_text', 'place_of', 'filter_of', 'OrderPage', 'read_page', 'place_of_order', 'OrderFacts',
+           'read_order', 'GateSeen', 'gate_seen', 'DecisionFacts', 'decision_in', 'Lap', 'After', 'Trace', 'laps',
+           'laps_between', 'id_in', 'find_trace', 'position_after', 'read_trace', 'Move', 'History', 'history_of',
+           'read_history', 'PositionFacts', 'quote_of', 'marks_of', 'position_facts', 'Positions']
 
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #b0794038
 import asyncio
@@ -405,8 +405,8 @@ def laps_between(known: Sequence[tuple[str, float]]) -> tuple[Lap, ...]: # names
 MOST_ORDERS, FAR = 20, 20_000
 _DECISION = "SELECT id, instrument, decided_at, verdict, action, reasons, inputs, trace_id FROM decisions WHERE account = %s AND id = %s"
 _OF_DECISION = f"SELECT {COLUMNS} FROM orders o WHERE o.account = %s AND o.decision_id = %s ORDER BY o.created_at, o.id LIMIT %s"
-_OF_TRACE = f"""SELECT {COLUMNS} FROM (SELECT * FROM orders WHERE account = %s ORDER BY created_at DESC LIMIT {FAR}) o
-WHERE o.trace_id = %s ORDER BY o.created_at, o.id LIMIT %s"""
+OF_TRACE = f"""SELECT {COLUMNS} FROM orders o WHERE o.account = %s AND o.trace_id = %s AND o.trace_id <> ''
+ORDER BY o.created_at, o.id LIMIT %s""" # by the index `orders_trace`, which has those that have a trace
 _BY_TRACE = f"""SELECT id FROM (SELECT id, trace_id, decided_at FROM decisions WHERE account = %s ORDER BY decided_at DESC LIMIT {FAR}) d
 WHERE trace_id = %s LIMIT 1"""
 _ONE = f"SELECT {COLUMNS} FROM orders o WHERE o.account = %s AND o.id = ANY(%s)"
@@ -434,10 +434,10 @@ async def find_trace(
     near = [order_row(r) for r in await ledger.rows(_ONE, (account, ids))] if ids else []
     if hit := next((o for o in near if o.id == wanted or o.trace_id == key), None):
         return await decided(hit.decision_id) if hit.decision_id else (None, [hit])
-    orders = [order_row(r) for r in await ledger.rows(_OF_TRACE, (account, key, MOST_ORDERS))] if key else []
+    orders = [order_row(r) for r in await ledger.rows(OF_TRACE, (account, key, MOST_ORDERS))] if key else []
     if orders: return (await decided(orders[0].decision_id))[0] if orders[0].decision_id else None, orders
     if rows := await ledger.rows(_BY_TRACE, (account, key)): return await decided(rows[0]["id"])
-    raise NotFound(f"There is no trace {key[:80]!r} in {account}.", f"The newest {FAR:,} orders and decisions were looked through.")
+    raise NotFound(f"There is no trace {key[:80]!r} in {account}.", f"All orders and the newest {FAR:,} decisions were looked through.")
 
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #afa6af16
 _SINCE = f"""SELECT coalesce(sum(units), 0) AS units, count(*) AS n FROM (SELECT units FROM fills WHERE account = %(account)s AND instrument = %(instrument)s
