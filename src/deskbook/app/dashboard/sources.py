@@ -38,7 +38,7 @@ def away_of(error: Exception, name: str = "") -> Away:
     if isinstance(error, psycopg.Error): return Away((str(error).strip().splitlines() or [kind])[0], name=name)
     if isinstance(error, OSError): return Away(f"{error.strerror or kind}.", name=name)
     log.error("%s cannot be shown", name or "a part of a page", exc_info=error)
-    return Away(f"{kind}.", "The log of the API says more.", name=name)
+    return Away(f"{kind}.", "The log says more.", name=name)
 
 # %% ../../../../nbs/app/dashboard/05_sources.ipynb #94237146
 async def ask[T](
