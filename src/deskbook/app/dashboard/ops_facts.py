@@ -78,11 +78,12 @@ class Kept[T]:
 
 # %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #cfd7c312
 HELP: Mapping[str, str] = {  # trouble: runbook
-    "gates": "gates_missing_or_stale", "gate_freshness": "gates_missing_or_stale", "live_store": "valkey_down", "kill_switch": "kill_switch_refuses_to_clear",
-    "loop": "orders_ignored", "workers": "orders_ignored", "drift": "exposure_drift", "external": "exposure_drift", "balance": "exposure_drift",
-    "frozen": "reconcile", "reconcile_failed": "reconcile", "log_hole": "reconcile", "impossible": "unknown_order", "unwritable": "reconcile", "nav": "pricing_empty",
-    "unknown_order": "unknown_order", "absent_after_resend": "unknown_order", "cancel_stuck": "unknown_order", "hazard_fallback": "hazard_breach",
-    "disk": "retention"}
+    "gates": "gates_missing_or_stale", "gate_freshness": "gates_missing_or_stale", "live_store": "valkey_down",
+    "kill_switch": "kill_switch_refuses_to_clear", "loop": "orders_ignored", "workers": "orders_ignored",
+    "drift": "exposure_drift", "external": "exposure_drift", "balance": "exposure_drift",
+    "frozen": "reconcile", "reconcile_failed": "reconcile", "log_hole": "reconcile", "unwritable": "reconcile",
+    "nav": "pricing_empty", "impossible": "unknown_order", "unknown_order": "unknown_order", "absent_after_resend": "unknown_order",
+    "cancel_stuck": "unknown_order", "hazard_fallback": "hazard_breach", "disk": "retention"}
 
 # %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #45c3e2e7
 def runbook_for(
@@ -219,7 +220,8 @@ def read_before(
     "Where a page begins. Raises `BadInput`."
     parts = text.split(".") if text else []
     if not parts: return ()
-    if len(parts) != chains or any(p and not (p.isascii() and p.isdigit() and len(p) < 18) for p in parts): raise BadInput(f"{text[:40]!r} is no place in the audit.", "Begin at the newest.")
+    if len(parts) != chains or any(p and not (p.isascii() and p.isdigit() and len(p) < 18) for p in parts):
+        raise BadInput(f"{text[:40]!r} is no place in the audit.", "Begin at the newest.")
     return tuple(int(p) if p else None for p in parts)
 
 # %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #42c3e49c
@@ -231,7 +233,8 @@ WHERE chain = %(chain)s AND seq < %(before)s AND seq >= %(floor)s AND (%(actor)s
 # %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #c4309741
 def audit_row(row: Mapping[str, Any]) -> AuditRow:
     "From a row of the ledger."
-    return AuditRow(row["chain"], row["seq"], to_ms(row["recorded_at"]), row["actor"], row["action"], row["resource_type"], row["resource_id"] or "", row["metadata"] or {})
+    return AuditRow(row["chain"], row["seq"], to_ms(row["recorded_at"]), row["actor"], row["action"], row["resource_type"],
+        row["resource_id"] or "", row["metadata"] or {})
 
 # %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #1c8ec1dc
 def merged(
@@ -502,7 +505,8 @@ def coverage_of(
     "Judge what was read. Pure."
     gaps = gaps_in(times_ms, calendar, step_ms, start_ms, end_ms)
     due = int(calendar.open_between([start_ms], [end_ms])[0])//step_ms
-    return Coverage(store, due, due - sum(g.missing for g in gaps), gaps[::-1][:MOST_GAPS], len(gaps), cells_of(gaps, calendar, start_ms, end_ms, step_ms), start_ms)
+    return Coverage(store, due, due - sum(g.missing for g in gaps), gaps[::-1][:MOST_GAPS], len(gaps),
+        cells_of(gaps, calendar, start_ms, end_ms, step_ms), start_ms)
 
 # %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #5cc01239
 def day_pieces(calendar: TradingCalendar, start_ms: int, end_ms: int) -> list[tuple[int, int]]: # open stretches, none longer than a day
@@ -522,7 +526,9 @@ async def live_times(
         for (a, b), n in zip(pieces, counts):
             full = np.arange(-(-a//step)*step, b, step, dtype=np.int64)
             if n == full.size: times.append(full)
-            elif n: times.append(np.array([int(s) for _, s in await live.redis.zrangebyscore(key, a, f"({b}", start=0, num=20_000, withscores=True)], dtype=np.int64))
+            elif n:
+                times.append(np.array([int(s) for _, s in await live.redis.zrangebyscore(key, a, f"({b}", start=0, num=20_000,
+                    withscores=True)], dtype=np.int64))
     return np.unique(np.concatenate(times)) if times else np.zeros(0, np.int64)
 
 # %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #4c0d44ce
@@ -625,7 +631,8 @@ def job_facts(
     except (DeskbookError, ValueError): words, coming = job.cron, ()
     runbook = Path(job.runbook).stem
     runs = newest_runs(reports, runbook, 1)
-    return JobFacts(job.name, runbook, job.owner, job.cron, words, job.timezone, job.description, str(job.parameters.get("mode", "dry")), coming, runs[0] if runs else None, problems)
+    return JobFacts(job.name, runbook, job.owner, job.cron, words, job.timezone, job.description, str(job.parameters.get("mode", "dry")),
+        coming, runs[0] if runs else None, problems)
 
 # %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #b6ea68bd
 MOST_JOBS = 100
@@ -719,10 +726,12 @@ _TABLES = """SELECT coalesce(p.relname, c.relname) AS name, sum(greatest(c.reltu
 LEFT JOIN pg_inherits i ON i.inhrelid = c.oid LEFT JOIN pg_class p ON p.oid = i.inhparent
 WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace GROUP BY 1 HAVING sum(greatest(c.reltuples, 0)) > 0 ORDER BY 2 DESC, 1 LIMIT 5"""
 _MB = 1024*1024
+_SERVER = """SELECT current_setting('server_version') AS version, current_setting('max_connections')::int AS most,
+(SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()) AS used"""
 
 async def ask_ledger(ledger: Ledger) -> tuple[str, tuple[tuple[str, float | str, str], ...]]:
     "PostgreSQL. Raises `LedgerDown`."
-    row, = await ledger.rows("SELECT current_setting('server_version') AS version, (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()) AS used, current_setting('max_connections')::int AS most")
+    row, = await ledger.rows(_SERVER)
     return row["version"], (("connections", f"{row['used']} of {row['most']}", ""),)
 
 # %% ../../../../nbs/app/dashboard/60_ops_facts.ipynb #92380cbd

@@ -28,7 +28,8 @@ from ..api_routes import ApiDeps, Deps
 from ..api_routes_ledger import acknowledge_one
 from .elements import SEVERITY_TONES, Node, Tone, age, amount, badge, card, clipped, drawn, empty_box, error_box
 from .elements import facts, ident, mode_badge, partial, run_url, table, unknown, when
-from .ops_facts import (AUDIT_SPAN, GAP_DAYS, AlertCounts, AlertFacts, AlertPage, AuditFilter, AuditPage, AuditRow, ChainFacts, ChainsFacts,
+from .ops_facts import (AUDIT_SPAN, GAP_DAYS, AlertCounts, AlertFacts, AlertPage, AuditFilter, AuditPage, AuditRow,
+    ChainFacts, ChainsFacts,
     Coverage, GapFacts, HealthFacts, JobFacts, MOST_PAGES, ScheduleFacts, SeriesFacts, StoreFacts, VerdictFacts, Which, WorkerFacts, WorkerState)
 from .ops_facts import (alert_counts, alert_facts, alert_page, audit_page, chain_facts, fill_command, health_facts, kept_gaps, kept_jobs,
     memory_of, read_before, runbook_for, versions)
@@ -46,7 +47,8 @@ TABS = (("", "Alerts"), ("audit", "Audit trail"), ("gaps", "Data gaps"), ("sched
 
 def tabs(current: str) -> Node:
     "The way between the tabs."
-    return h.nav(".tabs", aria_label="Ops")[[h.a(href="/ui/ops" + (f"/{key}" if key else ""), aria_current="page" if key == current else None)[name] for key, name in TABS]]
+    return h.nav(".tabs", aria_label="Ops")[[h.a(href="/ui/ops" + (f"/{key}" if key else ""),
+        aria_current="page" if key == current else None)[name] for key, name in TABS]]
 
 def to_book(name: str, **fields: str) -> Node: # fields: what its form holds at first
     return h.a(href=f"/ui/runbooks/{quote(name, safe='')}{'?' + urlencode(fields) if fields else ''}")[name]
@@ -89,14 +91,17 @@ def alert_card(
     "One alert."
     head = h.div(".row.spread")[h.div(".row")[badge(a.severity, SEVERITY_TONES.get(a.severity, "quiet")), h.span(".unit")[a.category]], h.div[alert_state(a)]]
     helps = to_book(a.runbook) if a.runbook else unknown("no runbook is about this")
-    said = facts([("Seen", [amount(a.count, digits=0), " times" if a.count != 1 else " time"]), ("First", when(a.first_ms, "moment")), ("Last", age(a.last_ms)), ("Measured", measured(a)), ("Runbook", helps)])
+    said = facts([("Seen", [amount(a.count, digits=0), " times" if a.count != 1 else " time"]), ("First", when(a.first_ms, "moment")),
+        ("Last", age(a.last_ms)), ("Measured", measured(a)), ("Runbook", helps)])
     form = act_form(viewer, f"/ui/ops/alerts/{a.id}/acknowledge", button="Acknowledge", ident=ident("ack", a.id)) if a.status == "open" else None
     tone = f".{SEVERITY_TONES.get(a.severity, 'quiet')}" if a.status == "open" else ""
-    return h.li(f".card.alert{tone}", id=ident("alert", a.id))[head, h.p(".message")[clipped(a.message, 2_000)], said, h.div(".row.spread")[h.code(".none")[a.fingerprint], form]]
+    return h.li(f".card.alert{tone}", id=ident("alert", a.id))[head, h.p(".message")[clipped(a.message, 2_000)], said,
+        h.div(".row.spread")[h.code(".none")[a.fingerprint], form]]
 
 # %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #54239d0b
 _SHOWN: Mapping[Which, str] = {"unresolved": "Not over", "open": "Open", "acknowledged": "Acknowledged", "resolved": "Resolved"}
-_NONE: Mapping[Which, str] = {"unresolved": "Nothing needs a person.", "open": "Nothing is open.", "acknowledged": "Nobody looks after anything.", "resolved": "Nothing was ever resolved."}
+_NONE: Mapping[Which, str] = {"unresolved": "Nothing needs a person.", "open": "Nothing is open.",
+    "acknowledged": "Nobody looks after anything.", "resolved": "Nothing was ever resolved."}
 
 def to_alerts(which: Which, page: int = 1) -> str: return "/ui/ops?" + urlencode({"shown": which, "page": page})
 
@@ -127,7 +132,8 @@ def chain_state(c: ChainFacts) -> Node:
 def chain_row(c: ChainFacts) -> Sequence[Node]:
     "One chain."
     v = c.verified
-    return h.code[c.name], chain_state(c), amount(v.seq, digits=0) if v.at_ms else unknown("it was never verified"), amount(c.rows, digits=0), age(v.at_ms), when(v.whole_ms, "moment")
+    so_far = amount(v.seq, digits=0) if v.at_ms else unknown("it was never verified")
+    return h.code[c.name], chain_state(c), so_far, amount(c.rows, digits=0), age(v.at_ms), when(v.whole_ms, "moment")
 
 # %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #6deb1da8
 _WRONG = """Stop sending, keep the database as it is, and compare it with a copy. `deskbook ledger verify` says more. If an older copy was restored on purpose,
@@ -136,11 +142,13 @@ remove chain_verified_*.json below DESKBOOK_HOME and start the API again: it is 
 def chains_view(f: ChainsFacts | Away) -> Node:
     "All chains, and the walk that goes on."
     if isinstance(f, Away): return h.div("#ops-chains")[away_box(f)]
-    walk = h.p(role="status")[badge("verifying", "busy"), f" {'every row' if f.whole else 'the rows that came since'}: {f.rows:,} rows so far, at ", h.code[f.at or "the first chain"]] if f.going else None
+    so_far = f" {'every row' if f.whole else 'the rows that came since'}: {f.rows:,} rows so far, at "
+    walk = h.p(role="status")[badge("verifying", "busy"), so_far, h.code[f.at or "the first chain"]] if f.going else None
     failed = error_box(f"The last verification stopped: {f.error}") if f.error and not f.going else None
     wrong = [error_box(f"{c.name}: {c.verified.broken}.", _WRONG) for c in f.chains if c.verified.broken]
     head = ("Chain", "State", "Verified to row", "Newest row", "Verified", "All of it")
-    return h.div("#ops-chains")[wrong, failed, walk, table(head, map(chain_row, f.chains), "Chains of the ledger: each row holds the hash of the one before it", "There is no row yet.", right=(2, 3))]
+    return h.div("#ops-chains")[wrong, failed, walk, table(head, map(chain_row, f.chains),
+        "Chains of the ledger: each row holds the hash of the one before it", "There is no row yet.", right=(2, 3))]
 
 # %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #e249bc5f
 def verify_forms(viewer: Viewer) -> Node:
@@ -159,7 +167,8 @@ def metadata_view(r: AuditRow) -> Node:
 
 def audit_line(r: AuditRow) -> Sequence[Node]:
     "One row."
-    return when(r.at_ms, "moment"), h.b[r.actor], h.code[r.action], [r.resource_type, " ", h.code(".none")[r.resource_id]], metadata_view(r), h.span(".num.unit")[f"{r.chain} {r.seq}"]
+    return when(r.at_ms, "moment"), h.b[r.actor], h.code[r.action], [r.resource_type, " ",
+        h.code(".none")[r.resource_id]], metadata_view(r), h.span(".num.unit")[f"{r.chain} {r.seq}"]
 
 def to_audit(f: AuditFilter, chain: str, before: Sequence[int | None] = ()) -> str:
     "The address of a page of the audit."
@@ -183,7 +192,8 @@ def audit_view(p: AuditPage | Away, chain: str = "") -> Node:
     none = f"None of these {p.looked:,} rows fits." if p.older else "Nothing fits." if f.actor or f.action else "Nothing was done yet."
     newest = to_audit(f, chain) if f.before else ""
     far = h.span(".unit")[f"looked at {p.looked:,} rows"] if (f.actor or f.action) and p.looked >= AUDIT_SPAN else None
-    return [h.div(".trail")[table(head, map(audit_line, p.rows), "Who did what, newest first", none)], pager(newest, to_audit(f, chain, p.older) if p.older else "", far)]
+    return [h.div(".trail")[table(head, map(audit_line, p.rows), "Who did what, newest first", none)],
+        pager(newest, to_audit(f, chain, p.older) if p.older else "", far)]
 
 # %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #0d3a25a0
 _PLACE = {"whole": ("0", "12"), "part": ("6", "6"), "none": ("10", "2")} # top and height
@@ -217,11 +227,15 @@ def coverage_view(c: Coverage, s: SeriesFacts) -> Node:
 def gap_table(s: SeriesFacts, account: str) -> Node:
     "What is missing, and how to fill it."
     both = [c for c in (s.live, s.lake) if c]
-    rows = [(_STORES[c.store], when(g.start_ms, "moment"), when(g.end_ms, "moment"), amount(g.missing, digits=0), h.code[fill_command(s, g, account)]) for c in both for g in c.gaps]
+    rows = [(_STORES[c.store], when(g.start_ms, "moment"), when(g.end_ms, "moment"), amount(g.missing, digits=0),
+        h.code[fill_command(s, g, account)]) for c in both for g in c.gaps]
     more = sum(c.holes - len(c.gaps) for c in both)
     if not rows: return None
-    lists = table(("Store", "From", "To", "Missing", "Command that fills it"), rows, f"Gaps of {s.instrument} {s.granularity}, newest first" + (f"; {more} older ones are not listed" if more else ""), right=(3,))
-    return h.details[h.summary[f"{len(rows) + more} gaps"], lists, h.p(".hint")["With a dry run first, and evidence: runbook ", to_book("manual_candle_fetch", instruments=s.instrument, granularity=s.granularity), "."]]
+    lists = table(("Store", "From", "To", "Missing", "Command that fills it"), rows,
+        f"Gaps of {s.instrument} {s.granularity}, newest first" + (f"; {more} older ones are not listed" if more else ""), right=(3,))
+    return h.details[h.summary[f"{len(rows) + more} gaps"], lists,
+        h.p(".hint")["With a dry run first, and evidence: runbook ",
+        to_book("manual_candle_fetch", instruments=s.instrument, granularity=s.granularity), "."]]
 
 def series_card(s: SeriesFacts, account: str) -> Node:
     "One pair at one granularity."
@@ -235,12 +249,17 @@ _LEGEND = (("whole", "all there"), ("part", "some missing"), ("none", "none ther
 def gaps_view(g: GapFacts | Away, account: str) -> Node:
     "All pairs."
     if isinstance(g, Away): return away_box(g)
-    def key(kind: str) -> Node: return h.svg(".strip.key", viewBox="0 0 24 12", aria_hidden="true")[h.rect(f".{kind}", width="24", y=_PLACE[kind][0], height=_PLACE[kind][1])]
-    legend = h.p(".row.unit")[[h.span[key(k), " ", text] for k, text in _LEGEND], h.span["empty: the market is closed"], h.span["lines: midnight, UTC"], h.span["looked ", age(g.looked_ms)]]
+    def key(kind: str) -> Node:
+        return h.svg(".strip.key", viewBox="0 0 24 12", aria_hidden="true")[h.rect(f".{kind}", width="24", y=_PLACE[kind][0],
+            height=_PLACE[kind][1])]
+    legend = h.p(".row.unit")[[h.span[key(k), " ", text] for k, text in _LEGEND], h.span["empty: the market is closed"],
+        h.span["lines: midnight, UTC"], h.span["looked ", age(g.looked_ms)]]
     lacking = [s for s in g.series if any(c and c.missing for c in (s.live, s.lake))]
-    total = h.p[badge(f"{len(lacking)} of {len(g.series)} series lack candles", "warn") if lacking else badge("no candle is missing", "good")] if not (g.live_error or g.lake_error) else None
+    lack = badge(f"{len(lacking)} of {len(g.series)} series lack candles", "warn") if lacking else badge("no candle is missing", "good")
+    total = None if g.live_error or g.lake_error else h.p[lack]
     down = [error_box(f"{n} could not be read: {e}", "What it holds is not known now.") for n, e in (("Valkey", g.live_error), ("The lake", g.lake_error)) if e]
-    return [down, total, legend, h.div(".grid.wide2")[[series_card(s, account) for s in g.series]] if g.series else empty_box("No pairs are followed.", "HOTBAND_PAIRS names them.")]
+    if not g.series: return [down, total, legend, empty_box("No pairs are followed.", "HOTBAND_PAIRS names them.")]
+    return [down, total, legend, h.div(".grid.wide2")[[series_card(s, account) for s in g.series]]]
 
 # %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #eb87099a
 def next_view(at: datetime, zone: str) -> Node:
@@ -251,14 +270,16 @@ def next_view(at: datetime, zone: str) -> Node:
 def last_view(j: JobFacts) -> Node:
     "The last run and how it ended."
     if j.last is None: return h.span(".none")["never"]
-    return [badge(j.last.word, j.last.tone), " ", h.a(href=run_url(j.last.runbook, j.last.run_id))[when(j.last.started_ms, "moment")], h.span(".unit")[f" {j.last.mode}"], h.p(".hint")[j.last.reason[:300]] if j.last.reason else None]
+    return [badge(j.last.word, j.last.tone), " ", h.a(href=run_url(j.last.runbook, j.last.run_id))[when(j.last.started_ms, "moment")],
+        h.span(".unit")[f" {j.last.mode}"], h.p(".hint")[j.last.reason[:300]] if j.last.reason else None]
 
 # %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #57914428
 def job_card(j: JobFacts) -> Node:
     "One job."
     wrong = error_box("This job will not start.", h.ul[[h.li[p] for p in j.problems]]) if j.problems else None
     coming = h.ol(".next")[[next_view(at, j.zone) for at in j.next]] if j.next else unknown("the time cannot be read")
-    said = facts([("When", [j.words or unknown(), h.div[h.code(".none")[j.cron]]]), ("Next runs", coming), ("Last run", last_view(j)), ("Runbook", to_book(j.runbook) if j.runbook else unknown()),
+    said = facts([("When", [j.words or unknown(), h.div[h.code(".none")[j.cron]]]), ("Next runs", coming), ("Last run", last_view(j)),
+        ("Runbook", to_book(j.runbook) if j.runbook else unknown()),
         ("Owner", j.owner or unknown()), ("Mode", mode_badge(j.mode)), ("Time zone", j.zone or unknown())])
     return h.section(".card.job", id=ident("job", j.name))[h.h2[j.name], h.p[j.description] if j.description else None, wrong, said]
 
@@ -267,8 +288,10 @@ def schedule_view(s: ScheduleFacts | Away) -> Node:
     "All jobs."
     if isinstance(s, Away): return away_box(s)
     wrong = sum(bool(j.problems) for j in s.jobs)
-    head = h.p(".row")[badge(f"{wrong} jobs will not start", "bad") if wrong else badge(f"all {len(s.jobs)} jobs can start", "good"), h.span(".unit")["looked ", age(s.looked_ms)]] if s.jobs else None
-    hint = h.p(".hint")["The system's clock starts them: ", h.code["deskbook schedule export"], " writes the units. They are changed in the files of ", h.code[s.folder], "."]
+    head = h.p(".row")[badge(f"{wrong} jobs will not start", "bad") if wrong else badge(f"all {len(s.jobs)} jobs can start", "good"),
+        h.span(".unit")["looked ", age(s.looked_ms)]] if s.jobs else None
+    hint = h.p(".hint")["The system's clock starts them: ", h.code["deskbook schedule export"],
+        " writes the units. They are changed in the files of ", h.code[s.folder], "."]
     return [head, h.div(".grid.wide2")[[job_card(j) for j in s.jobs]] if s.jobs else empty_box("Nothing is scheduled.", "A job is a file in scheduled/."), hint]
 
 # %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #5d45307e
@@ -277,7 +300,9 @@ _LEVEL: Mapping[str, Tone] = {"critical": "bad", "warning": "warn", "ok": "good"
 def verdict_view(v: VerdictFacts | Away) -> Node:
     "What the health worker says."
     if isinstance(v, Away): return h.div("#ops-verdict")[away_box(v)]
-    if not v.overall: return h.div("#ops-verdict")[error_box("Nobody watches the desk: the health worker has left no verdict lately.", "`deskbook daemon health` starts it, `deskbook up` starts everything.")]
+    if not v.overall:
+        return h.div("#ops-verdict")[error_box("Nobody watches the desk: the health worker has left no verdict lately.",
+            "`deskbook daemon health` starts it, `deskbook up` starts everything.")]
     rows = [h.li[badge(level, _LEVEL.get(level, "quiet")), " ", h.b[name], " ", message, _helps(name)] for level, name, message in v.findings]
     told = {"ok": "Everything stands.", "warning": "It stands, with reservations.", "critical": "Something is down."}[v.overall]
     head = h.p(".row")[badge(v.overall, _LEVEL[v.overall]), told, h.span(".unit")["looked ", age(v.at_ms, 120)]]
@@ -301,8 +326,9 @@ def worker_line(w: WorkerFacts) -> Sequence[Node]:
     word, tone = _WORKER[w.state]
     state = [badge(word, tone), " ", badge("this process waits for it", "quiet") if w.here == "waits" and w.state == "running" else None]
     crashes = unknown("it runs in another process") if w.restarts is None else amount(w.restarts, digits=0)
-    return [h.b[w.name], h.div(".unit")[w.what]], state, h.code[w.owner] if w.owner else unknown(), when(w.since_ms, "moment") if w.since_ms else unknown("its process is on another machine, or gone"), lease_end(w), \
-        amount(w.hands, digits=0), crashes
+    owner = h.code[w.owner] if w.owner else unknown()
+    since = when(w.since_ms, "moment") if w.since_ms else unknown("its process is on another machine, or gone")
+    return [h.b[w.name], h.div(".unit")[w.what]], state, owner, since, lease_end(w), amount(w.hands, digits=0), crashes
 
 # %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #61221526
 def workers_view(those: Sequence[WorkerFacts] | Away) -> Node:
@@ -314,10 +340,13 @@ def workers_view(those: Sequence[WorkerFacts] | Away) -> Node:
 # %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #183a34b2
 def store_card(s: StoreFacts) -> Node:
     "One store."
-    if s.error: return h.section(".card.bad", id=ident("store", s.name))[h.h3[s.name, " ", badge("down", "bad")], h.p[s.error], h.p(".hint")[s.todo] if s.todo else None]
+    if s.error:
+        return h.section(".card.bad", id=ident("store", s.name))[h.h3[s.name, " ", badge("down", "bad")], h.p[s.error],
+            h.p(".hint")[s.todo] if s.todo else None]
     rows = [(name, value if isinstance(value, str) else amount(value, unit, 0 if unit in ("", "rows") else 1)) for name, value, unit in s.facts]
     answer = amount(s.ms, "ms", 1) if s.ms is not None and s.name != "Disk" else None
-    return h.section(".card", id=ident("store", s.name))[h.h3[s.name, " ", badge("answers", "good") if answer else None, " ", h.span(".unit")[s.version]], facts([*([("Answer", answer)] if answer else []), *rows])]
+    return h.section(".card", id=ident("store", s.name))[h.h3[s.name, " ", badge("answers", "good") if answer else None, " ",
+        h.span(".unit")[s.version]], facts([*([("Answer", answer)] if answer else []), *rows])]
 
 # %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #7e49b4d6
 def stores_view(those: Sequence[StoreFacts]) -> Node: return h.div("#ops-stores.grid")[[store_card(s) for s in those]]
@@ -325,7 +354,8 @@ def stores_view(those: Sequence[StoreFacts]) -> Node: return h.div("#ops-stores.
 # %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #b94690f8
 def versions_view(those: Sequence[tuple[str, str]]) -> Node:
     "What runs here."
-    return card("Versions", facts(those), h.p(".hint")["Figures for Prometheus: ", h.a(href="/metrics")["/metrics"], ". Everything that is measured is there; this page needs no other tool."])
+    return card("Versions", facts(those), h.p(".hint")["Figures for Prometheus: ", h.a(href="/metrics")["/metrics"],
+        ". Everything that is measured is there; this page needs no other tool."])
 
 # %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #6edc9c65
 async def look_alerts(deps: ApiDeps) -> dict[str, Node]: return {"ops-alert-counts": counts_view(await ask("Alerts", alert_counts(deps.ledger), 3.0))}
@@ -360,7 +390,8 @@ async def alerts_page(request: Request, deps: Deps, viewer: Who) -> Response:
     "What needs a person."
     asked = request.query_params
     counts = await ask("Alerts", alert_counts(deps.ledger))
-    rows = also(counts, "The list") if isinstance(counts, Away) else await ask("The list", alert_page(deps.ledger, which(asked.get("shown", "")), page_number(asked.get("page", ""))))
+    shown, number = which(asked.get("shown", "")), page_number(asked.get("page", ""))
+    rows = also(counts, "The list") if isinstance(counts, Away) else await ask("The list", alert_page(deps.ledger, shown, number))
     return tab(request, viewer, "", counts_view(counts), alerts_view(rows, viewer, "" if isinstance(counts, Away) else counts.mark))
 
 # %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #d417908a
@@ -374,9 +405,11 @@ async def acknowledge_alert(request: Request, deps: Deps, viewer: Actor, alert_i
     "Say that somebody looks after it."
     was_open, row = await acknowledge_one(deps.ledger, uuid_of(alert_id), viewer.name, viewer.by)
     a, counts = alert_facts(row), await ask("Alerts", alert_counts(deps.ledger))
-    text = "Acknowledged. It still counts as trouble until it is over." if was_open else f"It was not open any more: {a.status}" + (f" by {a.seen_by}." if a.seen_by else ".")
+    late = f"It was not open any more: {a.status}{f' by {a.seen_by}' if a.seen_by else ''}."
+    text = "Acknowledged. It still counts as trouble until it is over." if was_open else late
     name = ident("alert", a.id)
-    return done(request, text, partial(name, alert_card(a, viewer)), partial("ops-alert-counts", counts_view(counts)), to="/ui/ops", tone="good" if was_open else "warn")
+    return done(request, text, partial(name, alert_card(a, viewer)), partial("ops-alert-counts", counts_view(counts)), to="/ui/ops",
+        tone="good" if was_open else "warn")
 
 # %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #9fa9754e
 @router.get("/ui/ops/audit")
@@ -385,10 +418,12 @@ async def audit_tab(request: Request, deps: Deps, viewer: Who) -> Response:
     asked, every = request.query_params, (deps.desk.account, "audit")
     chain = asked.get("chain", "") if asked.get("chain") in every else ""
     chains = (chain,) if chain else every
-    wanted = AuditFilter(chains, asked.get("actor", "").replace("\0", "")[:100], asked.get("action", "").replace("\0", "")[:100], read_before(asked.get("before", ""), len(chains)))
+    wanted = AuditFilter(chains, asked.get("actor", "").replace("\0", "")[:100], asked.get("action", "").replace("\0", "")[:100],
+        read_before(asked.get("before", ""), len(chains)))
     walk = await ask("Chains", chain_facts(memory_of(deps).walk))
     rows = also(walk, "The audit trail") if isinstance(walk, Away) else await ask("The audit trail", audit_page(deps.ledger, wanted))
-    return tab(request, viewer, "audit", card("Is the history whole?", chains_view(walk), verify_forms(viewer)), card("Trail", audit_form(wanted, chain, every), audit_view(rows, chain)))
+    return tab(request, viewer, "audit", card("Is the history whole?", chains_view(walk), verify_forms(viewer)),
+        card("Trail", audit_form(wanted, chain, every), audit_view(rows, chain)))
 
 # %% ../../../../nbs/app/dashboard/61_ops_page.ipynb #fad2fb12
 @router.post("/ui/ops/audit/verify")
@@ -405,7 +440,8 @@ async def verify_history(request: Request, deps: Deps, viewer: Actor) -> Respons
 @router.get("/ui/ops/gaps")
 async def gaps_tab(request: Request, deps: Deps, viewer: Who) -> Response:
     "Which candles are missing."
-    intro = h.p(".hint")[f"Closed candles of the last {GAP_DAYS} days that the trading calendar expects, in Valkey and in the lake. Looked at again after a minute."]
+    intro = h.p(".hint")[f"Closed candles of the last {GAP_DAYS} days that the trading calendar expects, in Valkey and in the lake. ",
+        "Looked at again after a minute."]
     found = await ask("Data gaps", kept_gaps(deps), 12.0)
     return tab(request, viewer, "gaps", intro, await drawn(lambda: gaps_view(found, deps.desk.account)))
 

@@ -159,7 +159,8 @@ async def submit_close(
     "Write down who closes and why, then close. Raises `ApiError`."
     if known := await by_key(deps, ask.key): return known # the process died after it had accepted
     async with deps.ledger.transaction() as tx:
-        await audit(tx, by, "position.close", "position", ask.instrument, {**ask.facts(), "reason": ask.reason, "key": ask.key, "trace_id": trace_id}, deps.desk.account)
+        await audit(tx, by, "position.close", "position", ask.instrument,
+            {**ask.facts(), "reason": ask.reason, "key": ask.key, "trace_id": trace_id}, deps.desk.account)
     try: return await deps.desk.close(ask.instrument, ask.units, key=ask.key, override_kill=ask.override_kill, trace_id=trace_id)
     except NotFound: raise ApiError("nothing_to_close", f"Nothing is held in {ask.instrument} that is not being closed already.") from None
     except DeskbookError as e: raise order_error(e) from e

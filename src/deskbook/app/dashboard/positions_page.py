@@ -17,7 +17,8 @@ from decimal import Decimal
 from ..api_problems import ApiError
 from ..api_routes import ApiDeps, Deps
 from .elements import Node, age, amount, badge, card, drawing, empty_box, error_box, facts, ident, partial, table, unknown, when
-from .order_acts import MOST_REASON, TODO, CloseAsk, CloseLook, close_ask, close_look, close_position, close_words, done_words, order_key, size_in
+from .order_acts import MOST_REASON, TODO, CloseAsk, CloseLook, close_ask, close_look, close_position
+from .order_acts import close_words, done_words, order_key, size_in
 from .order_facts import History, Move, PositionFacts, Positions, filter_of, read_order
 
 # %% ../../../../nbs/app/dashboard/34_positions_page.ipynb #8428a74d
@@ -32,7 +33,8 @@ def owner(units: Decimal, past: History) -> Node:
     "Whose a position is."
     ours = sum((t.units for t in past.tickets), Decimal(0))
     many = len(past.tickets)
-    theirs = [exact(ours, sign=True), f" the manager's, in {many} {'entry' if many == 1 else 'entries'}, held until ", when(min(t.hold_until_ms for t in past.tickets), "day")] if many else None
+    theirs = [exact(ours, sign=True), f" the manager's, in {many} {'entry' if many == 1 else 'entries'}, held until ",
+        when(min(t.hold_until_ms for t in past.tickets), "day")] if many else None
     other = [exact(past.external, sign=True), " not the manager's: opened by a person, another program, or at the venue"] if past.external else None
     cut = " (it began before the fills that were read)" if past.cut else None
     return h.p[theirs, "; " if theirs and other else None, other, cut] if units else None
@@ -54,7 +56,8 @@ def position_card(p: PositionFacts) -> Node:
     side = badge("long", "busy") if x.units > 0 else badge("short", "warn")
     mark = [price(x.mark, q), " ", age(p.mark_ms, MARK_OLD_S)] if x.mark is not None else unknown("the venue told no price")
     said = facts([("units", exact(x.units, sign=True)), ("average price", price(x.average_price, q)), ("could be closed at", mark),
-        ("unrealised", pnl_words(p)), ("realised", exact(x.realised_pnl, q, 2, sign=True)), (f"realised in {a}", exact(x.realised_pnl_account, a, 2, sign=True)),
+        ("unrealised", pnl_words(p)), ("realised", exact(x.realised_pnl, q, 2, sign=True)),
+        (f"realised in {a}", exact(x.realised_pnl_account, a, 2, sign=True)),
         ("fees", exact(x.fees, a, 4)), ("financing", exact(x.financing, a, 4, sign=True))])
     links = h.div(".links")[h.a(".button", href=close_url(x.instrument))["Close …"], h.a(href=pair_url(x.instrument))["its orders"]]
     return card([x.instrument, " ", side], said, owner(x.units, p.history), links, ident=ident("position", x.instrument))
@@ -66,7 +69,8 @@ def move_row(m: Move) -> list[Node]:
     "One fill."
     o = m.order
     who = source_words(o["idempotency_key"], o["run_id"], o["kind"])
-    return [moment(m.fill.filled_at, day=True), exact(m.fill.units, sign=True), price(m.fill.price), exact(m.fill.fee, m.fill.fee_currency), [exact(m.before, sign=True), " → ", exact(m.after, sign=True)],
+    return [moment(m.fill.filled_at, day=True), exact(m.fill.units, sign=True), price(m.fill.price), exact(m.fill.fee, m.fill.fee_currency),
+        [exact(m.before, sign=True), " → ", exact(m.after, sign=True)],
         f"{o['kind']}, {who}", h.a(href=order_url(o["order_id"]))[f"order {str(o['order_id'])[:8]}"], trace_at(o["trace_id"], o["order_id"], o["decision_id"])]
 
 # %% ../../../../nbs/app/dashboard/34_positions_page.ipynb #3559b8f6
@@ -75,23 +79,29 @@ def moves_view(p: PositionFacts) -> Node:
     moves, name = p.history.moves, p.held.instrument
     newest = [move_row(m) for m in reversed(moves[-SHOWN_MOVES:])]
     older = len(moves) - len(newest)
-    more = h.p(".hint")[f"{older} older fills of this position{' at least' if p.history.cut else ''} are not shown. ", h.a(href=pair_url(name))["Its orders"], " have them."] if older or p.history.cut else None
+    more = h.p(".hint")[f"{older} older fills of this position{' at least' if p.history.cut else ''} are not shown. ",
+        h.a(href=pair_url(name))["Its orders"], " have them."] if older or p.history.cut else None
     head = ("filled (venue's clock)", "units", "price", "fee", "position", "by", "order", "trace")
-    return card(f"How {name} came to be", table(head, newest, f"Fills of {name} since it was last flat, newest first", "No fill of it is known.", right=(1, 2, 3, 4)), more)
+    return card(f"How {name} came to be", table(head, newest, f"Fills of {name} since it was last flat, newest first",
+        "No fill of it is known.", right=(1, 2, 3, 4)), more)
 
 # %% ../../../../nbs/app/dashboard/34_positions_page.ipynb #0355e457
 def flat_view(flat: Sequence[PositionFacts]) -> Node:
     "Pairs that are flat, and what they earned."
-    rows = [[h.a(href=pair_url(p.held.instrument))[p.held.instrument], exact(p.held.realised_pnl, p.quote_currency, 2, sign=True), exact(p.held.realised_pnl_account, p.account_currency, 2, sign=True),
+    rows = [[h.a(href=pair_url(p.held.instrument))[p.held.instrument], exact(p.held.realised_pnl, p.quote_currency, 2, sign=True),
+        exact(p.held.realised_pnl_account, p.account_currency, 2, sign=True),
         exact(p.held.fees, p.account_currency, 4), exact(p.held.financing, p.account_currency, 4, sign=True)] for p in flat]
-    return card("Flat now", table(("pair", "realised", "realised in the account's currency", "fees", "financing"), rows, "Pairs without a position, and what they earned so far",
+    return card("Flat now", table(("pair", "realised", "realised in the account's currency", "fees", "financing"), rows,
+        "Pairs without a position, and what they earned so far",
         "No pair has been traded and closed yet.", right=(1, 2, 3, 4)), ident="positions-flat")
 
 def parts(found: Sequence[PositionFacts]) -> dict[str, Node]: # by id
     "The parts of the page that change by themselves."
     now, flat = [p for p in found if p.held.units], [p for p in found if not p.held.units]
-    cards = h.div(".grid")[[position_card(p) for p in now]] if now else empty_box("Nothing is held.", ["A position appears with its first fill. ", h.a(href="/ui/orders")["Orders"], " shows what is on its way."])
-    return {"positions-now": h.div("#positions-now")[cards], "positions-moves": h.div("#positions-moves")[[moves_view(p) for p in now]], "positions-flat": flat_view(flat)}
+    cards = h.div(".grid")[[position_card(p) for p in now]] if now else empty_box("Nothing is held.",
+        ["A position appears with its first fill. ", h.a(href="/ui/orders")["Orders"], " shows what is on its way."])
+    return {"positions-now": h.div("#positions-now")[cards], "positions-moves": h.div("#positions-moves")[[moves_view(p) for p in now]],
+        "positions-flat": flat_view(flat)}
 
 # %% ../../../../nbs/app/dashboard/34_positions_page.ipynb #8556646e
 def blocked_words(look: CloseLook, why: str) -> Node:
@@ -103,8 +113,10 @@ def blocked_words(look: CloseLook, why: str) -> Node:
 # %% ../../../../nbs/app/dashboard/34_positions_page.ipynb #7b291485
 def how_much(look: CloseLook, units: str, override: bool) -> Node:
     "The first step."
-    passes = h.label(".check")[h.input(type="checkbox", name="override", value="yes", checked=override), " although the kill switch is engaged (it can only reduce)"] if look.kill.engaged else None
-    return h.form(".form.inline", method="get", action=close_url(look.instrument))[field("units", "Units to close", value=units, hint=f"At most {look.most.normalize():,f}.", inputmode="decimal",
+    passes = h.label(".check")[h.input(type="checkbox", name="override", value="yes", checked=override),
+        " although the kill switch is engaged (it can only reduce)"] if look.kill.engaged else None
+    return h.form(".form.inline", method="get", action=close_url(look.instrument))[field("units", "Units to close", value=units,
+        hint=f"At most {look.most.normalize():,f}.", inputmode="decimal",
         maxlength="30", required=True), passes, h.button(type="submit")["Show what will happen"]]
 
 # %% ../../../../nbs/app/dashboard/34_positions_page.ipynb #bff16a1a
@@ -112,8 +124,10 @@ def close_form(viewer: Viewer, look: CloseLook, units: Decimal, override: bool, 
     "The second step."
     words, verb = close_words(look, units, override), "Buy" if look.held < 0 else "Sell"
     hidden = [h.input(type="hidden", name=n, value=v) for n, v in (("key", key), ("units", f"{units:f}"), ("override", "yes" if override else ""))]
-    reason = field("reason", "Why is it closed?", hint="It stands in the audit beside your name.", required=True, maxlength=str(MOST_REASON), autocomplete="off")
-    return [h.p(".sentence")[words], act_form(viewer, close_url(look.instrument), hidden, reason, button=f"{verb} {units.normalize():,f} {look.instrument} at market", tone="bad", confirm=words)]
+    reason = field("reason", "Why is it closed?", hint="It stands in the audit beside your name.", required=True,
+        maxlength=str(MOST_REASON), autocomplete="off")
+    return [h.p(".sentence")[words], act_form(viewer, close_url(look.instrument), hidden, reason,
+        button=f"{verb} {units.normalize():,f} {look.instrument} at market", tone="bad", confirm=words)]
 
 # %% ../../../../nbs/app/dashboard/34_positions_page.ipynb #6493f365
 def close_view(
@@ -126,10 +140,14 @@ def close_view(
     why, wrong, size = look.refused(override), None, look.most
     try: size = size_in(units) if units else look.most
     except ApiError as e: wrong = error_box(e.what)
-    if not wrong and size > look.most > 0: wrong = error_box(f"At most {look.most.normalize():,f} can be closed: {size.normalize():,f} is more than is held and not being closed already.")
+    if not wrong and size > look.most > 0:
+        much = f"{size.normalize():,f} is more than is held and not being closed already."
+        wrong = error_box(f"At most {look.most.normalize():,f} can be closed: {much}")
     going = abs(look.held) - look.most
-    said = facts([("held", exact(look.held, sign=True)), ("being closed already", exact(going)), ("could be closed at", price(look.mark, look.currency)), ("account", look.account),
-        ("kill switch", badge("engaged", "bad") if look.kill.engaged else badge("clear", "good")), ("read-only", badge("yes", "bad") if look.read_only else badge("no", "good"))])
+    said = facts([("held", exact(look.held, sign=True)), ("being closed already", exact(going)),
+        ("could be closed at", price(look.mark, look.currency)), ("account", look.account),
+        ("kill switch", badge("engaged", "bad") if look.kill.engaged else badge("clear", "good")),
+        ("read-only", badge("yes", "bad") if look.read_only else badge("no", "good"))])
     first = how_much(look, units or f"{look.most:f}", override) if look.most and not look.read_only else None
     second = wrong or (blocked_words(look, why) if why else close_form(viewer, look, size, override, key))
     return h.div("#close-box")[card(["Close ", look.instrument], said, ident="close-facts"), card("What will happen", first, second, ident="close-what")]
@@ -174,5 +192,6 @@ async def close(deps: Deps, request: Request, viewer: Actor, instrument: str) ->
     ask: CloseAsk = close_ask(pair_in(instrument), await form_of(request))
     order = await close_position(deps, ask, viewer.by, request.state.trace_id)
     text, tone = done_words(order)
-    result = h.div("#close-box")[card("Done" if tone == "good" else "Sent", h.p(".sentence")[text], h.p[h.a(href="/ui/positions")["All positions"]], tone=tone), story_view(await read_order(deps, order.id), True)]
+    result = h.div("#close-box")[card("Done" if tone == "good" else "Sent", h.p(".sentence")[text],
+        h.p[h.a(href="/ui/positions")["All positions"]], tone=tone), story_view(await read_order(deps, order.id), True)]
     return done(request, text, partial("close-box", result), to=order_url(order.id), tone=tone)

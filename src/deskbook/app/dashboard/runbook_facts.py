@@ -152,7 +152,8 @@ def run_facts(
     word, colour = state_of(e)
     given: Mapping[str, Any] = e.window or {k: e.parameters.get(k) for k in ("start", "end")}
     window = str(given.get("start") or "")[:20], str(given.get("end") or "")[:20]
-    return RunFacts(runbook, run_id, word, _TONES[colour], e.mode[:20], moment_ms(e.started), moment_ms(e.sealed_at), e.reason, e.title[:200], window, e.duration_s)
+    return RunFacts(runbook, run_id, word, _TONES[colour], e.mode[:20], moment_ms(e.started), moment_ms(e.sealed_at), e.reason,
+        e.title[:200], window, e.duration_s)
 
 # %% ../../../../nbs/app/dashboard/50_runbook_facts.ipynb #ff6af443
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}") # names of runbooks and of runs

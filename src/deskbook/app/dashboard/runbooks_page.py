@@ -45,7 +45,8 @@ def run_path(run: RunFacts) -> str: return f"/ui/runbooks/runs/{run.runbook}/{ru
 def run_line(run: RunFacts) -> Node:
     "A run in one line."
     at = run.started_ms if run.going else run.ended_ms or run.started_ms
-    return h.span(".run-line")[h.a(href=run_path(run))[badge(run.word, run.tone, run.reason or None)], " ", run.mode or None, " began " if run.going else " ", age(at)]
+    return h.span(".run-line")[h.a(href=run_path(run))[badge(run.word, run.tone, run.reason or None)], " ", run.mode or None,
+        " began " if run.going else " ", age(at)]
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #5ddc9c10
 def state_view(shelf: Shelf) -> Node:
@@ -74,7 +75,8 @@ def shelf_view(shelf: Shelf) -> Node:
     promise = [h.div[h.dt[k], h.dd[inline(v)]] for k, v in b.promise if k != "Touches"]
     broken = h.p(".wrong")["Cannot be started: ", b.problem] if b.problem else None
     title = h.h3[h.a(href=f"/ui/runbooks/{b.name}")[b.title]]
-    return h.article(".card.shelf", aria_label=b.title, data_words=f"{b.name} {b.folder}")[title, h.p(".lead")[inline(b.lead)] if b.lead else None, broken, h.dl(".promise")[promise] if promise else None, state_view(shelf)]
+    return h.article(".card.shelf", aria_label=b.title, data_words=f"{b.name} {b.folder}")[title,
+        h.p(".lead")[inline(b.lead)] if b.lead else None, broken, h.dl(".promise")[promise] if promise else None, state_view(shelf)]
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #e915b3f7
 _ABOUT = {"incidents": "Something is wrong now.", "operations": "What is done by hand.", "backfills": "Data is made or repaired.",
@@ -89,10 +91,13 @@ def list_view(every: Sequence[Shelf]) -> Node:
     "All runbooks, incidents first."
     if not every: return empty_box("No runbook here.", "The desk looks for a folder `runbooks` where it was started. Start it in the folder of the project.")
     folders = list(dict.fromkeys(s.book.folder for s in every))
-    tabs = h.nav(".tabs", aria_label="Folders")[[h.a(href=f"#{ident('folder', f)}")[f"{f.capitalize()} ({sum(s.book.folder == f for s in every)})"] for f in folders]]
+    def named(f: str) -> str: return f"{f.capitalize()} ({sum(s.book.folder == f for s in every)})"
+    tabs = h.nav(".tabs", aria_label="Folders")[[h.a(href=f"#{ident('folder', f)}")[named(f)] for f in folders]]
     def part(f: str) -> Node:
-        return h.section(".folder", id=ident("folder", f))[h.h2[f.capitalize()], h.p(".hint")[_ABOUT.get(f, "")], h.div(".grid")[[shelf_view(s) for s in every if s.book.folder == f]]]
-    narrow = h.div("#shelf-narrow.field", hidden=True)[h.label(for_="shelf-words")["Find"], h.input(id="shelf-words", type="search", autocomplete="off"), h.p(".hint", id="shelf-count", role="status")]
+        return h.section(".folder", id=ident("folder", f))[h.h2[f.capitalize()], h.p(".hint")[_ABOUT.get(f, "")],
+            h.div(".grid")[[shelf_view(s) for s in every if s.book.folder == f]]]
+    narrow = h.div("#shelf-narrow.field", hidden=True)[h.label(for_="shelf-words")["Find"],
+        h.input(id="shelf-words", type="search", autocomplete="off"), h.p(".hint", id="shelf-count", role="status")]
     return [now_view(every), tabs, narrow, [part(f) for f in folders]]
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #f633a006
@@ -158,10 +163,12 @@ def stop_view(viewer: Viewer, p: Progress) -> Node:
 def ended_view(p: Progress) -> Node:
     "What to do with a run that has ended."
     if p.facts.going: return None
-    report = h.a(".button", href=run_url(p.facts.runbook, p.facts.run_id))["Open the report"] if p.has_report else h.span(".hint")["The report is being written."] if p.closing else None
+    soon = h.span(".hint")["The report is being written."] if p.closing else None
+    report = h.a(".button", href=run_url(p.facts.runbook, p.facts.run_id))["Open the report"] if p.has_report else soon
     again_ = h.a(".button", href=f"/ui/runbooks/{p.facts.runbook}")["Run it again"]
     resume = f"deskbook run {p.facts.runbook} --resume {p.facts.run_id}"
-    lost = error_box("The process of this run is gone, and nobody wrote how it ended.", ["Look at what it did. Continue it with ", h.code[resume], "."]) if p.facts.word == "LOST" else None
+    lost = error_box("The process of this run is gone, and nobody wrote how it ended.",
+        ["Look at what it did. Continue it with ", h.code[resume], "."]) if p.facts.word == "LOST" else None
     return [lost, h.div(".row")[report, again_]]
 
 def steps_view(p: Progress) -> Node:
@@ -176,17 +183,21 @@ def steps_view(p: Progress) -> Node:
 def progress_view(viewer: Viewer, p: Progress) -> Node:
     "The part of a run's page that changes."
     f = p.facts
-    head = h.div(".row")[badge(f.word, f.tone), mode_badge(f.mode or "dry"), h.span["began ", age(f.started_ms)] if f.going else duration_text(f.took_s) or None, h.span[f.reason]]
-    log = h.pre(".log", tabindex="0", role="region", aria_label="Newest lines of the log")["\n".join(p.lines)] if p.lines else h.p(".none")["Nothing was said yet."]
+    head = h.div(".row")[badge(f.word, f.tone), mode_badge(f.mode or "dry"),
+        h.span["began ", age(f.started_ms)] if f.going else duration_text(f.took_s) or None, h.span[f.reason]]
+    silent, text = h.p(".none")["Nothing was said yet."], "\n".join(p.lines)
+    log = h.pre(".log", tabindex="0", role="region", aria_label="Newest lines of the log")[text] if p.lines else silent
     state = h.div(role="status", aria_live="polite")[head]
     notes = [h.p(".note")[n] for n in p.notes]
-    return h.div(f"#{PROGRESS}")[again(f"{run_path(f)}/progress") if f.going or p.closing else None, state, notes, ended_view(p), stop_view(viewer, p), steps_view(p), checks_view(p), card("Log", log)]
+    return h.div(f"#{PROGRESS}")[again(f"{run_path(f)}/progress") if f.going or p.closing else None, state, notes, ended_view(p),
+        stop_view(viewer, p), steps_view(p), checks_view(p), card("Log", log)]
 
 def run_view(viewer: Viewer, p: Progress) -> Node:
     "The page of a run."
     def told(v: Any) -> Node: return ", ".join(map(str, v)) or unknown("empty") if isinstance(v, list) else str(v) or unknown("empty")
     given = h.details[h.summary["Parameters"], facts([(k, told(v)) for k, v in p.parameters.items()]) if p.parameters else h.p(".none")["It has none."]]
-    where = facts([("run", h.code[p.facts.run_id]), ("runbook", h.a(href=f"/ui/runbooks/{p.facts.runbook}")[p.facts.runbook]), ("started", when(p.facts.started_ms, "moment")), *([("continues", p.resumed_from)] if p.resumed_from else [])])
+    where = facts([("run", h.code[p.facts.run_id]), ("runbook", h.a(href=f"/ui/runbooks/{p.facts.runbook}")[p.facts.runbook]),
+        ("started", when(p.facts.started_ms, "moment")), *([("continues", p.resumed_from)] if p.resumed_from else [])])
     return [h.p[h.a(href="/ui/runbooks")["All runbooks"]], h.div(".run-facts")[card("Run", where, given)], progress_view(viewer, p)]
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #da7ce9e3
@@ -202,7 +213,8 @@ def start_view(launch: Launch, ended: tuple[str, str]) -> Node: # ended: of `end
     back = h.p[h.a(href=f"/ui/runbooks/{launch.runbook}")["Back to ", launch.runbook]]
     unseen = None if launch.audited else _UNSEEN
     if not ended[0]:
-        return h.div(f"#{START}")[asks, h.p(role="status")[badge("starting", "busy"), " ", launch.runbook, " ", age(launch.asked_ms)], unseen, h.noscript[h.p[h.a(href=path)["Look again"]]], back]
+        return h.div(f"#{START}")[asks, h.p(role="status")[badge("starting", "busy"), " ", launch.runbook, " ", age(launch.asked_ms)],
+            unseen, h.noscript[h.p[h.a(href=path)["Look again"]]], back]
     said = h.pre(tabindex="0", role="region", aria_label="What it said")[ended[1]] if ended[1] else None
     return h.div(f"#{START}")[error_box(ended[0], _LOOK.get(launch.exit_code or 0)), said, unseen, back]
 
@@ -231,8 +243,10 @@ async def begin(
     launch = Launch(form.key, book.name, form.mode, viewer.by, clean(form.reason), clean(dict(form.values)), system_clock())
     if not await asyncio.to_thread(reserve, home, launch): return
     try:
-        audited = await written(deps, viewer, "runbook.start", book.name, {"mode": form.mode, "parameters": launch.parameters, "reason": launch.reason, "key": form.key})
-        if form.mode == "live" and not audited: raise ApiError("ledger_unavailable", "The ledger does not answer, and a live run is not started without its audit. Nothing was started.")
+        audited = await written(deps, viewer, "runbook.start", book.name,
+            {"mode": form.mode, "parameters": launch.parameters, "reason": launch.reason, "key": form.key})
+        if form.mode == "live" and not audited:
+            raise ApiError("ledger_unavailable", "The ledger does not answer, and a live run is not started without its audit. Nothing was started.")
         words = command_of(book.path.resolve(), form.values, form.confirm if form.mode == "live" else "") # as typed: the runner judges it, too
         env = environment_of(os.environ, home, deps.reports)
         await asyncio.to_thread(spawn, home, Launch(**{**launch.__dict__, "audited": audited}), words, env, project_root(book.path.parent))
@@ -327,7 +341,8 @@ async def stop(request: Request, viewer: Actor, deps: Deps, runbook: str, run_id
         pid = await asyncio.to_thread(stop_run, deps.reports, runbook, run_id)
     except Refused as e: return done(request, str(e), to=to, tone="warn")
     unseen = "" if audited else " The ledger did not answer: this stands in no audit."
-    return done(request, f"Asked the process {pid} to stop.{unseen}", partial(PROGRESS, progress_view(viewer, found)), to=to, tone="good" if audited else "warn")
+    return done(request, f"Asked the process {pid} to stop.{unseen}", partial(PROGRESS, progress_view(viewer, found)), to=to,
+        tone="good" if audited else "warn")
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #48292e62
 async def look_runs(deps: ApiDeps) -> dict[str, Node]: # id -> element

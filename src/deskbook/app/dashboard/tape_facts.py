@@ -393,7 +393,8 @@ def decision_marks(
     starts = starts_of(pair, interval, [to_ms(r["at"]) for r in rows]).tolist()
     for i, (start, r) in reversed([*enumerate(zip(starts, rows))]):
         key = (start, r["account"]) if r["verdict"] == "refuse" else i
-        mark = DecisionMark(start, to_ms(r["at"]), r["verdict"], str(r["action"])[:_LETTERS], _reasons(list(r["reasons"])), r["account"], r["environment"], r["trace_id"])
+        mark = DecisionMark(start, to_ms(r["at"]), r["verdict"], str(r["action"])[:_LETTERS], _reasons(list(r["reasons"])), r["account"],
+            r["environment"], r["trace_id"])
         out[key] = replace(mark, count=out[key].count + 1) if key in out else mark
     return sorted(out.values(), key=lambda m: m.at_ms)
 
@@ -493,7 +494,8 @@ async def book_beat(deps: ApiDeps) -> str:
 async def beats(deps: ApiDeps) -> dict[str, str]: # by pair
     "What differs when something happened. Raises `LiveUnavailable`."
     pairs = deps.settings.hotband_pairs
-    newest, gates, book = await asyncio.gather(newest_candles(deps.live, pairs, deps.settings.candle_granularity), last_gates(deps.live, pairs), book_beat(deps))
+    newest, gates, book = await asyncio.gather(newest_candles(deps.live, pairs, deps.settings.candle_granularity),
+        last_gates(deps.live, pairs), book_beat(deps))
     return {p: f"{newest[p] or 0}/{gate_ms(gates[p] or {})}/{book}" for p in pairs}
 
 # %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #a8c5e79c
@@ -529,5 +531,6 @@ def words_of(tape: Tape) -> dict[str, str]: # reason -> sentence
 def tape_out(tape: Tape) -> dict[str, Any]: # JSON types
     "A page as the chart takes it."
     return {"pair": tape.pair, "interval": tape.interval, "show": tape.show, "now": tape.now_ms, "bars": [list(r) for r in tape.bars.frame.iter_rows()],
-        "forming": tape.forming, "more": tape.bars.more, "digits": usual_digits(tape.bars.frame), "source": tape.bars.source, "troubles": list(tape.troubles), "words": words_of(tape),
+        "forming": tape.forming, "more": tape.bars.more, "digits": usual_digits(tape.bars.frame), "source": tape.bars.source,
+        "troubles": list(tape.troubles), "words": words_of(tape),
         "gates": [gate_mark_out(m) for m in tape.gates], "decisions": [decision_out(m) for m in tape.decisions], "fills": [fill_out(m) for m in tape.fills]}

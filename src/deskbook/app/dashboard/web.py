@@ -80,7 +80,8 @@ async def form_of(
 ) -> dict[str, str]:
     "The fields of a form, each once. Raises `ApiError`."
     if (known := getattr(request.state, "form", None)) is not None: return dict(known)
-    if header_of(request.scope["headers"], "content-type").partition(";")[0].strip() != "application/x-www-form-urlencoded": raise ApiError("invalid_request", "This is no form.")
+    if header_of(request.scope["headers"], "content-type").partition(";")[0].strip() != "application/x-www-form-urlencoded":
+        raise ApiError("invalid_request", "This is no form.")
     body = await read_body(request.receive, _FORM_BYTES) or b""
     try: pairs = parse_qsl(body.decode("utf-8"), keep_blank_values=True, strict_parsing=bool(body), errors="strict", max_num_fields=_FORM_FIELDS)
     except ValueError: raise ApiError("invalid_request", "The form cannot be read.") from None
@@ -102,14 +103,17 @@ Who = Annotated[Viewer, Depends(viewer_in)]
 Actor = Annotated[Viewer, Depends(actor_in)]
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #62615a82
-SECTIONS = (("desk", "Desk"), ("tape", "Tape"), ("orders", "Orders"), ("positions", "Positions"), ("evidence", "Evidence"), ("runbooks", "Runbooks"), ("ops", "Ops"))
-_HTMX = '{"includeIndicatorCSS":false,"extensions":"sse","history":false,"defaultTimeout":30000,"sse":{"reconnectDelay":500,"reconnectMaxDelay":2000,"connectTimeout":5000}}'
+SECTIONS = (("desk", "Desk"), ("tape", "Tape"), ("orders", "Orders"), ("positions", "Positions"), ("evidence", "Evidence"),
+    ("runbooks", "Runbooks"), ("ops", "Ops"))
+_HTMX = ('{"includeIndicatorCSS":false,"extensions":"sse","history":false,"defaultTimeout":30000,'
+    '"sse":{"reconnectDelay":500,"reconnectMaxDelay":2000,"connectTimeout":5000}}')
 _SCRIPTS = ("vendor/htmx.min.js", "vendor/hx-sse.min.js", "desk.js")
 
 def head(title: str, scripts: Sequence[str] = (), styles: Sequence[str] = ()) -> Node:
     "The head of a page."
-    return h.head[h.meta(charset="utf-8"), h.meta(name="viewport", content="width=device-width, initial-scale=1"), h.meta(name="color-scheme", content="light dark"),
-        h.meta(name="htmx-config", content=_HTMX), h.title[f"{title} · deskbook"], h.link(rel="icon", href=asset("icon.svg"), type="image/svg+xml"),
+    return h.head[h.meta(charset="utf-8"), h.meta(name="viewport", content="width=device-width, initial-scale=1"),
+        h.meta(name="color-scheme", content="light dark"), h.meta(name="htmx-config", content=_HTMX),
+        h.title[f"{title} · deskbook"], h.link(rel="icon", href=asset("icon.svg"), type="image/svg+xml"),
         [h.link(rel="stylesheet", href=asset(s)) for s in ("desk.css", *styles)], [h.script(src=asset(s), defer=True) for s in (*_SCRIPTS, *scripts)]]
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #9ff3576a
@@ -121,12 +125,16 @@ def who_box(viewer: Viewer) -> Node:
     return h.div(".who")[h.span[viewer.name], right, out]
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #b763a54f
+_NO_SCRIPT = ("JavaScript is off: nothing here changes by itself. Load the page again to see what is new. "
+    "The state of the desk stands on the page Desk.")
+
 def top(viewer: Viewer, section: str) -> Node:
     "What stands above every page."
     links = [h.a(href=f"/ui/{key}", aria_current="page" if key == section else None)[name] for key, name in SECTIONS]
     state = h.div("#stream-state.connecting", role="status")["connecting"]
     theme = h.button("#theme.plain", type="button", aria_label="Switch between light and dark")["◐"]
-    return h.header(".top")[h.noscript["JavaScript is off: nothing here changes by itself. Load the page again to see what is new. The state of the desk stands on the page Desk."], h.a(".brand", href="/ui/desk")["deskbook"], h.nav(aria_label="Pages")[links], h.div(".right")[state, theme, who_box(viewer)]]
+    return h.header(".top")[h.noscript[_NO_SCRIPT], h.a(".brand", href="/ui/desk")["deskbook"], h.nav(aria_label="Pages")[links],
+        h.div(".right")[state, theme, who_box(viewer)]]
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #879202bf
 def shell(
@@ -139,15 +147,18 @@ def shell(
     "A whole page."
     stream = h.div({"hx-sse:connect": f"/ui/events?topics={','.join(filter(None, ('hero', section)))}"}, id="stream", hx_swap="none")
     main = h.main("#main", tabindex="-1")[h.h1[title], body]
-    inner: list[Node] = [h.a(".skip", href="#main")["Skip to the page"], top(viewer, section), hero or h.div("#hero.hero.loading", role="region", aria_label="State of the desk")["reading the desk …"],
+    inner: list[Node] = [h.a(".skip", href="#main")["Skip to the page"], top(viewer, section),
+        hero or h.div("#hero.hero.loading", role="region", aria_label="State of the desk")["reading the desk …"],
         h.div("#notices", aria_live="polite", role="status"), main, stream]
-    return h.html(lang="en")[head(title, scripts, styles), h.body({"data-section": section, "data-now-ms": None if now_ms is None else str(now_ms), "hx-headers:inherited": f'{{"X-CSRF-Token":"{viewer.csrf}"}}'})[inner]]
+    return h.html(lang="en")[head(title, scripts, styles), h.body({"data-section": section,
+        "data-now-ms": None if now_ms is None else str(now_ms), "hx-headers:inherited": f'{{"X-CSRF-Token":"{viewer.csrf}"}}'})[inner]]
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #174e03ca
 def page(request: Request, viewer: Viewer, title: str, *body: Node, section: str, scripts: Sequence[str] = (), styles: Sequence[str] = ()) -> HTMLResponse:
     "A page as an answer."
     pages = getattr(request.app.state, "pages", None)
-    return HTMLResponse(str(shell(viewer, title, list(body), section, pages.last("hero", "hero") if pages else None, scripts, styles, deps_of(request).clock())))
+    return HTMLResponse(str(shell(viewer, title, list(body), section, pages.last("hero", "hero") if pages else None, scripts, styles,
+        deps_of(request).clock())))
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #1e9ceeb3
 def fragment(*nodes: Node, status: int = 200, headers: dict[str, str] | None = None) -> HTMLResponse:
@@ -255,10 +266,14 @@ class PageRules:
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #910c040b
 def login_view(to: str, wrong: str = "") -> Node:
     "The page that asks for the token."
-    fields: list[Node] = [h.input(type="hidden", name="next", value=to), field("name", "Your name", hint="It stands in the audit beside what you do.", autocomplete="username", maxlength="40"),
-        field("token", "Token", hint="API_TOKEN, or API_VIEW_TOKEN to look only.", kind="password", error=wrong, autocomplete="current-password", required=True)]
-    buttons: list[Node] = [h.button(".accent", type="submit", name="as", value="act")["Sign in"], " ", h.button(type="submit", name="as", value="view")["Sign in, look only"]]
-    form = h.form(".form.login", method="post", action="/ui/login")[fields, h.div(".row")[buttons], h.p(".hint")["Signed in already? ", h.a(href=to)["Go on"], "."]]
+    fields: list[Node] = [h.input(type="hidden", name="next", value=to),
+        field("name", "Your name", hint="It stands in the audit beside what you do.", autocomplete="username", maxlength="40"),
+        field("token", "Token", hint="API_TOKEN, or API_VIEW_TOKEN to look only.", kind="password", error=wrong,
+        autocomplete="current-password", required=True)]
+    buttons: list[Node] = [h.button(".accent", type="submit", name="as", value="act")["Sign in"], " ",
+        h.button(type="submit", name="as", value="view")["Sign in, look only"]]
+    form = h.form(".form.login", method="post", action="/ui/login")[fields, h.div(".row")[buttons],
+        h.p(".hint")["Signed in already? ", h.a(href=to)["Go on"], "."]]
     return h.html(lang="en")[head("Sign in"), h.body[h.main("#main.login")[h.h1["deskbook"], form]]]
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #e2838ac8
