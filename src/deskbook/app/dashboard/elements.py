@@ -6,7 +6,8 @@
 __all__ = ['Node', 'Tone', 'STATIC', 'DECIDED', 'STEP_TONES', 'SEVERITY_TONES', 'STUDY_STALE_S', 'drawing', 'style_sheet',
            'Shown', 'shown', 'when', 'moment_in', 'age', 'unknown', 'clipped', 'amount', 'badge', 'decision_badge',
            'step_badge', 'check_badge', 'mode_badge', 'sentence', 'reason_list', 'sparkline', 'meter', 'table', 'facts',
-           'card', 'empty_box', 'error_box', 'ident', 'partial', 'run_url', 'trace_url', 'chart_box', 'Aside', 'drawn']
+           'card', 'empty_box', 'error_box', 'ident', 'partial', 'run_url', 'follow_url', 'trace_url', 'chart_box',
+           'Aside', 'drawn']
 
 # %% ../../../../nbs/app/dashboard/00_elements.ipynb #c9c5a563
 import asyncio
@@ -229,6 +230,8 @@ def partial(
 
 # %% ../../../../nbs/app/dashboard/00_elements.ipynb #aae3e666
 def run_url(runbook: str, run_id: str) -> str: return f"/ui/runs/{quote(runbook, safe='')}/{quote(run_id, safe='')}" # names of its folders
+
+def follow_url(runbook: str, run_id: str) -> str: return f"/ui/runbooks/runs/{quote(runbook, safe='')}/{quote(run_id, safe='')}" # step by step
 
 def trace_url(trace_id: str) -> str: return f"/ui/trace/{quote(trace_id, safe='')}"
 

@@ -8,7 +8,7 @@ __all__ = ['MOST_BYTES', 'aside', 'Wary', 'number_at', 'count_at', 'text_at', 'm
            'document_of', 'tried', 'Week', 'week_at', 'Archived', 'archive_of', 'weeks_before', 'Change', 'changes_of',
            'Rate', 'Summary', 'bundles_of', 'regimes_of', 'summary_at', 'run_in', 'run_names', 'runbooks_of', 'RunPage',
            'RunShelf', 'run_page', 'EvidenceFacts', 'week_before', 'shelf_of', 'canonical_of', 'evidence_facts',
-           'RunDetails', 'run_details', 'artefact', 'report_page']
+           'RunDetails', 'entry_of', 'run_details', 'artefact', 'report_page']
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #a8707f67
 import json
@@ -653,13 +653,17 @@ class RunDetails:
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #9f3210ed
 _MOST_REPORT = 20_000_000
 
+def entry_of(reports: Path, runbook: str, run_id: str) -> RunEntry:
+    "One run as its folder has it. Raises `NotFound`, and `ApiError` for evidence that is too large or no file."
+    path = run_folder(reports, runbook, run_id)/"evidence.json"
+    file_key(path)
+    return read_run(path)
+
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #e99723e2
 def run_details(reports: Path, runbook: str, run_id: str) -> RunDetails:
     "One run. Raises `NotFound`, `ApiError`. Blocks while it reads."
-    folder = run_folder(reports, runbook, run_id)
-    file_key(folder/"evidence.json")
-    entry = read_run(folder/"evidence.json")
-    e = entry.evidence
+    entry = entry_of(reports, runbook, run_id)
+    e, folder = entry.evidence, entry.folder
     failed = e is not None and e.status not in ("done", "running")
     seal, has_report = seal_problem(e) if e else entry.problem, (folder/"report.html").is_file()
     return RunDetails(run_in(entry), e, seal, has_report, traceback_in(folder) if failed else "")
@@ -670,9 +674,8 @@ def artefact(
     name: str, # as the evidence has it
 ) -> bytes:
     "A file of a run, unchanged since the run wrote it. Raises `NotFound`, `ApiError`. Blocks while it reads."
-    folder = run_folder(reports, runbook, run_id)
-    file_key(folder/"evidence.json")
-    entry = read_run(folder/"evidence.json")
+    entry = entry_of(reports, runbook, run_id)
+    folder = entry.folder
     known = {str(a.get("name")): str(a.get("sha256")) for a in entry.evidence.artefacts} if entry.evidence else {}
     inside, path = PurePosixPath(name), folder/name
     if name not in known or inside.is_absolute() or ".." in inside.parts or not path.resolve().is_relative_to(folder.resolve()):

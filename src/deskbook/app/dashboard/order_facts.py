@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STATE_WORDS', 'STEP_WORDS', 'MOST_STEPS', 'MOST_FILLS', 'PAGE', 'MOST_LIVE', 'WINDOW', 'MOST_KIN', 'MOST_ORDERS',
-           'FAR', 'OF_TRACE', 'MOST_MOVES', 'MOST_POSITIONS', 'state_tone', 'step_words', 'lasted', 'moment_ms', 'Step',
+           'FAR', 'OF_TRACE', 'MOST_MOVES', 'MOST_POSITIONS', 'state_tone', 'step_words', 'lasted', 'exact_ms', 'Step',
            'Fill', 'Story', 'steps_of', 'fill_in', 'sample_story', 'sample_steps', 'read_stories', 'OrderFilter',
            'place_text', 'place_of', 'filter_of', 'OrderPage', 'read_page', 'place_of_order', 'OrderFacts',
            'read_order', 'GateSeen', 'gate_seen', 'DecisionFacts', 'decision_in', 'Lap', 'After', 'Trace', 'laps',
@@ -95,7 +95,7 @@ def lasted(
     return f"{whole} {name} {left//small} {rest}" if left else f"{whole} {name}"
 
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #1c77758b
-def moment_ms(at: datetime) -> float: return (at - datetime(1970, 1, 1, tzinfo=UTC))/timedelta(milliseconds=1) # with its microseconds
+def exact_ms(at: datetime) -> float: return (at - datetime(1970, 1, 1, tzinfo=UTC))/timedelta(milliseconds=1) # with its microseconds
 
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #0df59333
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Story:
 
     @property
     def whole_ms(self) -> float: # from the first step to the last
-        return moment_ms(self.steps[-1].at) - moment_ms(self.steps[0].at) if self.steps else 0.0
+        return exact_ms(self.steps[-1].at) - exact_ms(self.steps[0].at) if self.steps else 0.0
 
     def share(self, step: Step) -> float: # 0 to 1
         "How much of the whole time passed before this step."
@@ -147,7 +147,7 @@ def steps_of(
     "Events as steps."
     made = list[Step]()
     for r in rows:
-        since = moment_ms(r["recorded_at"]) - moment_ms(made[-1].at) if made else None
+        since = exact_ms(r["recorded_at"]) - exact_ms(made[-1].at) if made else None
         payload = r["payload"] if isinstance(r["payload"], Mapping) else {"said": r["payload"]}
         made.append(Step(r["from_state"], r["to_state"], r["reason"], payload, r["recorded_at"], since))
     return tuple(made)
@@ -213,7 +213,7 @@ class OrderFilter:
         return {k: v for k, v in {"pair": self.pair, "state": self.state, "live": "1" if self.live else ""}.items() if v}
 
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #f3d7bd93
-def place_text(at: datetime, order_id: UUID) -> str: return f"{round(moment_ms(at)*1000)}.{order_id}" # µs and id
+def place_text(at: datetime, order_id: UUID) -> str: return f"{round(exact_ms(at)*1000)}.{order_id}" # µs and id
 
 def place_of(text: str) -> tuple[datetime, UUID]:
     "Read a place in the list. Raises `BadInput`."
@@ -381,12 +381,12 @@ def laps(
     "Where time went between a gate and its fill."
     gate, points = decision.gate if decision else None, list[tuple[str, float | None]]()
     if gate: points.append(("gate stored", float(gate.computed_ms)) if gate.computed_ms else ("candle closed", gate.asof_ms and float(gate.asof_ms)))
-    if decision: points.append(("decided", moment_ms(decision.decided_at)))
+    if decision: points.append(("decided", exact_ms(decision.decided_at)))
     if story:
         end = story.first("filled", "partially_filled")
         ended, last = story.first(*TERMINAL), story.order.state
         told = (("accepted", story.first("created")), ("sent", story.first("submitting")), ("filled", end) if end else (last.replace("_", " "), ended))
-        points += [(name, moment_ms(at)) for name, at in told if at]
+        points += [(name, exact_ms(at)) for name, at in told if at]
     return laps_between([(name, at) for name, at in points if at is not None])
 
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #e401630e

@@ -16,7 +16,7 @@ import htpy as h
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
 from ..api_routes import Deps
-from .elements import Node, amount, badge, card, check_badge, clipped, empty_box, error_box, facts, mode_badge
+from .elements import Node, amount, badge, card, check_badge, clipped, empty_box, error_box, facts, follow_url, mode_badge
 from .elements import run_url, step_badge, table, when
 from .evidence_facts import RunDetails, artefact, aside, report_page, run_details
 from .runbook_facts import RunFacts, moment_ms
@@ -149,8 +149,8 @@ def run_view(f: RunDetails) -> Node:
         " · ", h.a(href="#report")["Report"]]
     if f.evidence is None: return [back, head_card(f), report_card(f)]
     e = f.evidence
-    follow = h.p[h.a(".button",
-        href=f"/ui/runbooks{address(f.run)[3:]}")["Follow it step by step"]] if e.status == "running" else None
+    steps = follow_url(f.run.runbook, f.run.run_id)
+    follow = h.p[h.a(".button", href=steps)["Follow it step by step"]] if e.status == "running" else None
     columns = h.div(".grid.wide2")[h.div[steps_card(e), numbers_card(e), files_card(f, e)], h.div[checks_card(e), given_card(e)]]
     return [back, head_card(f), follow, error_view(f), columns, report_card(f)]
 

@@ -20,13 +20,13 @@ from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 from ..api_problems import ApiError, redactor_of
 from ..api_routes import ApiDeps, Deps
-from .elements import STEP_TONES, Node, age, badge, card, check_badge, drawn, empty_box, error_box, facts, ident
+from .elements import STEP_TONES, Node, age, badge, card, check_badge, drawn, empty_box, error_box, facts, follow_url, ident
 from .elements import mode_badge, partial, run_url, step_badge, table, unknown, when
 from .runbook_facts import FOLDERS, Book, RunFacts, Shelf, book_of, newest_runs, shelves
 from .runbook_forms import Filled, filled, missing_lab, prefilled, prose, run_form
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #2e9fc260
-from .runbook_runs import Launch, Progress, StepFacts, command_of, ending, environment_of, give_up, launch_folder
+from .runbook_runs import Launch, Progress, StepFacts, command_of, ending, run_environment, give_up, launch_folder
 from .runbook_runs import progress_of, read_launch, reserve, run_of, spawn, stop_run
 from .session import Viewer, form_key
 from .sources import Away, ask
@@ -39,7 +39,7 @@ from ...ops.report import duration_text
 from ...stores.records import audit
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #c44f428e
-def run_path(run: RunFacts) -> str: return f"/ui/runbooks/runs/{run.runbook}/{run.run_id}"
+def run_path(run: RunFacts) -> str: return follow_url(run.runbook, run.run_id)
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #bbbbb860
 def run_line(run: RunFacts) -> Node:
@@ -248,7 +248,7 @@ async def begin(
         if form.mode == "live" and not audited:
             raise ApiError("ledger_unavailable", "The ledger does not answer, and a live run is not started without its audit. Nothing was started.")
         words = command_of(book.path.resolve(), form.values, form.confirm if form.mode == "live" else "") # as typed: the runner judges it, too
-        env = environment_of(os.environ, home, deps.reports)
+        env = run_environment(os.environ, home, deps.reports)
         await asyncio.to_thread(spawn, home, Launch(**{**launch.__dict__, "audited": audited}), words, env, project_root(book.path.parent))
     except Exception:
         await asyncio.to_thread(give_up, home, form.key)
