@@ -101,6 +101,23 @@ def test_json_on_stdout_is_all_there_is(lake):
     assert json.loads(p.stdout)["simulated"][0]["instrument"] == "EUR_USD" and p.stderr == ""
 
 
+WEEKEND = ("--start", "2025-11-08", "--end", "2025-11-09")
+CLOSED = "EUR_USD: the market is closed between 2025-11-07T22:00:00Z and 2025-11-09T22:00:00Z; nothing was written."
+
+
+def test_a_weekend_is_said_and_is_no_failure(capsys, lake):
+    said = run(capsys, "simulate", "EUR_USD", *WEEKEND, "--lake", lake)
+    assert said.out == "" and said.err == f"deskbook: {CLOSED}\n"
+    assert answer(capsys, "simulate", "EUR_USD", *WEEKEND, "--lake", lake) == {"simulated": [], "note": CLOSED}
+    assert "is empty" in run(capsys, "list", "--lake", lake).err
+
+
+def test_only_those_that_gave_nothing_are_named(capsys, lake):
+    said = run(capsys, "simulate", "EUR_USD", "BTCUSDT-PERP", *WEEKEND, "--lake", lake)
+    assert said.err.endswith(f"{CLOSED}\n") and "BTCUSDT-PERP" in said.out and "EUR_USD" not in said.out
+    assert answer(capsys, "simulate", "EUR_USD", "--start", "2025-11-07", "--end", "2025-11-09", "--lake", lake)["note"] == ""
+
+
 HELD = """
 import sys
 import deskbook.venues.public_candles as pc

@@ -51,6 +51,15 @@ def test_fetch_fills_lake_and_valkey(deskbook, valkey_url, key_prefix, tmp_path)
     assert (again["added"], again["live"]) == (0, 0)
 
 
+def test_a_fetch_that_finds_nothing_says_why(deskbook, tmp_path):
+    weekend = ("fetch", "EUR_USD", "--start", "2025-11-08", "--end", "2025-11-09")
+    closed = "EUR_USD: the market is closed between 2025-11-07T22:00:00Z and 2025-11-09T22:00:00Z; nothing was written."
+    told = deskbook(*weekend)
+    assert (told.returncode, told.stdout) == (0, "") and closed in told.stderr
+    said = json.loads(deskbook(*weekend, "--json").stdout)
+    assert said["note"] == closed and (said["fetched"][0]["added"], said["fetched"][0]["first"]) == (0, None)
+
+
 def test_stream_for_a_moment(deskbook, valkey_url, key_prefix, tmp_path):
     r = deskbook("stream", "--duration", "8", "--json")
     assert r.returncode == 0, r.stderr

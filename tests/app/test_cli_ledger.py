@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from deskbook.app.cli import main
+from deskbook.stores.ledger import SCHEMA
 
 ROWS = """
 INSERT INTO accounts (account, venue, environment, mode, currency) VALUES ('paper', 'oanda', 'sandbox', 'paper', 'USD');
@@ -53,19 +54,19 @@ def tamper(url, sql):
 def test_migrate_up_down_and_what_it_refuses(database, deskbook):
     at = ("--url", database)
     code, out, _ = deskbook("migrate", *at, "--json")
-    assert (code, out["before"], out["after"], out["steps"], out["dropped"]) == (0, "", "0001", ["+0001"], {}) and len(
+    assert (code, out["before"], out["after"], out["steps"], out["dropped"]) == (0, "", SCHEMA, ["+0001", "+0002"], {}) and len(
         out["partitions"]
     ) == 20
-    assert deskbook("migrate", *at) == (0, "at 0001, nothing to do\n", "")
+    assert deskbook("migrate", *at) == (0, f"at {SCHEMA}, nothing to do\n", "")
     do(database, ROWS)
-    code, out, err = deskbook("migrate", "--down", *at)
+    code, out, err = deskbook("migrate", "--down", "--to", "base", *at)
     assert (code, out) == (4, "") and "would drop 11 rows" in err and "--drop-data" in err
     code, _, err = deskbook("migrate", "--to", "base", *at)
     assert code == 2 and "Add --down" in err
     code, _, err = deskbook("migrate", "--to", "0815", *at)
     assert code == 2 and "no version '0815'" in err
-    code, out, _ = deskbook("migrate", "--down", "--drop-data", *at)
-    assert code == 0 and out.splitlines()[0] == "0001 -> base (-0001)" and "dropped order_events with 5 rows" in out
+    code, out, _ = deskbook("migrate", "--down", "--to", "base", "--drop-data", *at)
+    assert code == 0 and out.splitlines()[0] == "0002 -> base (-0002, -0001)" and "dropped order_events with 5 rows" in out
     assert deskbook("migrate", "--to", "+1", *at, "--json")[1]["after"] == "0001"
     tamper(database, "UPDATE alembic_version SET version_num = '0077'")
     code, _, err = deskbook("migrate", *at)
@@ -124,7 +125,7 @@ def test_export(filled, deskbook, tmp_path):
 
 def test_status(filled, deskbook, database):
     code, out, _ = deskbook("status", "--url", filled, "--json")
-    assert code == 0 and (out["schema"], out["schema_wanted"], out["troubles"]) == ("0001", "0001", [])
+    assert code == 0 and (out["schema"], out["schema_wanted"], out["troubles"]) == (SCHEMA, SCHEMA, [])
     assert (
         out["tables"]["order_events"] == 5
         and {c["kind"] for c in out["cuts"]} == {"months"}
@@ -135,7 +136,7 @@ def test_status(filled, deskbook, database):
     assert code == 0 and "ops_audit_events: months" in out and "1 rows outside" in out and "high alert, seen 1 times" in out
     assert "1 rows of ops_audit_events are outside every month" in err
     code, out, err = deskbook("status", "--url", database)
-    assert code == 0 and "schema none (wanted 0001)" in out and "Run `deskbook ledger migrate`" in err
+    assert code == 0 and f"schema none (wanted {SCHEMA})" in out and "Run `deskbook ledger migrate`" in err
 
 
 @pytest.mark.parametrize("words", [("migrate",), ("verify",), ("status",), ("export", "--out", "x")])
@@ -165,12 +166,12 @@ def test_without_a_url_it_is_the_environment_or_a_private_server(ledger):
     done = subprocess.run(
         [*call, "status", "--json"], env={**os.environ, "TIMESCALE_URL": ledger}, capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 0 and json.loads(done.stdout)["schema"] == "0001"
+    assert done.returncode == 0 and json.loads(done.stdout)["schema"] == SCHEMA
     home = Path(f"/tmp/dbh-{secrets.token_hex(4)}")  # where the server may write even if root starts it
     env = {k: v for k, v in os.environ.items() if k != "TIMESCALE_URL"} | {"DESKBOOK_HOME": str(home)}
     try:
         done = subprocess.run([*call, "migrate", "--json"], env=env, capture_output=True, text=True, timeout=90)
         assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["after"] == "0001" and list((home / "servers").iterdir())
+        assert json.loads(done.stdout)["after"] == SCHEMA and list((home / "servers").iterdir())
     finally:
         shutil.rmtree(home, ignore_errors=True)

@@ -1,5 +1,6 @@
 """The commands run, runs and schedule as a shell sees them: stdout, stderr, exit code."""
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -87,6 +88,7 @@ def test_runs_of_any_kind_are_listed(project, capsys):
     put("r1", status="done", verdict="PASS")
     put("r2", status="terminated")
     put("r3", status="running", pid=2**22 - 1)
+    put("r6", status="running", pid=os.getpid())  # a process of this number is at work, and began long after this run
     put("r4", status="done", verdict="PASS")
     broken = project / "reports" / "gate_history" / "r4" / "evidence.json"
     broken.write_text(broken.read_text().replace('"PASS"', '"FAIL"'))
@@ -96,7 +98,7 @@ def test_runs_of_any_kind_are_listed(project, capsys):
     (project / "reports" / "stray.txt").write_text("not a run")
     (project / "reports" / "gate_history" / "empty").mkdir()
     assert main(["runs", "list", "--json"]) == 0
-    assert [(r["run_id"], r["state"]) for r in json.loads(capsys.readouterr().out)] == [("r4", "SEAL BROKEN"), ("r3", "LOST"), ("r2", "TERMINATED"), ("r1", "PASS"), ("r5", "UNREADABLE")]
+    assert [(r["run_id"], r["state"]) for r in json.loads(capsys.readouterr().out)] == [("r6", "LOST"), ("r4", "SEAL BROKEN"), ("r3", "LOST"), ("r2", "TERMINATED"), ("r1", "PASS"), ("r5", "UNREADABLE")]
     assert main(["runs", "list"]) == 0 and main(["runs", "open"]) == 0
     page = (project / "reports" / "index.html").read_text()
     assert page.index("r4") < page.index("r1") and "SEAL BROKEN" in page and "stray" not in page

@@ -128,7 +128,8 @@ def test_without_valkey_from_the_start_nothing_is_said_of_gates_that_nobody_saw(
     story(go())
 
 
-@pytest.mark.parametrize("error", [LedgerDown("ledger 'x' at localhost: connection refused."), psycopg.errors.UndefinedTable('relation "accounts" does not exist')], ids=["down", "wrong"])
+@pytest.mark.parametrize("error", [LedgerDown("ledger 'x' at localhost: connection refused."), psycopg.errors.UndefinedTable('relation "accounts" does not exist'),
+                                   KeyError("nav")], ids=["down", "wrong", "fault"])
 def test_the_ledger_away_is_named_and_the_rest_goes_on(api_bench, monkeypatch, error):
     async def go():
         async with api_bench.api(run_desk=False) as (desk, http):

@@ -12,6 +12,7 @@ import pytest
 from api_rig import story
 from page_rig import signed_in, text_of
 
+from deskbook.app.dashboard import ops_facts
 from deskbook.app.dashboard.ops_facts import AUDIT_ROWS, PER_PAGE, AuditFilter, Verified, audit_page, coverage_of, gap_facts, lake_times, memory_of, read_verified
 from deskbook.app.dashboard.ops_page import LIVE
 from deskbook.core.clock import DAY_MS, HOUR_MS, MINUTE_MS, to_ms
@@ -285,7 +286,7 @@ def test_a_second_walk_waits_its_turn_and_a_lost_database_ends_one_in_words(api_
             async def long_one(*_):
                 await held.wait()
                 raise LedgerDown("ledger 'x': connection refused.")
-            monkeypatch.setattr(walk, "one", long_one)
+            monkeypatch.setattr(ops_facts, "walk_one", long_one)
             for said in ("Verifying every row", "is going on already"):
                 answer = await http.post("/ui/ops/audit/verify", data={"csrf": csrf, "rows": "all"}, headers=HTMX)
                 assert said in answer.text and (await http.get("/ui/ops/audit")).status_code == 200

@@ -12,13 +12,14 @@ from api_rig import ApiBench, story
 from execution_rig import audits, eventually
 from page_rig import signed_in, text_of
 
-from deskbook.app.dashboard import order_facts, orders_page, positions_page
-from deskbook.app.dashboard.order_facts import OrderFilter, place_of, read_page
+from deskbook.app.dashboard import desk_facts, order_facts, orders_page, positions_page
+from deskbook.app.dashboard.order_facts import OF_TRACE, OrderFilter, place_of, read_page
 from deskbook.core.clock import to_datetime
 from deskbook.stores.ledger import LedgerDown
 from deskbook.stores.records import append_order_event
 from deskbook.trading.book import insert_rows, new_id, rows_json
 from deskbook.trading.controls import NotArmed, ReadOnlyOn, engage
+from deskbook.trading.rates import NoRate
 from deskbook.venues.errors import NetworkError
 from deskbook.trading.manager import _COLUMNS as DECISION_COLUMNS
 
@@ -451,6 +452,24 @@ def test_positions_say_whose_they_are_and_how_they_came_to_be(api_bench):
     story(go())
 
 
+def test_a_position_in_yen_says_its_gain_in_the_money_of_the_account_as_the_desk_does(api_bench, monkeypatch):
+    async def go():
+        async with api_bench.api() as (desk, http):
+            signed_in(http)
+            await buy(api_bench, desk, 10_000, instrument="USD_JPY") # 160 yen of spread
+            async def card():
+                return text_of((await http.get("/ui/positions")).text.partition('id="positions-moves"')[0])
+            said = re.search(r"unrealised (\S+ USD) realised", await card())[1]
+            assert f"at 151.418 {said} " in text_of((await http.get("/ui/desk")).text)
+            assert re.fullmatch("\u22121\\.06\\s*USD", said)
+            monkeypatch.setattr(desk_facts, "rate", no_rate)
+            assert re.search("unrealised \u2212160.00\\s*JPY \\(no rate to USD just now\\) realised", await card())
+            assert re.search("at 151.418 \u2212160.00\\s*JPY ", text_of((await http.get("/ui/desk")).text))
+    def no_rate(*args):
+        raise NoRate("no rate", "")
+    story(go())
+
+
 def test_a_venue_that_hangs_does_not_hold_up_the_positions(api_bench, monkeypatch):
     async def go():
         monkeypatch.setattr(order_facts, "_MARK_WAIT_S", 0.2)
@@ -467,6 +486,22 @@ def test_a_venue_that_hangs_does_not_hold_up_the_positions(api_bench, monkeypatc
 
 
 # ---- from gate to fill
+
+def test_an_order_without_a_decision_is_found_by_its_trace_behind_any_number_of_newer_ones(api_bench):
+    async def go():
+        async with api_bench.api(run_desk=False) as (desk, http):
+            signed_in(http)
+            old, = await many(desk, 1, name="old", at=AT - timedelta(days=400))
+            await desk.ledger.rows("UPDATE orders SET trace_id = 'spring' WHERE id = %s", (old,))
+            await many(desk, 21_000)
+            await desk.ledger.rows("UPDATE orders SET trace_id = 't' || client_order_id WHERE trace_id = ''")
+            page = await http.get("/ui/trace/spring")
+            assert page.status_code == 200 and str(old)[:8] in page.text and "No decision belongs to this" in page.text
+            await desk.ledger.rows("ANALYZE orders")
+            plan = "\n".join(r["QUERY PLAN"] for r in await desk.ledger.rows(f"EXPLAIN {OF_TRACE}", (desk.account, "spring", 20)))
+            assert "Index Scan using orders_trace on orders" in plan and "Sort" not in plan and "Seq Scan" not in plan, plan
+    story(go())
+
 
 def test_a_trace_shows_the_whole_way(api_bench):
     async def go():

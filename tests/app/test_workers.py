@@ -9,8 +9,9 @@ import time
 
 import psycopg
 import pytest
-from deskbook.app.workers import Supervised, Supervision
+from deskbook.app.workers import Supervised, Supervision, crashes_in_a_row, pause_s, what_ended
 from deskbook.core import metrics
+from deskbook.core.errors import DeskbookError
 from deskbook.stores.ledger import Ledger
 from deskbook.trading.leases import new_owner
 
@@ -244,3 +245,27 @@ def test_in_two_processes_killed_and_drained(child):
     assert two.stdout.readline() == "running\n" and time.monotonic() - began < 3, "when the lease has run out"
     two.send_signal(signal.SIGTERM)
     assert two.stdout.read() == "draining\nfinished what was under way\nstopped\n" and two.wait(5) == 0
+
+
+def test_a_good_run_forgets_earlier_crashes_and_a_bad_one_does_not():
+    how = Supervision(well_s=300.0)
+    assert [crashes_in_a_row(n, ran_s, how) for n, ran_s in ((0, 0.0), (3, 299.9), (3, 300.0), (3, 9e9))] == [1, 4, 1, 1]
+    pauses = [pause_s(n, how) for n in range(1, 40)]
+    assert pauses == sorted(pauses) and pauses[0] == how.first_pause_s and pauses[-1] == how.longest_pause_s
+    assert (what_ended(None), what_ended(DeskbookError("the lake is away.", "Wait.")), what_ended(KeyError("x"))) == ("it ended by itself", "the lake is away.", "KeyError: 'x'")
+
+
+def test_a_crash_after_the_wish_to_stop_is_none():
+    async def test():
+        stop = asyncio.Event()
+        async def work(ev):
+            await ev.wait()
+            raise ValueError("while tidying up")
+        s = supervisor(None, work, leased=False)
+        task = asyncio.create_task(s.run(stop))
+        await eventually(lambda: s.state == "running")
+        stop.set()
+        await task
+        assert s.crashes == 0 and "crashed" not in s.states and s.states[-1] == "stopped"
+
+    asyncio.run(test())

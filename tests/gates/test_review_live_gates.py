@@ -6,13 +6,11 @@ import polars as pl
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from test_worker import PAIRS, World
+from test_worker import ALWAYS, PAIRS, World
 
-from deskbook.gates.settings import HAZARD_FALLBACK, GateSettings
+from deskbook.gates.settings import HAZARD_FALLBACK
 from deskbook.market.simulated import simulate_candles
 from deskbook.stores.live_state import candles_key, put_candles
-
-ALWAYS = GateSettings(stride=1, hazard_max=0.01, fallback_multiplier=1.0, warmup_samples=0)  # every gate asks for a person
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +39,7 @@ def test_a_hazard_that_lasts_is_told_when_its_third_gate_came_late(world):
         await put(w, 0, 100)
         w.now = closed_ms(w, 99) + 7_200_000  # an outage of two hours: what came before it is history
         await worker.round()
-        assert calls == [] and worker.pairs["EUR_USD"].in_row > 3 and HAZARD_FALLBACK in worker.pairs["EUR_USD"].last.reasons
+        assert calls == [] and worker.status()["EUR_USD"]["fallbacks_in_row"] > 3 and HAZARD_FALLBACK in worker.pairs["EUR_USD"].last.reasons
         for i in range(100, 104):
             await put(w, i, i + 1)
             w.now = closed_ms(w, i)

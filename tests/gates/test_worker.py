@@ -12,6 +12,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from deskbook.core.metrics import REGIME_REJECTED
 from deskbook.core.settings import Settings
 from deskbook.gates.engine import build_gates
 from deskbook.gates.live import gate_history, last_gate
@@ -229,6 +230,24 @@ def test_a_flush_in_mid_run_comes_back(world):
     world.run(body)
 
 
+def test_what_is_not_stored_is_not_saved(world):
+    """A saved state says that all its gates are stored; a worker that started from it would never write them."""
+    async def body(w):
+        await w.put(w.head(300))
+        worker = w.worker()
+
+        async def saved():
+            await worker.round()
+            await worker.flush()
+            return [await worker.save(p) for p in worker.pairs.values()]
+        before = await saved()
+        await w.flush()
+        during = await saved()
+        await w.put(w.head(300))
+        return before, during, await saved()
+    assert world.run(body) == ([True, True], [False, False], [True, True])
+
+
 def test_the_index_keeps_its_size(valkey_url, key_prefix, tmp_path, market):
     w = World(valkey_url, key_prefix, tmp_path / "lake", market, gate_retention=100)
 
@@ -261,13 +280,14 @@ def test_a_broken_candle_is_counted_once_and_stops_nobody(world):
         await w.put(w.head(300))
         worker = w.worker()
         await worker.round()
-        bad = w.of("EUR_USD").slice(300, 1).with_columns(high=pl.lit(0.5))
+        bad, counted = w.of("EUR_USD").slice(300, 1).with_columns(high=pl.lit(0.5)), REGIME_REJECTED.labels("EUR_USD", "broken")
+        before = counted._value.get()
         await put_candles(w.live, "EUR_USD", "M1", bad)
         assert [await worker.round(), await worker.round()] == [0, 0]
         await put_candles(w.live, "EUR_USD", "M1", w.of("EUR_USD").slice(301, 3))
         await put_candles(w.live, "USD_JPY", "M1", w.of("USD_JPY").slice(300, 4))
         assert await worker.round() == 7
-        assert worker.pairs["EUR_USD"].refused == {int(bad["time"].dt.epoch("ms")[0])}
+        assert counted._value.get() == before + 1
         await w.check(worker, pl.concat([w.of("EUR_USD").head(304).filter(pl.col("time") != bad["time"][0]), w.of("USD_JPY").head(304)]))
     world.run(body)
 
@@ -275,6 +295,7 @@ def test_a_broken_candle_is_counted_once_and_stops_nobody(world):
 # -- fallback ------------------------------------------------------------------------------------------------------------------------
 
 ANXIOUS = GateSettings(stride=1, hazard_max=0.45, fallback_multiplier=1.0, warmup_samples=0)  # every second gate asks for a person
+ALWAYS = GateSettings(stride=1, hazard_max=0.01, fallback_multiplier=1.0, warmup_samples=0)  # every gate does
 
 
 def asked(gates):
@@ -310,11 +331,11 @@ def test_a_call_that_fails_is_made_again(world):
             calls.append(name)
             if len(calls) < 3:
                 raise RuntimeError("ledger down")
-        worker = w.worker(gates=ANXIOUS, on_fallback=tell)
+        worker = w.worker(gates=ALWAYS, on_fallback=tell)
         await put_candles(w.live, "EUR_USD", "M1", w.of("EUR_USD").head(100))
+        w.now = int(w.of("EUR_USD")["time"].dt.epoch("ms")[99]) + 60_000
         await worker.round()
-        pair = worker.pairs["EUR_USD"]
-        pair.due = pair.last
+        await put_candles(w.live, "EUR_USD", "M1", w.of("EUR_USD").slice(100, 1))
         for _ in range(5):
             await worker.round()
         return calls

@@ -4,7 +4,9 @@ import time
 
 import pytest
 from deskbook.core.settings import Settings
-from deskbook.ops.notify import QUEUE, Alert, Notifier
+from deskbook.ops.notify import QUEUE, Alert, Delivery, Notifier, Told
+from hypothesis import given
+from hypothesis import strategies as st
 from listeners import Syslog, Webhook
 
 STALE = Alert("gate_stale:EUR_USD", "medium", "EUR_USD has no gate since 09:41 UTC.")
@@ -111,3 +113,27 @@ def test_memory_outlives_the_process(tmp_path, now):
         (tmp_path / "told.json").write_text('{"gate_stale:EUR_USD": 7}')
         n = Notifier(settings(hook), now, memory=tmp_path / "told.json")
         assert n.send(STALE) and n.close(), "a broken memory tells once more"
+
+
+@given(st.lists(st.builds(Alert, st.sampled_from(["a", "b"]), st.sampled_from(["low", "high"]), st.just("x"), st.booleans(), st.integers(1, 9))))
+def test_every_sighting_is_told_once_or_still_counted(alerts):
+    known = Told(3600.0)
+    told = sum(known.due(a, 1000) or 0 for a in alerts)
+    assert told + sum(known.seen.values()) == sum(a.count for a in alerts)
+    assert set(known.fingerprints()) <= {a.fingerprint for a in alerts if not a.resolved}
+
+
+@given(st.booleans(), st.booleans())
+def test_what_nobody_heard_is_forgotten_and_an_end_is_not_told_again(resolved, heard):
+    known, alert = Told(3600.0), Alert("a", "low", "over", resolved)
+    assert known.due(STALE, 0) == 1 and known.due(Alert("a", "low", "x"), 0) == 1
+    known.due(alert, 0)
+    known.finished(alert, heard)
+    assert known.fingerprints() == [STALE.fingerprint] + (["a"] if heard and not resolved else [])
+
+
+def test_who_waits_for_the_count_finds_the_rest_done():
+    found = []
+    d = Delivery({"slow": lambda alert, text: time.sleep(0.01)}, (), lambda alert, heard: found.append((heard, d.waiting)))
+    d.put(STALE, STALE.line())
+    assert d.close(5.0) and found == [(True, 1)] and d.waiting == 0

@@ -16,7 +16,7 @@ from ledger_rows import one_order, owner
 from deskbook.core.errors import BadInput
 from deskbook.core.files import read_json, sha256
 from deskbook.stores import ledger_export
-from deskbook.stores.ledger import Ledger, LedgerDown
+from deskbook.stores.ledger import SCHEMA, Ledger, LedgerDown
 from deskbook.stores.ledger_export import MANIFEST, Column, arrow_type, export
 from deskbook.stores.migrations.versions.v0001_order_path import tables
 from deskbook.stores.records import OrderEvent, append_order_events
@@ -34,7 +34,7 @@ def test_every_table_is_there_with_its_rows(ledger, tmp_path):
     with owner(ledger) as c:
         c.execute("CREATE TABLE notes_of_somebody (text text)")  # which the desk may not read
     did = asyncio.run(export(ledger, tmp_path / "deep" / "out"))
-    assert set(did.tables) == set(tables) and did.tables["orders"] == 1 and did.tables["fills"] == 0 and did.schema == "0001"
+    assert set(did.tables) == set(tables) and did.tables["orders"] == 1 and did.tables["fills"] == 0 and did.schema == SCHEMA
     assert {p.stem for p in did.out.glob("*.parquet")} == set(tables) and len(list(did.out.iterdir())) == len(tables) + 1
     manifest = read_json(did.out / MANIFEST)
     assert manifest["tables"]["orders"]["sha256"] == sha256(did.out / "orders.parquet")

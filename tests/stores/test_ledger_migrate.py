@@ -22,6 +22,7 @@ from deskbook.stores.ledger_migrate import current, migrate, versions
 from deskbook.stores.migrations.versions.v0001_order_path import tables
 
 HEAD = versions()[-1]
+UP, DOWN = tuple(f"+{v}" for v in versions()), tuple(f"-{v}" for v in reversed(versions()))
 
 
 def relations(url):
@@ -44,16 +45,21 @@ def leftovers(url):
         ]
 
 
+def indexes(url):
+    with owner(url) as c:
+        return {r["indexname"] for r in c.execute("SELECT indexname FROM pg_indexes WHERE schemaname = 'public'").fetchall()}
+
+
 def test_up_down_up_on_an_empty_database(database):
     assert current(database) == ""
     did = migrate(database)
-    assert (did.before, did.after, did.steps) == ("", HEAD, ("+0001",)) and set(tables) <= relations(database)
+    assert (did.before, did.after, did.steps) == ("", HEAD, UP) and set(tables) <= relations(database)
     assert any(p.startswith("order_events_2") for p in did.partitions)
     again = migrate(database)
     assert (again.steps, again.partitions, current(database)) == ((), (), HEAD)
-    assert migrate(database, "base").steps == ("-0001",)
+    assert migrate(database, "base").steps == DOWN
     assert relations(database) == {"alembic_version"} and leftovers(database) == [] and current(database) == ""
-    assert migrate(database, "+1").after == HEAD and set(tables) <= relations(database)
+    assert [migrate(database, "+1").after for _ in UP] == versions() and set(tables) <= relations(database)
 
 
 def test_up_down_up_on_a_populated_database(ledger):
@@ -82,8 +88,8 @@ def test_something_that_hangs_on_a_table_stops_the_way_down(ledger):
 
 
 def test_a_version_is_said_and_checked(ledger):
-    for to in ("0002", "-2", "+1", "newest"):
-        with pytest.raises(BadInput, match="Known: base, 0001; or head"):
+    for to in ("0077", "-9", "+1", "newest"):
+        with pytest.raises(BadInput, match="Known: base, 0001, 0002; or head"):
             migrate(ledger, to)
     with pytest.raises(BadInput, match="Add --down"):
         migrate(ledger, "base", down=False)
@@ -96,7 +102,7 @@ def test_a_version_is_said_and_checked(ledger):
 def test_a_database_of_newer_code_is_left_alone(ledger):
     bypass(ledger, "UPDATE alembic_version SET version_num = '0077'")
     for to in ("head", "base", "0001"):
-        with pytest.raises(LedgerVersion, match=r"'0077', which this deskbook does not know \(it knows up to 0001\)"):
+        with pytest.raises(LedgerVersion, match=r"'0077', which this deskbook does not know \(it knows up to 0002\)"):
             migrate(ledger, to, drop_data=True)
     assert current(ledger) == "0077" and set(tables) <= relations(ledger)
 
@@ -121,8 +127,8 @@ def test_a_database_that_is_not_there_or_not_fit(postgres_url):
 
 NEXT = """
 from alembic import op
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 tables = ("notes",)
 def run(sql): op.get_bind().exec_driver_sql(sql)
 def upgrade():
@@ -141,23 +147,32 @@ def newer(tmp_path, then="pass"):
         tmp_path / "book" / "versions",
         ignore=shutil.ignore_patterns("__pycache__"),
     )
-    (tmp_path / "book" / "versions" / "v0002.py").write_text(NEXT.format(then=then))
+    (tmp_path / "book" / "versions" / "v0003.py").write_text(NEXT.format(then=then))
     return tmp_path / "book"
 
 
-def test_a_second_version_goes_up_and_down_alone(ledger, tmp_path):
+def test_a_later_version_goes_up_and_down_alone(ledger, tmp_path):
     one_order(ledger)
     book = newer(tmp_path)
-    assert versions(book) == ["0001", "0002"]
-    assert migrate(ledger, folder=book).steps == ("+0002",)
-    with pytest.raises(LedgerVersion, match="0002"):
+    assert versions(book) == ["0001", "0002", "0003"]
+    assert migrate(ledger, folder=book).steps == ("+0003",)
+    with pytest.raises(LedgerVersion, match="0003"):
         asyncio.run(Ledger.open(ledger))
     with pytest.raises(LedgerVersion, match="does not know"):
         migrate(ledger)
     did = migrate(ledger, "-1", folder=book)
-    assert did.steps == ("-0002",) and did.dropped == {}, "the rows of version 0001 are not in its way"
-    assert migrate(ledger, "0002", folder=book).after == "0002"
-    assert migrate(ledger, "base", folder=book, drop_data=True).steps == ("-0002", "-0001")
+    assert did.steps == ("-0003",) and did.dropped == {}, "the rows of version 0001 are not in its way"
+    assert migrate(ledger, "0003", folder=book).after == "0003"
+    assert migrate(ledger, "base", folder=book, drop_data=True).steps == ("-0003", *DOWN)
+
+
+def test_an_index_goes_and_comes_with_every_row_in_place(ledger):
+    order = one_order(ledger)
+    did = migrate(ledger, "0001")
+    assert did.steps == ("-0002",) and did.dropped == {} and "orders_trace" not in indexes(ledger)
+    assert migrate(ledger).steps == ("+0002",) and "orders_trace" in indexes(ledger)
+    with owner(ledger) as c:
+        assert [r["id"] for r in c.execute("SELECT id FROM orders").fetchall()] == [order]
 
 
 def test_a_version_that_fails_half_way_leaves_the_one_before(ledger, tmp_path):
@@ -242,7 +257,7 @@ def test_a_migration_whose_server_connection_is_killed(database):
 def test_two_deployers_at_once_do_it_once(database):
     with ThreadPoolExecutor(4) as pool:
         did = list(pool.map(lambda _: migrate(database), range(4)))
-    assert sorted(d.steps for d in did) == [(), (), (), ("+0001",)] and current(database) == HEAD
+    assert sorted(d.steps for d in did) == [(), (), (), UP] and current(database) == HEAD
 
 
 def test_a_deployer_who_waits_too_long_says_who_holds_him_up(database):
@@ -261,7 +276,7 @@ def test_a_deployer_who_waits_too_long_says_who_holds_him_up(database):
             migrate(database, wait_s=0.3)
         assert time.monotonic() - begun < 3
         go_on.set()
-        assert first.result(20).steps == ("+0001",)
+        assert first.result(20).steps == UP
 
 
 def test_a_worker_in_the_tables_holds_up_the_way_down_and_is_not_cut_off(ledger):

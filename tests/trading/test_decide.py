@@ -242,3 +242,10 @@ def test_limits_are_fields_of_the_settings():
 def test_a_gate_with_odd_numbers_can_be_written_down():
     i = inputs(a_gate(structure={"coherence": float("nan"), "x": [float("inf")]}), rules=replace(RULES, guards=Guards(min_coherence=0.1)))
     assert '"nan"' in rows_json([inputs_document(i, decide(i))]) and decide(i).reasons == ("coherence_invalid",)
+
+
+def test_a_try_in_the_future_holds_up_no_exit_also_while_the_venue_does_not_trade():
+    """The clock was set back after the last try."""
+    shut = {"EUR_USD": replace(QUOTES["EUR_USD"], tradeable=False)}
+    i = holding(ticket(until=NOW - 1), exits={E1: ExitFacts(attempts=1, last_ms=NOW + 3_600_000)})
+    assert decide(replace(i, portfolio=replace(i.portfolio, quotes=shut))).verdict == "exit"

@@ -11,6 +11,7 @@ from execution_rig import audits, eventually, run
 from manager_rig import ALWAYS, managed
 
 from deskbook.core.clock import to_ms
+from deskbook.trading import manager as module
 from deskbook.trading.controls import clear
 from deskbook.trading.leases import holding, take_lease
 from deskbook.trading.profile import load_profile
@@ -101,11 +102,11 @@ def test_what_is_gone_between_reading_and_deciding_is_decided_once(bench, monkey
     async def story():
         async with managed(bench) as rig:
             await rig.gate()
-            remember = rig.manager.remember
-            async def flushed(picture):
+            remember = module.remember
+            async def flushed(*told):
                 await rig.flush()
-                await remember(picture)
-            monkeypatch.setattr(rig.manager, "remember", flushed)
+                await remember(*told)
+            monkeypatch.setattr(module, "remember", flushed)
             row = await rig.round()
             assert row.verdict == "enter"
             monkeypatch.undo()

@@ -24,8 +24,8 @@ WRITERS = {
     guards.other_reasons: {"semantic_tags", "bundle_blocks", "st_peak"}, guards.gate_reasons: set(),
     sessions.session_at: {"profile_open"}, stack.plan_entry: set(), stack.price_reasons: set(), stack.plan_exits: set(),
     decide.signal_of: {"ts_ms", "hold_minutes"}, decide.exit_orders: set(), decide.sized: set(), decide.decide: set(),
-    manager.controls: set(), manager.refused_plan: set(), manager.Manager.gates: set(), manager.Manager.prices: {"account_currency"},
-    manager.Manager.inputs: {"reconciled_at"}, intake.why_not: {"reconciled_at"}, intake.overtaken: set(), sizing.size: set(), sizing.caps: set(),
+    manager.controls: set(), manager.refused_plan: set(), manager.read_gates: set(), manager.read_prices: {"account_currency"},
+    manager.exit_blocks: {"reconciled_at"}, manager.entry_blocks: set(), intake.why_not: {"reconciled_at"}, intake.overtaken: set(), sizing.size: set(), sizing.caps: set(),
     risk.over_limits: set(), risk.over_losses: set(), risk._not_known: set(), risk._unusable: set(), risk.evaluate: set(),
     orders.check_units: set(), orders.check_kind: {"order_types", "time_in_force"}, orders.check_intent: {"stop_price"}}
 

@@ -16,7 +16,7 @@ from deskbook.venues import errors as e
 from deskbook.venues.limiter import Limit, LimitKey, Limiter
 from deskbook.venues.model import Write
 from deskbook.venues.retry import RetryPolicy, Timing
-from deskbook.venues.transport import Ask, Timeouts, Transport, for_create, http_client, network_error, read_json_object, shown
+from deskbook.venues.transport import Ask, Timeouts, Transport, attempt, for_create, http_client, network_error, read_json_object, shown
 
 KEY = LimitKey("oanda", "ip", "rest")
 TOKEN = "secret-token-4711"
@@ -180,7 +180,7 @@ def test_waiting_for_a_connection_sends_nothing():
     async def run():
         async with RawServer(Reply(201), [hang]) as server:
             t = transport(server.url, connections=1, timeouts=Timeouts(slot_s=0.1, read_s=5, total_s=5), policy=RetryPolicy(create_budget_s=0.2))
-            busy = asyncio.create_task(t.attempt(READ))
+            busy = asyncio.create_task(attempt(t, READ))
             await asyncio.sleep(0.1)
             with pytest.raises(e.VenueError) as error:
                 await t.request(CREATE)

@@ -32,6 +32,7 @@ from .api_models import Problem
 # %% ../../../nbs/app/76_api.ipynb #df9db8c3
 from .api_problems import ApiError, api_error, problem, redactor_of
 from .api_routes import ApiDeps as ApiDeps
+from .dashboard.choices import page_instead, wrong_choices
 from .dashboard.pages import live_sources, routers
 from .dashboard.session import Doorkeeper, is_page
 from .dashboard.stream import PageHub, wake_all
@@ -82,7 +83,10 @@ def on_error(settings: Settings) -> Callable[[Request, Exception], Any]:
         if known.status >= 500:
             log.error("a request failed", extra={"trace_id": trace_id, "code": known.code, "path": request.url.path, "error": redactor.text(str(error))},
                 exc_info=error if known.code == "internal" else None)
-        if is_page(request.url.path): return error_page(request, known, trace_id, redactor.text(known.what))
+        if is_page(request.url.path):
+            wrong = wrong_choices(error)
+            said = " ".join(w.words for w in wrong) or known.what
+            return error_page(request, known, trace_id, redactor.text(said), page_instead(request, known.code, wrong))
         return problem(known, trace_id, redactor)
     return handler
 

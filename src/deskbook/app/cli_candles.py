@@ -17,8 +17,9 @@ from ..core.errors import BadInput, DeskbookError
 from ..core.files import strict_json
 
 # %% auto #0
-__all__ = ['app', 'name_parts', 'parse_map', 'import_file', 'import_command', 'window', 'broker', 'fetch_ours', 'stream_command',
-           'stream_candles', 'fetch_command', 'simulate_command', 'list_command', 'check_command', 'check_lake']
+__all__ = ['app', 'name_parts', 'parse_map', 'import_file', 'import_command', 'window', 'why_empty', 'empty_note', 'broker',
+           'fetch_ours', 'stream_command', 'stream_candles', 'fetch_command', 'simulated_into', 'simulate_command',
+           'list_command', 'check_command', 'check_lake']
 
 # %% ../../../nbs/app/10_cli_candles.ipynb #f74aee7b
 if TYPE_CHECKING: from deskbook.stores.lake import LakeWrite
@@ -140,6 +141,28 @@ def window(
     if a >= b: raise BadInput(f"The window from {iso(a)} to {iso(b)} is empty.", "start must lie before end; end is exclusive.")
     return a, b
 
+# %% ../../../nbs/app/10_cli_candles.ipynb #12e0358e
+def why_empty(
+    instrument: str,
+    a: int, b: int, # window, epoch ms, end exclusive
+) -> str: # a clause
+    "Why a window may hold no candle."
+    from deskbook.market.calendar import calendar_for
+    calendar = calendar_for(instrument)
+    if calendar.open_between([a], [b])[0]: return f"there is no candle between {iso(a)} and {iso(b)}"
+    before = calendar.sessions(a - 31*DAY_MS, a)
+    return f"the market is closed between {iso(before[-1][1] if before else a)} and {iso(int(calendar.next_open([b])[0]))}"
+
+# %% ../../../nbs/app/10_cli_candles.ipynb #bd2bcfdc
+def empty_note(
+    instruments: list[str], # that gave no candle
+    a: int, b: int, # window, epoch ms, end exclusive
+) -> str: # "": all gave some
+    "One sentence for each reason."
+    why: dict[str, list[str]] = {}
+    for name in instruments: why.setdefault(why_empty(name, a, b), []).append(name)
+    return " ".join(f"{', '.join(names)}: {clause}; nothing was written." for clause, names in why.items())
+
 # %% ../../../nbs/app/10_cli_candles.ipynb #865fb1ca
 _Account = Annotated[str, typer.Option("--account", "-a", metavar="NAME", envvar="DESKBOOK_ACCOUNT",
     help="paper, sandbox, oanda-practice or oanda-live. Default: the account whose credentials are there, else a sandbox.")]
@@ -253,10 +276,28 @@ def fetch_command(
         out.append({"target": t, "venue": f.venue, "instrument": f.instrument, "timeframe": f.timeframe, "source": f.source, **_writes(f.write),
             "first": f.first, "last": f.last, "ended": f.ended})
         if f.ended: _warn(f"{f.instrument}: {f.venue} has no candles from {f.ended} to the end of the window.")
-    if as_json: print(strict_json({"fetched": out}))
-    else: _table(["source", "instrument", "added", "changed", "from", "to"], [[o["source"], o["instrument"], o["added"], o["changed"], o["first"], o["last"]] for o in out])
+    note = empty_note([o["instrument"] for o in out if not o["first"]], a, b)
+    if as_json: return print(strict_json({"fetched": out, "note": note}))
+    if note: _warn(note)
+    if came := [o for o in out if o["first"]]:
+        _table(["source", "instrument", "added", "changed", "from", "to"], [[o[k] for k in ("source", "instrument", "added", "changed", "first", "last")] for o in came])
 
 # %% ../../../nbs/app/10_cli_candles.ipynb #a701dc9d
+def simulated_into(
+    store: Any, # a `Lake`
+    name: str,
+    a: int, b: int, # window, epoch ms, end exclusive
+    seed: int, edge: Any, # a `PlantedEdge` or None
+) -> dict[str, Any] | None: # as `candles simulate` tells it; None: no candle in the window
+    "Simulated candles of one instrument into the lake."
+    from deskbook.market.simulated import SIMULATED_VENUE, simulate_candles
+    source = f"simulated market, seed {seed}" + (f", planted {edge.edge_bp:g} bp over {edge.horizon_min} min" if edge else "")
+    df = simulate_candles([name], a, b, seed, edge)
+    if not df.height: return None
+    return {"venue": SIMULATED_VENUE, "instrument": df["instrument"][0], "source": source, **_writes(store.write_candles(df, SIMULATED_VENUE, "M1", source)),
+        "first": iso(df["time"][0]), "last": iso(df["time"][-1])}
+
+# %% ../../../nbs/app/10_cli_candles.ipynb #dc8ffa80
 @app.command("simulate", epilog=_EXITS)
 def simulate_command(
     instruments: Annotated[list[str] | None, typer.Argument(metavar="[INSTRUMENT...]", help="Default: the whole simulated universe.")] = None,
@@ -272,17 +313,17 @@ def simulate_command(
 
     Example: deskbook candles simulate EUR_USD USD_JPY --start 2025-11-03 --end 2025-11-10
     """
-    from deskbook.market.simulated import SIMULATED_VENUE, SIMULATED_UNIVERSE, PlantedEdge, simulate_candles
-    (a, b), store, out = window(days, start, end, system_clock() // DAY_MS * DAY_MS), _lake(lake), []
-    source = f"simulated market, seed {seed}" + (f", planted {edge_bp:g} bp over {horizon_min} min" if edge_bp else "")
+    from deskbook.market.simulated import SIMULATED_UNIVERSE, PlantedEdge
+    (a, b), store = window(days, start, end, system_clock() // DAY_MS * DAY_MS), _lake(lake)
+    made, edge = dict[str, dict[str, Any] | None](), PlantedEdge(edge_bp, horizon_min) if edge_bp else None
     with _progress("simulate") as update:
         for n, name in enumerate(names := list(instruments or SIMULATED_UNIVERSE), 1):
-            df = simulate_candles([name], a, b, seed, PlantedEdge(edge_bp, horizon_min) if edge_bp else None)
-            if df.height: out.append({"venue": SIMULATED_VENUE, "instrument": df["instrument"][0], "source": source, **_writes(store.write_candles(df, SIMULATED_VENUE, "M1", source)),
-                "first": iso(df["time"][0]), "last": iso(df["time"][-1])})
+            made[name] = simulated_into(store, name, a, b, seed, edge)
             update(n, len(names))
-    if as_json: print(strict_json({"simulated": out}))
-    else: _table(["source", "instrument", "added", "changed", "same", "from", "to"], [[o[k] for k in ("source", "instrument", "added", "changed", "same", "first", "last")] for o in out])
+    out, note = [m for m in made.values() if m], empty_note([name for name, m in made.items() if not m], a, b)
+    if as_json: return print(strict_json({"simulated": out, "note": note}))
+    if note: _warn(note)
+    if out: _table(["source", "instrument", "added", "changed", "same", "from", "to"], [[o[k] for k in ("source", "instrument", "added", "changed", "same", "first", "last")] for o in out])
 
 # %% ../../../nbs/app/10_cli_candles.ipynb #2baa1d73
 @app.command("list", epilog=_EXITS)

@@ -14,7 +14,6 @@ import typer
 from .cli_desk import Json
 from .workers import WORKERS, Parts, Supervised, load, open_parts, supervise_all, supervised, trading_account
 from ..core.clock import iso
-from ..core.errors import DeskbookError
 
 if TYPE_CHECKING:
     from deskbook.core.settings import Settings
@@ -78,10 +77,11 @@ async def ledger_part(parts: Parts) -> dict[str, Any]:
 # %% ../../../nbs/app/81_up.ipynb #7c2b0cae
 async def attempted(what: Awaitable[dict[str, Any]], errors: list[str]) -> dict[str, Any]:
     "What a source says, or nothing and why."
-    try: return await what
-    except Exception as e: # a view never stops the desk
-        errors.append(e.what if isinstance(e, DeskbookError) else f"{type(e).__name__}: {e}")
-        return {}
+    from deskbook.app.dashboard.sources import Away, ask
+    said = await ask("", what) # a view never stops the desk
+    if not isinstance(said, Away): return said
+    errors.append(said.why)
+    return {}
 
 def environment_of(desk: Desk) -> str: return str(getattr(desk.guard, "environment", "live")) # an unknown one counts as real money
 
@@ -104,7 +104,7 @@ async def picture(
     working = is_running(there.get("loop_age_s"), s.loop_s)
     return {"at": iso(now), "account": parts.account, "environment": environment_of(parts.desk), "market_open": not market_closed(now), "read_only": read_only,
         "kill_switch": kill.engaged, "kill_why": kill.explain(), "trading_active": working and not kill.engaged and not read_only, "nav": there.get("nav"),
-        "exposure_usd": there.get("exposure_usd"), "loop_age_s": there.get("loop_age_s"), "health": there.get("health"), "pairs": pairs, "api": parts.said.get("api", ""),
+        "exposure_usd": there.get("exposure_usd"), "gate_max_age_s": s.gate_max_age_s, "loop_age_s": there.get("loop_age_s"), "health": there.get("health"), "pairs": pairs, "api": parts.said.get("api", ""),
         "workers": {w.name: {"state": w.state, "crashes": w.crashes, "error": w.error if w.crashes else ""} for w in those}, "orders": booked.get("orders", []),
         "alerts": booked.get("alerts", []), "errors": errors}
 
@@ -128,7 +128,7 @@ def pairs_table(v: Mapping[str, Any]) -> RenderableType:
     for name in ("pair", "candle", "gate", "admit", "regime", "hazard", "position", "decision", "why"):
         table.add_column(name, justify="right" if name in ("candle", "gate", "hazard", "position") else "left", no_wrap=name != "why")
     for p in v["pairs"]:
-        old = p["gate_age_s"] is None or p["gate_age_s"] > 180
+        old = p["gate_age_s"] is None or p["gate_age_s"] > v["gate_max_age_s"]
         hazard = "-" if p["hazard"] is None else f"{p['hazard']:.2f}/{p['hazard_threshold'] or 0:.2f}"
         admit = "-" if p["admit"] is None else "[green]yes[/]" if p["admit"] else "[yellow]no[/]"
         table.add_row(p["instrument"], _s(p["candle_age_s"]), f"[{'red' if old and v['market_open'] else 'default'}]{_s(p['gate_age_s'])}[/]", admit, str(p["regime"] or "-"), hazard,

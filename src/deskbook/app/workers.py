@@ -6,7 +6,7 @@
 from __future__ import annotations
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -29,7 +29,8 @@ log = logging.getLogger("deskbook.workers")
 
 # %% auto #0
 __all__ = ['log', 'Work', 'WORKERS', 'State', 'trading_account', 'Parts', 'open_parts', 'Worker', 'worker', 'load', 'Supervision',
-           'pause_s', 'Supervised', 'supervised', 'supervise_all']
+           'pause_s', 'crashes_in_a_row', 'what_ended', 'Standing', 'free_lease', 'give_back', 'alert_crash',
+           'resolve_later', 'Epoch', 'Supervised', 'supervised', 'supervise_all']
 
 # %% ../../../nbs/app/80_workers.ipynb #5a243420
 def trading_account(
@@ -159,10 +160,101 @@ def pause_s(
     "How long to wait before the next start."
     return min(how.longest_pause_s, how.first_pause_s*2.0**min(crashes - 1, 30))
 
+# %% ../../../nbs/app/80_workers.ipynb #f1a3d5bf
+def crashes_in_a_row(
+    before: int, # crashes so far
+    ran_s: float, # how long it ran this time
+    how: Supervision = Supervision(),
+) -> int:
+    "The count after one more crash."
+    return before + 1 if ran_s < how.well_s else 1
+
+def what_ended(why: BaseException | None) -> str: # None: the work returned
+    "A crash in words."
+    if why is None: return "it ended by itself"
+    return why.what if isinstance(why, DeskbookError) else f"{type(why).__name__}: {why}"
+
 # %% ../../../nbs/app/80_workers.ipynb #9cefb4f4
-# long: the life of one worker, in the order in which it happens
-class Supervised:
-    "Keeps one worker running. `state` and `crashes` may be read at any time."
+@dataclass(eq=False)
+class Standing:
+    "How one worker is doing."
+    name: str
+    account: str
+    say: Callable[[str, State, str], None] # told about every change
+    state: State = "stopped"
+    crashes: int = 0 # in a row
+    error: str = "" # of the last crash
+
+    def turn(self, state: State, detail: str = "") -> None:
+        "Change the state, and tell."
+        if state == self.state: return
+        self.state = state
+        WORKER_UP.labels(self.name).set(state in ("running", "draining"))
+        log.log(logging.ERROR if state == "crashed" else logging.INFO, "worker %s of %s: %s %s", self.name, self.account, state, detail)
+        self.say(self.name, state, detail)
+
+    def crashed(self, why: BaseException | None, crashes: int) -> None: # why, and the how manieth in a row
+        "Count it, and tell."
+        self.crashes, self.error = crashes, what_ended(why)
+        log.error("worker %s crashed", self.name, exc_info=why)
+        WORKER_RESTARTS.labels(self.name).inc()
+        self.turn("crashed", self.error)
+
+# %% ../../../nbs/app/80_workers.ipynb #5faf4260
+async def free_lease(ledger: Ledger | None, name: str, owner: str, ttl_s: float) -> Lease | None: # None: somebody has it, or the ledger is away
+    if ledger is None: return None
+    try: return await take_lease(ledger, name, owner, ttl_s)
+    except (LedgerDown, psycopg.Error): return None
+
+async def give_back(ledger: Ledger, lease: Lease) -> None:
+    try: await release_lease(ledger, lease)
+    except (LedgerDown, psycopg.Error): pass
+
+# %% ../../../nbs/app/80_workers.ipynb #c4b9fcdb
+def _fingerprint(of: Standing) -> str: return f"worker_crashed:{of.name}:{of.account}"
+
+async def alert_crash(ledger: Ledger, of: Standing) -> None:
+    message = f"The worker {of.name} of {of.account} crashed: {of.error}. It is started again; see its log."
+    try:
+        async with ledger.transaction() as tx: await raise_alert(tx, _fingerprint(of), "workers", "high", "crashes", message, of.crashes)
+    except (LedgerDown, psycopg.Error) as e: log.error("no alert about worker %s: %s", of.name, e)
+
+async def resolve_later(ledger: Ledger | None, of: Standing, after_s: float) -> None: # cancelled when the work ends before
+    await asyncio.sleep(after_s)
+    try:
+        if ledger:
+            async with ledger.transaction() as tx: await resolve_alert(tx, _fingerprint(of))
+    except (LedgerDown, psycopg.Error): pass
+
+# %% ../../../nbs/app/80_workers.ipynb #decc68e1
+class Epoch:
+    "The work and what goes on beside it."
+    def __init__(self, work: Work, stop: asyncio.Event, ledger: Ledger | None, lease: Lease | None, beside: Coroutine[Any, Any, None]):
+        self.stop, self.end = stop, asyncio.Event() # `end` is that of the renewals
+        before = holding.set(lease)
+        self.work = asyncio.ensure_future(work(stop))
+        holding.reset(before)
+        self.keeper = asyncio.create_task(keep_lease(ledger, lease, self.end)) if lease and ledger else None
+        self.stopping, self.beside = asyncio.create_task(stop.wait()), asyncio.create_task(beside)
+
+    async def until(self, drain_s: float, draining: Callable[[], None]) -> BaseException | None: # LeaseLost, if that was it
+        await asyncio.wait([t for t in (self.work, self.keeper, self.stopping) if t], return_when=asyncio.FIRST_COMPLETED)
+        lost = self.keeper.exception() if self.keeper and self.keeper.done() else None
+        if lost is None and self.stop.is_set() and not self.work.done():
+            draining()
+            await asyncio.wait([self.work], timeout=drain_s)
+        return lost
+
+    async def over(self) -> BaseException | None: # what the work raised
+        self.end.set()
+        tasks = (self.work, self.stopping, self.beside)
+        for task in tasks: task.cancel()
+        said = (await asyncio.gather(*tasks, *([self.keeper] if self.keeper else []), return_exceptions=True))[0]
+        return said if isinstance(said, BaseException) else None
+
+# %% ../../../nbs/app/80_workers.ipynb #c01718bb
+class Supervised(Standing):
+    "Keeps one worker running. `state`, `crashes` and `error` may be read at any time."
     def __init__(self,
         name: str,
         work: Work,
@@ -173,92 +265,32 @@ class Supervised:
         how: Supervision = Supervision(),
         say: Callable[[str, State, str], None] = lambda name, state, detail: None, # told about every change
     ):
-        self.name, self.work, self.ledger, self.account, self.owner, self.leased, self.how, self.say = name, work, ledger, account, owner, leased, how, say
-        self.state: State = "stopped"
-        self.crashes, self.began, self.error = 0, 0.0, ""
-
-    @property
-    def fingerprint(self) -> str: return f"worker_crashed:{self.name}:{self.account}"
-
-    def turn(self, state: State, detail: str = "") -> None:
-        "Change the state, and tell."
-        if state == self.state: return
-        self.state = state
-        WORKER_UP.labels(self.name).set(state in ("running", "draining"))
-        log.log(logging.ERROR if state == "crashed" else logging.INFO, "worker %s of %s: %s %s", self.name, self.account, state, detail)
-        self.say(self.name, state, detail)
+        super().__init__(name, account, say)
+        self.work, self.ledger, self.owner, self.leased, self.how = work, ledger, owner, leased, how
 
     async def run(self, stop: asyncio.Event) -> None:
         "Until stopped. Raises nothing that the work raises."
         try:
             while not stop.is_set():
-                lease = await self.lease()
-                if self.leased and lease is None:
+                lease = await free_lease(self.ledger, f"worker:{self.name}:{self.account}", self.owner, self.how.lease_ttl_s) if self.leased else None
+                if lease or not self.leased: await _once(self, lease, stop)
+                else:
                     self.turn("waiting")
                     await wait_for_event(stop, self.how.poll_s)
-                    continue
-                failed = await self.epoch(lease, stop)
-                if stop.is_set() or isinstance(failed, LeaseLost): continue
-                await self.crashed(failed)
-                await wait_for_event(stop, pause_s(self.crashes, self.how))
         finally: self.turn("stopped")
 
-    async def lease(self) -> Lease | None:
-        "Take it if it is free. A ledger that is away is waited for."
-        if not self.leased or self.ledger is None: return None
-        try: return await take_lease(self.ledger, f"worker:{self.name}:{self.account}", self.owner, self.how.lease_ttl_s)
-        except (LedgerDown, psycopg.Error): return None
-
-    async def epoch(self, lease: Lease | None, stop: asyncio.Event) -> BaseException | None: # what ended it; None: it returned
-        "Work until it ends, the lease is lost, or we are stopped."
-        end, self.began = asyncio.Event(), boottime()
-        self.turn("running")
-        before = holding.set(lease)
-        work = asyncio.ensure_future(self.work(stop))
-        holding.reset(before)
-        keeper = asyncio.create_task(keep_lease(self.ledger, lease, end)) if lease and self.ledger else None
-        stopping = asyncio.create_task(stop.wait())
-        steady = asyncio.create_task(self.resolve())
-        try:
-            await asyncio.wait([t for t in (work, keeper, stopping) if t], return_when=asyncio.FIRST_COMPLETED)
-            lost = keeper.exception() if keeper and keeper.done() else None
-            if lost is None and stop.is_set() and not work.done():
-                self.turn("draining")
-                await asyncio.wait([work], timeout=self.how.drain_s)
-        finally:
-            end.set()
-            for task in (work, stopping, steady): task.cancel()
-            said = (await asyncio.gather(work, stopping, steady, *([keeper] if keeper else []), return_exceptions=True))[0]
-        if lease and self.ledger and lost is None:
-            try: await release_lease(self.ledger, lease)
-            except (LedgerDown, psycopg.Error): pass
-        return lost or (said if isinstance(said, BaseException) else None)
-
-    async def crashed(self, why: BaseException | None) -> None:
-        "Count it and tell it."
-        self.crashes = self.crashes + 1 if boottime() - self.began < self.how.well_s else 1
-        self.error = "it ended by itself" if why is None else why.what if isinstance(why, DeskbookError) else f"{type(why).__name__}: {why}"
-        log.error("worker %s crashed", self.name, exc_info=why)
-        WORKER_RESTARTS.labels(self.name).inc()
-        self.turn("crashed", self.error)
-        await self.alert()
-
-    async def alert(self) -> None:
-        "Into the ledger, if it is there."
-        if self.ledger is None: return
-        message = f"The worker {self.name} of {self.account} crashed: {self.error}. It is started again; see its log."
-        try:
-            async with self.ledger.transaction() as tx:
-                await raise_alert(tx, self.fingerprint, "workers", "high", "crashes", message, self.crashes)
-        except (LedgerDown, psycopg.Error) as e: log.error("no alert about worker %s: %s", self.name, e)
-
-    async def resolve(self) -> None:
-        "When it has run for a while, the crash before is over."
-        await asyncio.sleep(self.how.resolve_s)
-        try:
-            if self.ledger:
-                async with self.ledger.transaction() as tx: await resolve_alert(tx, self.fingerprint)
-        except (LedgerDown, psycopg.Error): pass
+# %% ../../../nbs/app/80_workers.ipynb #da7e87dd
+async def _once(one: Supervised, lease: Lease | None, stop: asyncio.Event) -> None: # one epoch, and the pause if it crashed
+    began = boottime()
+    one.turn("running")
+    epoch = Epoch(one.work, stop, one.ledger, lease, resolve_later(one.ledger, one, one.how.resolve_s))
+    try: lost = await epoch.until(one.how.drain_s, lambda: one.turn("draining"))
+    finally: failed = await epoch.over()
+    if lease and one.ledger and lost is None: await give_back(one.ledger, lease)
+    if stop.is_set() or isinstance(lost or failed, LeaseLost): return
+    one.crashed(lost or failed, crashes_in_a_row(one.crashes, boottime() - began, one.how))
+    if one.ledger: await alert_crash(one.ledger, one)
+    await wait_for_event(stop, pause_s(one.crashes, one.how))
 
 # %% ../../../nbs/app/80_workers.ipynb #cea980b3
 def supervised(

@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['Status', 'Verdict', 'EXIT_CODES', 'StepRecord', 'CheckRecord', 'ErrorRecord', 'Evidence', 'content_seal', 'sealed',
            'seal_problem', 'write_evidence', 'read_evidence', 'comparable', 'versions', 'git_commit', 'exit_code',
-           'lost', 'project_root', 'reports_folder', 'find_run']
+           'at_work', 'lost', 'project_root', 'reports_folder', 'find_run']
 
 # %% ../../../nbs/ops/01_evidence.ipynb #15d46aab
 import importlib.metadata
-import os
 import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
+from ..core.clock import to_ms
 from ..core.errors import BadInput, DataError, DeskbookError, NotFound
 from ..core.files import atomic_write, read_json, sha256, strict_json
+from ..core.process import works_since
 from ..core.settings import Settings
 
 # %% ../../../nbs/ops/01_evidence.ipynb #5fb6425b
@@ -183,16 +184,19 @@ def exit_code(
     if evidence.status != "done": return EXIT_CODES[evidence.status]
     return 1 if seal_problem(evidence) or evidence.verdict is None else EXIT_CODES[evidence.verdict]
 
-# %% ../../../nbs/ops/01_evidence.ipynb #00d5992d
-def lost(
+# %% ../../../nbs/ops/01_evidence.ipynb #f34ba1cb
+def at_work(
     evidence: Evidence, # of any run
-) -> bool: # True: it says running, but its process is gone
+) -> int | None: # pid; None: nobody works for it
+    "The process of a run that goes on."
+    if evidence.status != "running" or not evidence.pid: return None
+    try: started_ms = to_ms(evidence.started)
+    except DeskbookError: return None
+    return evidence.pid if works_since(evidence.pid, started_ms) else None
+
+def lost(evidence: Evidence) -> bool:
     "Whether the run was killed so hard that nobody could write its end."
-    if evidence.status != "running" or not evidence.pid: return evidence.status == "running"
-    try: os.kill(evidence.pid, 0)
-    except ProcessLookupError: return True
-    except PermissionError: pass
-    return False
+    return evidence.status == "running" and at_work(evidence) is None
 
 # %% ../../../nbs/ops/01_evidence.ipynb #754c7166
 def project_root(

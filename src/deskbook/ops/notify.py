@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['log', 'Severity', 'RANK', 'Memory', 'Deliver', 'PRIORITY', 'DAEMON', 'PAUSES_S', 'QUEUE', 'Alert', 'worth_telling',
-           'slack_body', 'webhook', 'syslog_line', 'syslog_place', 'syslog', 'redactor_of', 'read_memory', 'Notifier']
+           'read_memory', 'Told', 'slack_body', 'webhook', 'syslog_line', 'syslog_place', 'syslog', 'attempted',
+           'Delivery', 'redactor_of', 'ways_of', 'Notifier']
 
 # %% ../../../nbs/ops/60_notify.ipynb #d58547c4
 import asyncio, logging, os, queue, socket, threading, time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 from ..core.clock import Clock, iso, system_clock, to_datetime
@@ -52,6 +53,37 @@ def worth_telling(
     if alert.resolved: return before is not None
     if before is None or RANK[alert.severity] > RANK.get(before[0], -1): return True
     return now_ms - before[1] >= repeat_s*1000
+
+# %% ../../../nbs/ops/60_notify.ipynb #f0a318e3
+def read_memory(path: Path | None) -> Memory:
+    "What was told; an unreadable file is as if nothing was."
+    try: return {str(k): (str(v[0]), int(v[1])) for k, v in read_json(path).items()} if path else {}
+    except (OSError, DataError, ValueError, TypeError, KeyError, IndexError, AttributeError): return {}
+
+# %% ../../../nbs/ops/60_notify.ipynb #56525966
+class Told:
+    "What people were told and is not over, and what was seen since. Safe between threads."
+    def __init__(self, repeat_s: float, file: Path | None = None): # where it outlives the process
+        self.repeat_s, self.file, self.lock = repeat_s, file, threading.Lock()
+        self.memory, self.seen = read_memory(file), dict[str, int]()
+
+    def due(self, alert: Alert, now_ms: int) -> int | None: # how often it was seen since; None: people know it already
+        with self.lock:
+            key = alert.fingerprint
+            self.seen[key] = self.seen.get(key, 0) + alert.count
+            if not worth_telling(self.memory, alert, now_ms, self.repeat_s): return None
+            if alert.resolved: self.memory.pop(key, None)
+            else: self.memory[key] = (alert.severity, now_ms)
+            return self.seen.pop(key)
+
+    def finished(self, alert: Alert, heard: bool) -> None: # every place is done with it
+        with self.lock:
+            if not heard and not alert.resolved: self.memory.pop(alert.fingerprint, None)
+            try: write_json(self.file, self.memory) if self.file else None
+            except OSError as e: log.error("what was told cannot be remembered: %s", e)
+
+    def fingerprints(self) -> list[str]:
+        with self.lock: return list(self.memory)
 
 # %% ../../../nbs/ops/60_notify.ipynb #c9ac1aec
 Deliver = Callable[[Alert, str], None] # tells one alert, or raises; the text is redacted
@@ -127,7 +159,21 @@ class _Parcel:
     told: bool = False # at least one place has it
 
 # %% ../../../nbs/ops/60_notify.ipynb #fb0f041d
-# long: the life of one thread
+def attempted(
+    deliver: Deliver,
+    alert: Alert,
+    text: str, # redacted
+    pauses_s: tuple[float, ...], # between attempts
+    ended: Callable[[float], bool], # waits so long, and says whether the notifier ends meanwhile
+) -> str: # "" when it was told, else why not
+    "Try, and try again."
+    for pause_s in (*pauses_s, None):
+        try: deliver(alert, text); return ""
+        except Exception as e: why = str(e) or type(e).__name__ # whatever it is, the next alert is tried all the same
+        if pause_s is None or ended(pause_s): break
+    return why
+
+# %% ../../../nbs/ops/60_notify.ipynb #e395451a
 class _Place:
     "One place where alerts go."
     def __init__(self, name: str, deliver: Deliver, pauses_s: tuple[float, ...], done: Callable[[_Parcel, bool], None]):
@@ -150,30 +196,50 @@ class _Place:
         while not (self.ending.is_set() and self.todo.empty()):
             try: parcel = self.todo.get(timeout=0.1)
             except queue.Empty: continue
-            self.done(parcel, self.told(parcel))
-
-    def told(self, parcel: _Parcel) -> bool:
-        "Try, and try again."
-        for pause_s in (*self.pauses_s, None):
-            try: self.deliver(parcel.alert, parcel.text); return True
-            except Exception as e: why = str(e) or type(e).__name__ # whatever it is, the next alert is tried all the same
-            if pause_s is None or self.ending.wait(pause_s): break
-        log.error("alert not delivered by %s (%s): %s", self.name, why, parcel.text)
-        return False
+            why = attempted(self.deliver, parcel.alert, parcel.text, self.pauses_s, self.ending.wait)
+            if why: log.error("alert not delivered by %s (%s): %s", self.name, why, parcel.text)
+            self.done(parcel, not why)
 
 # %% ../../../nbs/ops/60_notify.ipynb #681d153e
+class Delivery:
+    "Carries alerts to all places."
+    def __init__(self, ways: Mapping[str, Deliver], pauses_s: tuple[float, ...], finished: Callable[[Alert, bool], None]): # told what became of each
+        self.finished, self.lock = finished, threading.Lock()
+        self.failed, self.waiting = 0, 0 # alerts that no place took; that are on their way
+        self.places = [_Place(name, way, pauses_s, self._done) for name, way in ways.items()]
+
+    def put(self, alert: Alert, text: str) -> None: # redacted
+        if not self.places: return self.finished(alert, True)
+        parcel = _Parcel(alert, text, len(self.places))
+        with self.lock: self.waiting += 1
+        for place in self.places: place.put(parcel)
+
+    def _done(self, parcel: _Parcel, told: bool) -> None:
+        with self.lock:
+            parcel.left, parcel.told = parcel.left - 1, parcel.told or told
+            if parcel.left: return
+            self.finished(parcel.alert, parcel.told)
+            self.failed, self.waiting = self.failed + (not parcel.told), self.waiting - 1
+
+    def close(self, timeout_s: float) -> bool: # whether everything was delivered
+        end = time.monotonic() + timeout_s
+        while self.waiting and time.monotonic() < end: time.sleep(0.02)
+        for place in self.places: place.ending.set()
+        for place in self.places: place.thread.join(max(0.5, end - time.monotonic()))
+        return not self.failed and not any(p.thread.is_alive() for p in self.places)
+
+# %% ../../../nbs/ops/60_notify.ipynb #76d09432
 def redactor_of(settings: Settings) -> Redactor:
     "Knows the secrets of the environment and of the settings; the webhook's address is one."
     said = [v.get_secret_value() for n in type(settings).model_fields if hasattr(v := getattr(settings, n), "get_secret_value")]
     return Redactor([*secret_values(os.environ), *(s for s in said if s)])
 
-def read_memory(path: Path | None) -> Memory:
-    "What was told; an unreadable file is as if nothing was."
-    try: return {str(k): (str(v[0]), int(v[1])) for k, v in read_json(path).items()} if path else {}
-    except (OSError, DataError, ValueError, TypeError, KeyError, IndexError, AttributeError): return {}
+def ways_of(settings: Settings, clock: Clock = system_clock) -> dict[str, Deliver]: # by name, in the order of telling
+    "The places that the settings name."
+    ways: dict[str, Deliver] = {"webhook": webhook(settings.slack_webhook.get_secret_value())} if settings.slack_webhook else {}
+    return ways | ({"syslog": syslog(settings.syslog_address, clock)} if settings.syslog_address else {})
 
-# %% ../../../nbs/ops/60_notify.ipynb #e04cae60
-# long: the notifier and its verbs
+# %% ../../../nbs/ops/60_notify.ipynb #e0299ee3
 class Notifier:
     "Tells alerts. `send` returns at once; `close` waits for what is on its way."
     def __init__(self,
@@ -182,57 +248,21 @@ class Notifier:
         memory: Path | None = None, # what was told, across processes
         pauses_s: tuple[float, ...] = PAUSES_S, # between attempts
     ):
-        self.repeat_s, self.clock, self.file, self.redactor = settings.alert_repeat_s, clock, memory, redactor_of(settings)
-        self.memory, self.seen, self.lock = read_memory(memory), dict[str, int](), threading.Lock()
-        ways: dict[str, Deliver] = {"webhook": webhook(settings.slack_webhook.get_secret_value())} if settings.slack_webhook else {}
-        if settings.syslog_address: ways["syslog"] = syslog(settings.syslog_address, clock)
-        self.failed, self.waiting = 0, 0 # alerts that no place took; that are on their way
-        self.places = [_Place(name, way, pauses_s, self._done) for name, way in ways.items()]
+        self.clock, self.redactor, self._told = clock, redactor_of(settings), Told(settings.alert_repeat_s, memory)
+        self._delivery = Delivery(ways_of(settings, clock), pauses_s, self._told.finished)
 
-    def send(self,
-        alert: Alert,
-    ) -> bool: # False: people know it already
+    def send(self, alert: Alert) -> bool: # False: people know it already
         "Tell it, unless it was told."
-        with self.lock:
-            key, now = alert.fingerprint, self.clock()
-            self.seen[key] = self.seen.get(key, 0) + alert.count
-            if not worth_telling(self.memory, alert, now, self.repeat_s): return False
-            text = self.redactor.text(Alert(key, alert.severity, alert.message, alert.resolved, self.seen.pop(key)).line())
-            if alert.resolved: self.memory.pop(key, None)
-            else: self.memory[key] = (alert.severity, now)
-            if not self.places: self._save()
-        log.log(logging.INFO if alert.resolved else logging.WARNING, "alert %s: %s", key, text)
-        parcel = _Parcel(alert, text, len(self.places))
-        with self.lock: self.waiting += bool(self.places)
-        for place in self.places: place.put(parcel)
+        if (count := self._told.due(alert, self.clock())) is None: return False
+        text = self.redactor.text(replace(alert, count=count).line())
+        log.log(logging.INFO if alert.resolved else logging.WARNING, "alert %s: %s", alert.fingerprint, text)
+        self._delivery.put(alert, text)
         return True
 
-    def told(self) -> list[str]: # fingerprints
-        "What people were told and is not over."
-        with self.lock: return list(self.memory)
+    def told(self) -> list[str]: return self._told.fingerprints() # of what people were told and is not over
+    def close(self, timeout_s: float = 10.0) -> bool: return self._delivery.close(timeout_s) # whether everything was delivered
 
-    def _done(self, parcel: _Parcel, told: bool) -> None:
-        "An alert that nobody took is told again when it comes again."
-        with self.lock:
-            parcel.left, parcel.told = parcel.left - 1, parcel.told or told
-            if parcel.left: return
-            self.waiting -= 1
-            if not parcel.told:
-                self.failed += 1
-                if not parcel.alert.resolved: self.memory.pop(parcel.alert.fingerprint, None)
-            self._save()
-
-    def _save(self) -> None:
-        try:
-            if self.file: write_json(self.file, self.memory)
-        except OSError as e: log.error("what was told cannot be remembered: %s", e)
-
-    def close(self,
-        timeout_s: float = 10.0, # how long it may take
-    ) -> bool: # whether everything was delivered
-        "Deliver what waits, and end."
-        end = time.monotonic() + timeout_s
-        while self.waiting and time.monotonic() < end: time.sleep(0.02)
-        for place in self.places: place.ending.set()
-        for place in self.places: place.thread.join(max(0.5, end - time.monotonic()))
-        return not self.failed and not any(p.thread.is_alive() for p in self.places)
+    @property
+    def failed(self) -> int: return self._delivery.failed # alerts that no place took
+    @property
+    def waiting(self) -> int: return self._delivery.waiting # alerts on their way

@@ -54,7 +54,7 @@ async def answered[T](
     except TimeoutError: raise LedgerDown(f"PostgreSQL gave no answer within {wait_s:g} s.", "Look whether it is stopped, or what it waits for.") from None
 
 # %% ../../../nbs/stores/30_ledger.ipynb #6087c042
-SCHEMA = "0001" # the version of the schema this code reads and writes
+SCHEMA = "0002" # the version of the schema this code reads and writes
 ROLE = "deskbook_app" # may append to the chained tables and never change them
 
 def plain_url(
@@ -191,7 +191,7 @@ async def connect(
 # %% ../../../nbs/stores/30_ledger.ipynb #567cc060
 async def schema_version(
     conn: AsyncConnection[Any],
-) -> str: # e.g. "0001"; "" when the database was never migrated
+) -> str: # e.g. "0002"; "" when the database was never migrated
     "The version of the schema in this database."
     there = await (await conn.execute("SELECT to_regclass('public.alembic_version') IS NOT NULL AS there")).fetchone()
     if not there or not there["there"]: return ""

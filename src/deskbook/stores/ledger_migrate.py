@@ -60,7 +60,7 @@ def scripts(
 # %% ../../../nbs/stores/31_ledger_migrate.ipynb #bcb87a3d
 def versions(
     folder: Path | None = None, # as for `scripts`
-) -> list[str]: # e.g. ["0001"], oldest first
+) -> list[str]: # e.g. ["0001", "0002"], oldest first
     "All versions, in order."
     return [s.revision for s in reversed(list(scripts(folder).walk_revisions()))]
 
@@ -140,10 +140,10 @@ def failed(
 # %% ../../../nbs/stores/31_ledger_migrate.ipynb #60a50617
 def populated(
     conn: Any, # an SQLAlchemy connection
-    tables: Sequence[str], # names from a version module
+    tables: Sequence[str], # names from version modules; (): going down drops none
 ) -> dict[str, int]: # rows of each table that holds any
     "Lock the tables against everybody and count. What is counted cannot grow before it is dropped."
-    conn.exec_driver_sql(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE")
+    if tables: conn.exec_driver_sql(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE")
     counts = {t: conn.exec_driver_sql(f"SELECT count(*) FROM {t}").scalar() for t in tables}
     return {t: n for t, n in counts.items() if n}
 

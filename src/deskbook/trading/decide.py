@@ -166,9 +166,10 @@ def exit_orders(
     shut = (quote := portfolio.quotes.get(inputs.instrument)) is not None and not quote.tradeable
     for e in exits:
         facts, t = inputs.exits.get(e.ticket.order_id, ExitFacts()), e.ticket
+        tries, since = facts.attempts + facts.refused, inputs.now_ms - facts.last_ms
         room = exit_room(portfolio, inputs.instrument)*-t.sign # no sign; negative: the position is on the other side
         if facts.pending: reason = "exit_pending"
-        elif 0 <= (since := inputs.now_ms - facts.last_ms) < retry_pause_s(tries := facts.attempts + facts.refused)*1000: reason = "exit_retry_wait"
+        elif 0 <= since < retry_pause_s(tries)*1000: reason = "exit_retry_wait"
         elif shut and tries and 0 <= since < CLOSED_S*1000: reason = "instrument_not_tradeable"
         elif room <= 0: reason = "exceeds_position"
         else:

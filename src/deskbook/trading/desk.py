@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['ACCOUNTS', 'SANDBOX_ACCOUNT', 'SANDBOX_TOKEN', 'SETTLED', 'AccountSpec', 'account_spec', 'paper_spec', 'enrol',
-           'Held', 'RiskPicture', 'Flattened', 'DeskParts', 'held_of', 'DeskViews', 'towards_flat', 'DeskOrders',
-           'DeskExits', 'Desk', 'request_cancel', 'run', 'epoch', 'wake_all', 'reconcile_from_boot', 'until_done',
-           'cancel_entries', 'listen', 'execution_config', 'heard', 'tell_waiters', 'open_stores', 'listening',
-           'open_desk', 'running', 'stop_on_signals']
+           'Held', 'RiskPicture', 'Flattened', 'load_instruments', 'read_order', 'read_orders', 'read_history',
+           'held_of', 'read_positions', 'read_held', 'read_risk', 'read_room', 'submit_intents', 'submit_all',
+           'wait_for_order', 'wait_each', 'ask_guard', 'cancel_order', 'towards_flat', 'close_position', 'close_each',
+           'stop_entries', 'flatten_account', 'unblock_instrument', 'Desk', 'request_cancel', 'run', 'epoch',
+           'wake_all', 'reconcile_from_boot', 'until_done', 'cancel_entries', 'listen', 'execution_config', 'heard',
+           'tell_waiters', 'open_stores', 'listening', 'open_desk', 'running', 'stop_on_signals']
 
 # %% ../../../nbs/trading/50_desk.ipynb #f8d18b6a
 import asyncio, signal
@@ -159,26 +161,43 @@ class Flattened:
 
 SETTLED = TERMINAL | {"open", "partially_filled"} # it has ended, or rests at the venue
 
-# %% ../../../nbs/trading/50_desk.ipynb #60afc510
-class DeskParts:
-    "One account of one ledger, and what its verbs need."
-    def __init__(self,
-        deps: Deps,
-        guard: Guard, # kill switch, read-only, arming
-        kill: KillSwitch,
-        settings: Settings,
-    ):
-        self.deps, self.guard, self.kill, self.settings = deps, guard, kill, settings
-        self.account, self.ledger, self.venue, self.owner = deps.account, deps.ledger, deps.venue, new_owner()
-        self.marks, self.instruments = Marks(deps), dict[str, Instrument]()
-        self.intake = Intake(deps, guard, self.marks, self.instruments)
-        self.lease: Lease | None = None # set while this desk runs
-        self.loading = asyncio.Lock()
+# %% ../../../nbs/trading/50_desk.ipynb #1bc4ab28
+async def load_instruments(desk: "Desk") -> None:
+    "Ask the venue once what may be traded. Raises `VenueError`."
+    async with desk.loading:
+        if not desk.instruments: desk.instruments.update(await desk.venue.load_instruments())
 
-    async def load(self) -> None:
-        "Ask the venue once what may be traded. Raises `VenueError`."
-        async with self.loading:
-            if not self.instruments: self.instruments.update(await self.venue.load_instruments())
+# %% ../../../nbs/trading/50_desk.ipynb #60afc510
+async def read_order(
+    desk: "Desk",
+    order_id: UUID | str,
+) -> OrderRow:
+    "One order as it is now. Raises `NotFound`."
+    try: rows = await desk.ledger.rows(f"SELECT {COLUMNS} FROM orders o WHERE o.account = %s AND o.id = %s", (desk.account, UUID(str(order_id))))
+    except ValueError: raise BadInput(f"{order_id!r} is no order id.", "See `deskbook orders list`.") from None
+    if not rows: raise NotFound(f"{desk.account} has no order {order_id}.", "See `deskbook orders list`.")
+    return order_row(rows[0])
+
+async def read_orders(
+    desk: "Desk",
+    live: bool = False, # only those that have not ended
+    instrument: str | None = None,
+    limit: int = 100,
+) -> list[OrderRow]: # newest first
+    "Orders."
+    found = await desk.ledger.rows(f"""SELECT {COLUMNS} FROM orders o WHERE o.account = %s AND (%s::text IS NULL OR o.instrument = %s)
+        {"AND o.state NOT IN ('filled', 'cancelled', 'rejected', 'expired')" if live else ""} ORDER BY o.created_at DESC, o.id DESC LIMIT %s""",
+        (desk.account, instrument, instrument, limit))
+    return [order_row(r) for r in found]
+
+# %% ../../../nbs/trading/50_desk.ipynb #45be8a8a
+async def read_history(
+    desk: "Desk",
+    order_id: UUID | str,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]: # events, fills; oldest first
+    "What happened to an order."
+    return (await desk.ledger.rows("SELECT * FROM order_events WHERE order_id = %s ORDER BY version, seq", (UUID(str(order_id)),)),
+        await desk.ledger.rows("SELECT * FROM fills WHERE order_id = %s ORDER BY filled_at, length(fill_id), fill_id", (UUID(str(order_id)),)))
 
 # %% ../../../nbs/trading/50_desk.ipynb #54dee11f
 def held_of(
@@ -191,51 +210,94 @@ def held_of(
     return Held(row["instrument"], row["units"], row["average_price"], row["realised_pnl"], row["realised_pnl_account"], row["fees"], row["financing"], mark,
         None if mark is None else unrealised_pnl(p, mark))
 
+# %% ../../../nbs/trading/50_desk.ipynb #84634ba5
+async def read_positions(desk: "Desk") -> list[Held]:
+    "What is held, with marks where they can be had."
+    rows = await desk.ledger.rows("SELECT * FROM positions WHERE account = %s AND units <> 0 ORDER BY instrument", (desk.account,))
+    quotes = await desk.marks.fresh([r["instrument"] for r in rows])
+    return [held_of(r, quotes.get(r["instrument"])) for r in rows]
+
+async def read_held(desk: "Desk", instrument: str) -> Decimal:
+    "Signed units; 0: nothing."
+    rows = await desk.ledger.rows("SELECT units FROM positions WHERE account = %s AND instrument = %s AND units <> 0", (desk.account, instrument))
+    return rows[0]["units"] if rows else Decimal(0)
+
 # %% ../../../nbs/trading/50_desk.ipynb #a8199737
-# long: all that can be looked at, one question after another
-class DeskViews(DeskParts):
-    "What a desk shows."
-    async def order(self,
-        order_id: UUID | str,
-    ) -> OrderRow:
-        "One order as it is now. Raises `NotFound`."
-        try: rows = await self.ledger.rows(f"SELECT {COLUMNS} FROM orders o WHERE o.account = %s AND o.id = %s", (self.account, UUID(str(order_id))))
-        except ValueError: raise BadInput(f"{order_id!r} is no order id.", "See `deskbook orders list`.") from None
-        if not rows: raise NotFound(f"{self.account} has no order {order_id}.", "See `deskbook orders list`.")
-        return order_row(rows[0])
+async def read_risk(desk: "Desk") -> RiskPicture:
+    "Account risk now. Changes nothing."
+    await desk.load()
+    async with desk.ledger.transaction() as tx: view = await read_view(tx, desk.deps, [], desk.instruments, desk.marks, lock=False)
+    p = view.portfolio
+    quotes = await desk.marks.fresh(priced({*p.units, *p.pending}, desk.instruments, p.currency))
+    return RiskPicture(view.policy, view.state, exposures(replace(p, quotes=quotes), view.policy.mark_max_age_s), p.equity, p.equity_ms,
+        view.account["freeze_reason"] or "frozen" if view.account["entries_frozen"] else "", view.blocked, await kill_state(desk.kill))
 
-    async def orders(self,
-        live: bool = False, # only those that have not ended
-        instrument: str | None = None,
-        limit: int = 100,
-    ) -> list[OrderRow]: # newest first
-        "Orders."
-        found = await self.ledger.rows(f"""SELECT {COLUMNS} FROM orders o WHERE o.account = %s AND (%s::text IS NULL OR o.instrument = %s)
-            {"AND o.state NOT IN ('filled', 'cancelled', 'rejected', 'expired')" if live else ""} ORDER BY o.created_at DESC, o.id DESC LIMIT %s""",
-            (self.account, instrument, instrument, limit))
-        return [order_row(r) for r in found]
+async def read_room(desk: "Desk", instrument: str) -> Decimal:
+    "Signed units that an exit may still have."
+    async with desk.ledger.transaction() as tx: view = await read_view(tx, desk.deps, [], desk.instruments, desk.marks, lock=False)
+    return exit_room(view.portfolio, instrument)
 
-    async def history(self,
-        order_id: UUID | str,
-    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]: # events, fills; oldest first
-        "What happened to an order."
-        return (await self.ledger.rows("SELECT * FROM order_events WHERE order_id = %s ORDER BY version, seq", (UUID(str(order_id)),)),
-            await self.ledger.rows("SELECT * FROM fills WHERE order_id = %s ORDER BY filled_at, length(fill_id), fill_id", (UUID(str(order_id)),)))
+# %% ../../../nbs/trading/50_desk.ipynb #c2825c2d
+async def submit_intents(
+    desk: "Desk",
+    intents: Sequence[Intent],
+    lease: Lease | None = None, # refused unless whoever decided still holds it; None: anybody may
+) -> list[Answer]: # an order or a typed error for each, in the order given
+    "Accept or refuse each. Raises only when nothing could be decided: `LedgerDown`, `VenueError`."
+    await desk.load()
+    return await desk.intake.submit(intents, lease)
 
-    async def positions(self) -> list[Held]:
-        "What is held, with marks where they can be had."
-        rows = await self.ledger.rows("SELECT * FROM positions WHERE account = %s AND units <> 0 ORDER BY instrument", (self.account,))
-        quotes = await self.marks.fresh([r["instrument"] for r in rows])
-        return [held_of(r, quotes.get(r["instrument"])) for r in rows]
+async def submit_all(
+    desk: "Desk",
+    intents: Intent | Sequence[Intent],
+) -> list[OrderRow]: # in the order given
+    "Accept all. Raises the first error; its `results` hold what became of the others, which are on their way."
+    answers = await desk.submit_each([intents] if isinstance(intents, Intent) else intents)
+    for answer in answers:
+        if isinstance(answer, DeskbookError):
+            answer.results = answers # type: ignore[attr-defined]
+            raise answer
+    return [a for a in answers if isinstance(a, OrderRow)]
 
-    async def risk(self) -> RiskPicture:
-        "Account risk now. Changes nothing."
-        await self.load()
-        async with self.ledger.transaction() as tx: view = await read_view(tx, self.deps, [], self.instruments, self.marks, lock=False)
-        p = view.portfolio
-        quotes = await self.marks.fresh(priced({*p.units, *p.pending}, self.instruments, p.currency))
-        return RiskPicture(view.policy, view.state, exposures(replace(p, quotes=quotes), view.policy.mark_max_age_s), p.equity, p.equity_ms,
-            view.account["freeze_reason"] or "frozen" if view.account["entries_frozen"] else "", view.blocked, await kill_state(self.kill))
+# %% ../../../nbs/trading/50_desk.ipynb #5624494c
+async def wait_for_order(
+    desk: "Desk",
+    order_id: UUID | str,
+    timeout_s: float = 30.0,
+    until: Collection[str] = SETTLED, # states
+) -> OrderRow: # as it is then, whether or not it got there
+    "Wait until an order has ended or rests."
+    waiters, loop, order_id = desk.deps.signals.waiters, asyncio.get_running_loop(), UUID(str(order_id))
+    order, end = waiters.recent.get(order_id), loop.time() + timeout_s
+    if order is None and not desk.lease: order = await desk.order(order_id)
+    while order is None or order.state not in until:
+        if (left := end - loop.time()) <= 0: return order or await desk.order(order_id)
+        order = await waiters.wait(order_id, left) or await desk.order(order_id)
+    return order
+
+async def wait_each(desk: "Desk", orders: Sequence[OrderRow], timeout_s: float) -> tuple[OrderRow, ...]: # as they are then
+    "Wait for several orders to end, for no longer than for one."
+    return tuple(await asyncio.gather(*(desk.wait(o.id, timeout_s, TERMINAL) for o in orders)))
+
+# %% ../../../nbs/trading/50_desk.ipynb #60a1d588
+async def ask_guard(desk: "Desk", write: Write, action: str, order: OrderRow, actor: str) -> None:
+    "Ask the guard; a refusal is written down."
+    try: await desk.guard(write)
+    except Refused as e:
+        async with desk.ledger.transaction() as tx:
+            await append_audits(tx, [AuditEvent(actor, f"{action}_refused", "order", str(order.id), {"reason": getattr(e, "reason", "refused")}, desk.account)])
+        raise
+
+async def cancel_order(
+    desk: "Desk",
+    order_id: UUID | str,
+    actor: str = "operator",
+    why: str = "", # for the audit
+) -> OrderRow: # as it is now; the cancellation may be on its way
+    "Ask for an order to be cancelled. One that has ended stays as it is. Raises `NotFound`, `Refused`."
+    order = await desk.order(order_id)
+    await ask_guard(desk, Write("cancel", order.instrument), "order.cancel", order, actor)
+    return await request_cancel(desk.deps, order.id, actor, why)
 
 # %% ../../../nbs/trading/50_desk.ipynb #7312926d
 def towards_flat(
@@ -246,159 +308,98 @@ def towards_flat(
     return Decimal(0) if not held else -units if held > 0 else units
 
 # %% ../../../nbs/trading/50_desk.ipynb #80e9e4da
-# long: an order's verbs, from asking to its end
-class DeskOrders(DeskViews):
-    "Orders: in, and to their end."
-    async def submit_each(self,
-        intents: Sequence[Intent],
-        lease: Lease | None = None, # refused unless whoever decided still holds it; None: anybody may
-    ) -> list[Answer]: # an order or a typed error for each, in the order given
-        "Accept or refuse each. Raises only when nothing could be decided: `LedgerDown`, `VenueError`."
-        await self.load()
-        return await self.intake.submit(intents, lease)
-
-    async def submit(self,
-        intents: Intent | Sequence[Intent],
-    ) -> list[OrderRow]: # in the order given
-        "Accept all. Raises the first error; its `results` hold what became of the others, which are on their way."
-        answers = await self.submit_each([intents] if isinstance(intents, Intent) else intents)
-        for answer in answers:
-            if isinstance(answer, DeskbookError):
-                answer.results = answers # type: ignore[attr-defined]
-                raise answer
-        return [a for a in answers if isinstance(a, OrderRow)]
-
-    async def wait(self,
-        order_id: UUID | str,
-        timeout_s: float = 30.0,
-        until: Collection[str] = SETTLED, # states
-    ) -> OrderRow: # as it is then, whether or not it got there
-        "Wait until an order has ended or rests."
-        waiters, loop, order_id = self.deps.signals.waiters, asyncio.get_running_loop(), UUID(str(order_id))
-        order, end = waiters.recent.get(order_id), loop.time() + timeout_s
-        if order is None and not self.lease: order = await self.order(order_id)
-        while order is None or order.state not in until:
-            if (left := end - loop.time()) <= 0: return order or await self.order(order_id)
-            order = await waiters.wait(order_id, left) or await self.order(order_id)
-        return order
-
-    async def wait_each(self, orders: Sequence[OrderRow], timeout_s: float) -> tuple[OrderRow, ...]: # as they are then
-        "Wait for several orders to end, for no longer than for one."
-        return tuple(await asyncio.gather(*(self.wait(o.id, timeout_s, TERMINAL) for o in orders)))
-
-    async def cancel(self,
-        order_id: UUID | str,
-        actor: str = "operator",
-        why: str = "", # for the audit
-    ) -> OrderRow: # as it is now; the cancellation may be on its way
-        "Ask for an order to be cancelled. One that has ended stays as it is. Raises `NotFound`, `Refused`."
-        order = await self.order(order_id)
-        await self.allowed(Write("cancel", order.instrument), "order.cancel", order, actor)
-        return await request_cancel(self.deps, order.id, actor, why)
-
-    async def allowed(self, write: Write, action: str, order: OrderRow, actor: str) -> None:
-        "Ask the guard; a refusal is written down."
-        try: await self.guard(write)
-        except Refused as e:
-            async with self.ledger.transaction() as tx:
-                await append_audits(tx, [AuditEvent(actor, f"{action}_refused", "order", str(order.id), {"reason": getattr(e, "reason", "refused")}, self.account)])
-            raise
+async def close_position(
+    desk: "Desk",
+    instrument: str,
+    units: Decimal | None = None, # no sign; None: all that is not covered by exits already on their way
+    *,
+    key: str | None = None, # idempotency key; None: a new order each time
+    override_kill: bool = False, # a person closes under the kill switch
+    expires_s: float = 30.0,
+    trace_id: str | None = None, # of the request that asked for it
+) -> OrderRow:
+    "Reduce a position with an order of its own. Raises `NotFound` when there is nothing to close, `OrderRefused`."
+    for attempt in range(3):
+        if (size := await desk.room(instrument) if units is None else towards_flat(await desk.held(instrument), abs(units))) == 0:
+            raise NotFound(f"{desk.account} holds nothing in {instrument} that is not being closed.", "See `deskbook positions`.")
+        exit = Intent(desk.account, instrument, size, kind="exit", reduce_only=True, override_kill=override_kill, expires_s=expires_s,
+            idempotency_key=key or f"close:{new_id()}", trace_id=trace_id)
+        try: return (await desk.submit(exit))[0]
+        except OrderRefused as e:
+            if e.reasons != ("exceeds_position",) or units is not None or attempt == 2: raise
+    raise AssertionError("not reached")
 
 # %% ../../../nbs/trading/50_desk.ipynb #4123267a
-# long: one position, then all of them
-class DeskExits(DeskOrders):
-    "Ways out."
-    async def close(self,
-        instrument: str,
-        units: Decimal | None = None, # no sign; None: all that is not covered by exits already on their way
-        *,
-        key: str | None = None, # idempotency key; None: a new order each time
-        override_kill: bool = False, # a person closes under the kill switch
-        expires_s: float = 30.0,
-        trace_id: str | None = None, # of the request that asked for it
-    ) -> OrderRow:
-        "Reduce a position with an order of its own. Raises `NotFound` when there is nothing to close, `OrderRefused`."
-        for attempt in range(3):
-            if (size := await self.room(instrument) if units is None else towards_flat(await self.held(instrument), abs(units))) == 0:
-                raise NotFound(f"{self.account} holds nothing in {instrument} that is not being closed.", "See `deskbook positions`.")
-            exit = Intent(self.account, instrument, size, kind="exit", reduce_only=True, override_kill=override_kill, expires_s=expires_s,
-                idempotency_key=key or f"close:{new_id()}", trace_id=trace_id)
-            try: return (await self.submit(exit))[0]
-            except OrderRefused as e:
-                if e.reasons != ("exceeds_position",) or units is not None or attempt == 2: raise
-        raise AssertionError("not reached")
-
-    async def room(self, instrument: str) -> Decimal:
-        "Signed units that an exit may still have."
-        async with self.ledger.transaction() as tx: view = await read_view(tx, self.deps, [], self.instruments, self.marks, lock=False)
-        return exit_room(view.portfolio, instrument)
-
-    async def held(self, instrument: str) -> Decimal:
-        "Signed units; 0: nothing."
-        rows = await self.ledger.rows("SELECT units FROM positions WHERE account = %s AND instrument = %s AND units <> 0", (self.account, instrument))
-        return rows[0]["units"] if rows else Decimal(0)
-
-    async def freeze(self, actor: str, why: str) -> None:
-        "Stop entries. What reduces a position stays allowed."
-        async with self.ledger.transaction() as tx: await freeze_entries(tx, self.account, "manual", f"{actor}: {why}", actor=actor)
-
-    async def close_each(self, override_kill: bool) -> list[OrderRow]:
-        "Close every position, all at the same time; one that is refused keeps none of the others. Raises `OrderRefused` when all are."
-        rows = await self.ledger.rows("SELECT instrument FROM positions WHERE account = %s AND units <> 0 ORDER BY instrument", (self.account,))
-        answers = await asyncio.gather(*(self.close(r["instrument"], override_kill=override_kill) for r in rows), return_exceptions=True)
-        exits, failed = [a for a in answers if isinstance(a, OrderRow)], [a for a in answers if isinstance(a, BaseException) and not isinstance(a, NotFound)]
-        for e in failed:
-            if not exits or not isinstance(e, OrderRefused): raise e
-        return exits
-
-    async def flatten(self,
-        confirm: str, # the name of the account, as a sign that this was meant
-        *,
-        override_kill: bool = False,
-        timeout_s: float = 30.0,
-        actor: str = "operator",
-    ) -> Flattened:
-        """Freeze entries, cancel everything and close everything at once, orders and positions of others included.
-
-        Entries stay frozen; `unfreeze` allows them again. Raises `BadInput` without the confirmation, `OrderRefused` when nothing could be closed."""
-        if confirm != self.account: raise BadInput(f"{confirm!r} does not confirm that {self.account} shall be flat.", "Give the name of the account.")
-        await self.freeze(actor, "flatten")
-        asked = [await self.cancel(o.id, actor) for o in await self.orders(live=True, limit=10_000)]
-        exits = await self.close_each(override_kill)
-        cancelled, closed = await asyncio.gather(self.wait_each(asked, timeout_s), self.wait_each(exits, timeout_s))
-        if asked: closed += await self.wait_each(await self.close_each(override_kill), timeout_s) # what an entry still got, or a cancelled exit had covered
-        left = await self.ledger.rows("SELECT instrument, units FROM positions WHERE account = %s AND units <> 0", (self.account,))
-        return Flattened(cancelled, closed, {r["instrument"]: r["units"] for r in left}, f"Entries are frozen. Allow them: deskbook risk unfreeze --account {self.account} --why ...")
+async def close_each(desk: "Desk", override_kill: bool) -> list[OrderRow]:
+    "Close every position, all at the same time; one that is refused keeps none of the others. Raises `OrderRefused` when all are."
+    rows = await desk.ledger.rows("SELECT instrument FROM positions WHERE account = %s AND units <> 0 ORDER BY instrument", (desk.account,))
+    answers = await asyncio.gather(*(desk.close(r["instrument"], override_kill=override_kill) for r in rows), return_exceptions=True)
+    exits, failed = [a for a in answers if isinstance(a, OrderRow)], [a for a in answers if isinstance(a, BaseException) and not isinstance(a, NotFound)]
+    for e in failed:
+        if not exits or not isinstance(e, OrderRefused): raise e
+    return exits
 
 # %% ../../../nbs/trading/50_desk.ipynb #a7685372
-class Desk(DeskExits):
+async def stop_entries(desk: "Desk", actor: str, why: str) -> None:
+    "Stop entries. What reduces a position stays allowed."
+    async with desk.ledger.transaction() as tx: await freeze_entries(tx, desk.account, "manual", f"{actor}: {why}", actor=actor)
+
+# %% ../../../nbs/trading/50_desk.ipynb #6a3e9be3
+async def flatten_account(
+    desk: "Desk",
+    confirm: str, # the name of the account, as a sign that this was meant
+    *,
+    override_kill: bool = False,
+    timeout_s: float = 30.0,
+    actor: str = "operator",
+) -> Flattened:
+    """Freeze entries, cancel everything and close everything at once, orders and positions of others included.
+
+    Entries stay frozen; `unfreeze` allows them again. Raises `BadInput` without the confirmation, `OrderRefused` when nothing could be closed."""
+    if confirm != desk.account: raise BadInput(f"{confirm!r} does not confirm that {desk.account} shall be flat.", "Give the name of the account.")
+    await desk.freeze(actor, "flatten")
+    asked = [await desk.cancel(o.id, actor) for o in await desk.orders(live=True, limit=10_000)]
+    exits = await close_each(desk, override_kill)
+    cancelled, closed = await asyncio.gather(wait_each(desk, asked, timeout_s), wait_each(desk, exits, timeout_s))
+    if asked: closed += await wait_each(desk, await close_each(desk, override_kill), timeout_s) # what an entry still got, or a cancelled exit had covered
+    left = await desk.ledger.rows("SELECT instrument, units FROM positions WHERE account = %s AND units <> 0", (desk.account,))
+    return Flattened(cancelled, closed, {r["instrument"]: r["units"] for r in left}, f"Entries are frozen. Allow them: deskbook risk unfreeze --account {desk.account} --why ...")
+
+# %% ../../../nbs/trading/50_desk.ipynb #d3fdc1ed
+async def unblock_instrument(desk: "Desk", instrument: str, actor: str, why: str) -> bool: # whether it was blocked
+    "Allow entries in one instrument again, after its unresolved order was explained."
+    async with desk.ledger.transaction() as tx:
+        gone = await (await tx.execute("DELETE FROM instrument_blocks WHERE account = %s AND instrument = %s RETURNING order_id, reason", (desk.account, instrument))).fetchall()
+        for row in gone: await resolve_alert(tx, f"{row['reason']}:{row['order_id']}")
+        if gone: await append_audits(tx, [AuditEvent(actor, "instrument.unblock", "instrument", instrument, {"why": why}, desk.account)])
+    return bool(gone)
+
+# %% ../../../nbs/trading/50_desk.ipynb #3b88b7cf
+class Desk:
     "One account of one ledger. Make it with `open_desk`."
+    def __init__(self, deps: Deps, guard: Guard, kill: KillSwitch, settings: Settings): # the guard asks kill switch, read-only and arming
+        self.deps, self.guard, self.kill, self.settings = deps, guard, kill, settings
+        self.account, self.ledger, self.venue, self.owner = deps.account, deps.ledger, deps.venue, new_owner()
+        self.marks, self.instruments, self.loading = Marks(deps), dict[str, Instrument](), asyncio.Lock()
+        self.intake = Intake(deps, guard, self.marks, self.instruments)
+        self.lease: Lease | None = None # set while this desk runs
+
+    load, order, orders, history = load_instruments, read_order, read_orders, read_history
+    positions, held, risk, room = read_positions, read_held, read_risk, read_room
+    submit_each, submit, wait, cancel = submit_intents, submit_all, wait_for_order, cancel_order
+    close, flatten, freeze, unblock = close_position, flatten_account, stop_entries, unblock_instrument
+
     async def reconcile(self) -> Reconciliation:
         "Compare ledger and venue now. Raises `VenueError`, `NotQuiet`."
         return await reconcile(self.deps, self.lease, "demand")
-
     async def unfreeze(self, actor: str, why: str, accept: bool = False) -> Reconciliation:
         "Allow entries again, when ledger and venue agree or that they need not is accepted."
         return await unfreeze(self.deps, self.lease, actor, why, accept)
-
-    async def unblock(self, instrument: str, actor: str, why: str) -> bool: # whether it was blocked
-        "Allow entries in one instrument again, after its unresolved order was explained."
-        async with self.ledger.transaction() as tx:
-            gone = await (await tx.execute("DELETE FROM instrument_blocks WHERE account = %s AND instrument = %s RETURNING order_id, reason", (self.account, instrument))).fetchall()
-            for row in gone: await resolve_alert(tx, f"{row['reason']}:{row['order_id']}")
-            if gone: await append_audits(tx, [AuditEvent(actor, "instrument.unblock", "instrument", instrument, {"why": why}, self.account)])
-        return bool(gone)
-
-    async def ready(self,
-        timeout_s: float = 30.0,
-    ) -> bool: # whether it is
-        "Wait until this desk, which runs, has reconciled and sends."
+    async def ready(self, timeout_s: float = 30.0) -> bool:
+        "Wait until this desk, which runs, has reconciled and sends; whether it has."
         return await wait_for_event(self.deps.signals.ready, timeout_s)
-
-    async def run(self,
-        stop: asyncio.Event, # set: finish what is under way, give the lease back, return
-    ) -> None:
-        "Hold the account's lease and do the work, for as long as nobody stops it. Waits while another desk holds it."
+    async def run(self, stop: asyncio.Event) -> None:
+        "Hold the account's lease and do the work until stopped. Waits while another desk holds it."
         await run(self, stop, self.settings.kill_switch_boot)
 
 # %% ../../../nbs/trading/50_desk.ipynb #63a4154c
@@ -481,6 +482,7 @@ async def epoch(
         await keeper
     await release_lease(deps.ledger, lease)
 
+# %% ../../../nbs/trading/50_desk.ipynb #a8c4b1fd
 async def wake_all(deps: Deps, stop: asyncio.Event, working: Sequence[asyncio.Task[None]]) -> None:
     "When the desk is stopped, nobody sleeps on."
     while not all(t.done() for t in working):

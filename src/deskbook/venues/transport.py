@@ -23,7 +23,8 @@ from .retry import Breaker, Kind, RetryPolicy, Timing, with_retry
 # %% auto #0
 __all__ = ['NOT_SENT', 'Explain', 'MAX_BODY', 'Ask', 'Answer', 'Timeouts', 'network_error', 'storable', 'read_json_object',
            'shown', 'status_error', 'for_create', 'Lanes', 'no_search', 'http_client', 'last_look', 'allow_write',
-           'Reply', 'exchange', 'read_reply', 'refusal', 'Transport']
+           'Reply', 'exchange', 'read_reply', 'refusal', 'Slots', 'measured', 'send_once', 'pause_s', 'attempt',
+           'Transport']
 
 # %% ../../../nbs/venues/15_transport.ipynb #7f14dbc4
 @dataclass(frozen=True)
@@ -295,80 +296,103 @@ def refusal(
     return ProtocolError(what, **said)
 
 # %% ../../../nbs/venues/15_transport.ipynb #4a5b22a8
-# long: what a request passes through, in this order
+class Slots:
+    "Places on the wire."
+    def __init__(self,
+        n: int, # requests at once
+        wait_s: float, # for a free place
+        venue: str, # for messages
+    ): self.free, self.wait_s, self.venue = asyncio.Semaphore(n), wait_s, venue
+
+    @contextlib.asynccontextmanager
+    async def one(self) -> AsyncIterator[None]:
+        "A place, for as long as the block lasts."
+        try: await asyncio.wait_for(self.free.acquire(), self.wait_s)
+        except TimeoutError: raise network_error(httpx.PoolTimeout("all connections are busy"), self.venue) from None
+        try: yield
+        finally: self.free.release()
+
+# %% ../../../nbs/venues/15_transport.ipynb #0593bea7
+async def measured(
+    http: httpx.AsyncClient,
+    ask: Ask,
+    at_last: Callable[[Write], None] | None, # as for `last_look`
+    total_s: float, # most that it may take
+    venue: str, # for messages
+) -> tuple[Reply, float]: # and how long it took, seconds
+    "Exchange one request. Raises `NetworkError`, `RequestTimeout`, or `Refused` of the last look."
+    start = time.perf_counter()
+    try:
+        async with asyncio.timeout(total_s): reply = await exchange(http, ask, at_last)
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, RuntimeError) as e:
+        VENUE_REQUESTS.labels(ask.group, "none").inc()
+        raise network_error(e, venue) from e
+    rtt_s = time.perf_counter() - start
+    VENUE_REQUESTS.labels(ask.group, str(reply.status)).inc()
+    VENUE_SECONDS.labels(ask.group).observe(rtt_s)
+    return reply, rtt_s
+
+# %% ../../../nbs/venues/15_transport.ipynb #d32d75cf
+async def send_once(
+    line: Transport,
+    ask: Ask,
+) -> Answer:
+    "Send, and read what came. Raises a `VenueError`, or `Refused` from the guard."
+    await line.limiter.acquire(line.limit_key, ask.urgent)
+    async with line.slots.one():
+        await allow_write(ask, line.guard, line.venue)
+        reply, rtt_s = await measured(line.http, ask, getattr(line.guard, "at_last", None), line.timeouts.total_s, line.venue)
+    answer, wrong = read_reply(reply, rtt_s, line.secrets)
+    if error := refusal(ask, answer, wrong, line.venue, line.explain, line.timing.clock()): raise error
+    return answer
+
+# %% ../../../nbs/venues/15_transport.ipynb #fcf7b5e9
+def pause_s(
+    error: RateLimited,
+    now_ms: int, # epoch ms
+) -> float | None: # seconds; None: it did not say
+    "How long the venue wants to be left alone."
+    return None if error.retry_at_ms is None else (error.retry_at_ms - now_ms)/1000
+
+async def attempt(
+    line: Transport,
+    ask: Ask,
+) -> Answer:
+    "Send once; an error means what it means for this kind of request."
+    breaker = line.breaker(ask.group)
+    breaker.before(ask.urgent)
+    try: answer = await send_once(line, ask)
+    except VenueError as e:
+        error = for_create(e, ask.client_id) if ask.kind == "create" else e
+        breaker.failed(error)
+        if isinstance(e, RateLimited): line.limiter.refused(line.limit_key, ask.urgent, pause_s(e, line.timing.clock()))
+        raise error from e.__cause__
+    except BaseException:
+        breaker.abandoned()
+        raise
+    breaker.succeeded()
+    return answer
+
+# %% ../../../nbs/venues/15_transport.ipynb #617ddd23
 class Transport:
     "Sends requests of one adapter."
-    def __init__(self,
-        venue: str, # for messages
-        http: httpx.AsyncClient,
-        limiter: Limiter,
-        limit_key: LimitKey,
-        explain: Explain,
+    def __init__(self, venue: str, http: httpx.AsyncClient, limiter: Limiter, limit_key: LimitKey, explain: Explain,
         guard: Guard | None = None, # without one nothing is written
-        policy: RetryPolicy | None = None,
-        timing: Timing | None = None,
-        timeouts: Timeouts = Timeouts(),
+        policy: RetryPolicy | None = None, timing: Timing | None = None, timeouts: Timeouts = Timeouts(),
         secrets: tuple[str, ...] = (), # never in an error
         connections: int = 8, # requests on the wire at once
     ):
         self.venue, self.http, self.limiter, self.limit_key, self.explain = venue, http, limiter, limit_key, explain
         self.guard, self.policy, self.timing, self.timeouts, self.secrets = guard, policy or RetryPolicy(), timing or Timing(), timeouts, secrets
-        self.breakers: dict[str, Breaker] = {}
-        self.slots = asyncio.Semaphore(connections)
+        self.breakers, self.slots = dict[str, Breaker](), Slots(connections, timeouts.slot_s, venue)
 
     def breaker(self, group: str) -> Breaker:
-        "The breaker of one group; one endpoint in trouble does not stop the others."
         if group not in self.breakers: self.breakers[group] = Breaker(f"{self.venue} {group}", self.policy, self.timing)
         return self.breakers[group]
 
     async def request(self, ask: Ask) -> Answer:
         "Send, repeating as the retry table allows. Raises a `VenueError`, or `Refused` from the guard."
         breaker = self.breaker(ask.group)
-        return await with_retry(lambda: self.attempt(ask), ask.kind, self.policy, self.timing, may=lambda: not breaker.state.open)
+        return await with_retry(lambda: attempt(self, ask), ask.kind, self.policy, self.timing, may=lambda: not breaker.state.open)
 
-    async def attempt(self, ask: Ask) -> Answer:
-        "Send once."
-        breaker = self.breaker(ask.group)
-        breaker.before(ask.urgent)
-        try: answer = await self._send(ask)
-        except VenueError as e:
-            error = for_create(e, ask.client_id) if ask.kind == "create" else e
-            breaker.failed(error)
-            if isinstance(e, RateLimited):
-                wait = None if e.retry_at_ms is None else (e.retry_at_ms - self.timing.clock())/1000
-                self.limiter.refused(self.limit_key, ask.urgent, wait)
-            raise error from e.__cause__
-        except BaseException:
-            breaker.abandoned()
-            raise
-        breaker.succeeded()
-        return answer
-
-    async def _send(self, ask: Ask) -> Answer:
-        await self.limiter.acquire(self.limit_key, ask.urgent)
-        async with self._slot():
-            await allow_write(ask, self.guard, self.venue)
-            start = time.perf_counter()
-            try:
-                async with asyncio.timeout(self.timeouts.total_s): reply = await exchange(self.http, ask, getattr(self.guard, "at_last", None))
-            except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, RuntimeError) as e:
-                VENUE_REQUESTS.labels(ask.group, "none").inc()
-                raise network_error(e, self.venue) from e
-        rtt_s = time.perf_counter() - start
-        VENUE_REQUESTS.labels(ask.group, str(reply.status)).inc()
-        VENUE_SECONDS.labels(ask.group).observe(rtt_s)
-        answer, wrong = read_reply(reply, rtt_s, self.secrets)
-        if error := refusal(ask, answer, wrong, self.venue, self.explain, self.timing.clock()): raise error
-        return answer
-
-    @contextlib.asynccontextmanager
-    async def _slot(self) -> AsyncIterator[None]:
-        "A free connection. Waiting too long for one sends nothing."
-        try: await asyncio.wait_for(self.slots.acquire(), self.timeouts.slot_s)
-        except TimeoutError: raise network_error(httpx.PoolTimeout("all connections are busy"), self.venue) from None
-        try: yield
-        finally: self.slots.release()
-
-    async def aclose(self) -> None:
-        "Close the connections."
-        await self.http.aclose()
+    async def aclose(self) -> None: await self.http.aclose()

@@ -6,20 +6,19 @@
 from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from math import sin
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
-import psycopg
 from ..api_routes import ApiDeps, gate_out
 from ..api_routes_market import evidence_path, from_live, not_asked_lately, published_ms
 from .elements import moment_in
+from .sources import Away, ask
 from ...studies.weekly import CANONICAL
 from ..up import environment_of
 from ...core.clock import to_datetime, to_ms
 from ...core.errors import DeskbookError
-from ...core.loop import within
 from ...market.candles import timeframe_ms
 from ...ops.health import is_read_only, is_running
 from ...ops.live_tools import mark_age_s, market_closed
@@ -58,7 +57,6 @@ class Said:
     def get(self, name: str, default: Any = None) -> Any: return self.value.get(name, default)
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #22123730
-# long: one small memory and the question it asks
 class LastSaid:
     "The memory of one desk's page."
     def __init__(self) -> None:
@@ -68,16 +66,9 @@ class LastSaid:
 
     async def ask(self, source: str, work: Awaitable[Mapping[str, Any]], now_ms: int) -> Said:
         "Ask, and remember. Never raises for a source that is away."
-        try: said = Said(await within(work, LOOK_S), now_ms)
-        except TimeoutError: said = self.old(source, f"no answer within {LOOK_S:g} s")
-        except DeskbookError as e: said = self.old(source, e.what)
-        except psycopg.Error as e: said = self.old(source, (str(e).strip().splitlines() or [type(e).__name__])[0])
-        self.said[source] = said
-        return said
-
-    def old(self, source: str, error: str) -> Said:
-        before = self.said.get(source, Said())
-        return Said(before.value, before.seen_ms, error)
+        said, before = await ask(source, work, LOOK_S), self.said.get(source, Said())
+        self.said[source] = replace(before, error=said.why) if isinstance(said, Away) else Said(said, now_ms)
+        return self.said[source]
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #f9bed352
 _MEMORIES: WeakKeyDictionary[Any, LastSaid] = WeakKeyDictionary()
@@ -256,7 +247,8 @@ def results_of(state: RiskState | None, policy: RiskPolicy | None, nav: Decimal 
     limit = policy.max_drawdown_frac if policy else None
     if state is None or nav is None: return {"day_pnl": None, "drawdown": None, "drawdown_limit": limit}
     today = state.day == to_datetime(now_ms).date()
-    return {"day_pnl": nav - state.day_start_equity if today else None, "drawdown": max(Decimal(0), losses(state, nav)["max_drawdown"]), "drawdown_limit": limit}
+    return {"day_pnl": nav - state.day_start_equity if today else None, "drawdown": max(Decimal(0), losses(state, nav)["max_drawdown"]),
+        "drawdown_limit": limit}
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #dc2234a3
 def oldest(
@@ -269,7 +261,8 @@ def oldest(
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #91134b4c
 def down_of(looked: Looked) -> tuple[Down, ...]:
     "The sources that do not answer."
-    return tuple(Down(name, said.error, said.seen_ms) for name, said in (("Valkey", looked.live), ("PostgreSQL", looked.ledger), ("venue", looked.venue)) if said.error)
+    sources = (("Valkey", looked.live), ("PostgreSQL", looked.ledger), ("venue", looked.venue))
+    return tuple(Down(name, said.error, said.seen_ms) for name, said in sources if said.error)
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #d0b8c1ca
 # long: one field after another
@@ -286,8 +279,9 @@ def hero_facts(deps: ApiDeps, looked: Looked) -> HeroFacts:
     return HeroFacts(deps.desk.account, mode_of(environment_of(deps.desk)), looked.kill, is_read_only(deps.desk),
         None if looked.ledger.error or not account else account["armed"], to_ms(until) if until else None, account.get("armed_by", ""),
         moment_in(loop.get("ts_ms")) if mark_age_s(loop, now) is not None else None, not looked.live.error and is_running(mark_age_s(loop, now), s.loop_s),
-        str(loop.get("error", "")), loop_ttl_s(s.loop_s), not market_closed(now), candle, gate, no_candle, no_gate, s.candle_stale_s, s.gate_max_age_s, nav, nav_ms,
-        account.get("currency", "USD"), **results_of(state, looked.ledger.get("policy"), nav, ledger_now(looked.ledger, now)),
+        str(loop.get("error", "")), loop_ttl_s(s.loop_s), not market_closed(now), candle, gate, no_candle, no_gate,
+        s.candle_stale_s, s.gate_max_age_s, nav, nav_ms, account.get("currency", "USD"),
+        **results_of(state, looked.ledger.get("policy"), nav, ledger_now(looked.ledger, now)),
         breaker=(state.reason or "tripped") if state and state.status == "tripped" else "",
         frozen=(account["freeze_reason"] or "frozen") if account.get("entries_frozen") else "",
         alerts=None if looked.ledger.seen_ms is None else looked.ledger.get("alerts", {}), down=down_of(looked), study_ms=looked.study_ms)
@@ -358,7 +352,8 @@ class PairFacts:
     def mid(self) -> Decimal | None: return None if self.bid is None or self.ask is None else (self.bid + self.ask)/2
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #13a581b2
-_JUDGED_HERE = frozenset({"kill_switch", "kill_switch_unreadable", "read_only", "not_armed", "ledger_down", "valkey_unavailable", "not_reconciled", "entries_frozen",
+_JUDGED_HERE = frozenset({"kill_switch", "kill_switch_unreadable", "read_only", "not_armed", "ledger_down", "valkey_unavailable",
+    "not_reconciled", "entries_frozen",
     "circuit_breaker", "session_closed", "session_exit_window", "missing_payload", "gate_stale", "gate_future_ts", "admit_false", "instrument_blocked"})
 
 def decision_reasons(decision: Mapping[str, Any] | None, gate: GateFacts | None) -> list[str]:
@@ -383,13 +378,19 @@ def pair_reasons(
     if not session.entry_allowed: found.append(session.reason)
     found += more
     own = list(said.reasons) if said else []
-    against = [r for r in gate_reasons(gate, rules, now_ms, max_age_s) if not (r == "admit_false" and own) and not (r == "missing_payload" and "valkey_unavailable" in found)]
+    against = [r for r in gate_reasons(gate, rules, now_ms, max_age_s) if not (r == "admit_false" and own)
+        and not (r == "missing_payload" and "valkey_unavailable" in found)]
     wanted = signal_of(gate, rules) if gate else ""
     found += [*own, *against, *([wanted] if isinstance(wanted, str) and wanted else []), *decision_reasons(decision, said)]
     return tuple(dict.fromkeys(found))
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #3290309e
-def pnl_of(held: Held | None, quotes: Mapping[str, Any], currency: str, now_ms: int) -> tuple[Decimal | None, str]: # and its unit
+def pnl_of(
+    held: Held | None,
+    quotes: Mapping[str, Any], # by instrument; those that lead to the account's currency among them
+    currency: str, # of the account
+    now_ms: int,
+) -> tuple[Decimal | None, str]: # and its currency
     "What a position would bring now."
     if held is None or held.unrealised_pnl is None: return None, ""
     quote = held.instrument.partition("_")[2]
@@ -410,7 +411,8 @@ def pair_facts(deps: ApiDeps, looked: Looked, hero: HeroFacts, name: str, desk: 
     held = held_of(row, quote) if row else None
     pnl, unit = pnl_of(held, quotes, hero.currency, now)
     more = {"profile_unreadable": bool(looked.profile_error), "instrument_blocked": name in looked.ledger.get("blocked", {}),
-        "venue_unreachable": old, "instrument_unknown": bool(looked.venue.value) and instrument is None, "instrument_not_tradeable": quote is not None and not old and not quote.tradeable}
+        "venue_unreachable": old, "instrument_unknown": bool(looked.venue.value) and instrument is None,
+        "instrument_not_tradeable": quote is not None and not old and not quote.tradeable}
     session = session_at(rules, now, s.session_exit_minutes)
     why = pair_reasons(desk, session, gate, rules, now, s.gate_max_age_s, decision, [code for code, holds in more.items() if holds])
     return PairFacts(name, session, gate_facts(gate, now), s.gate_max_age_s, why, quote and quote.bid, quote and quote.ask, quote and quote.time_ms, old,
@@ -432,24 +434,28 @@ def desk_facts(deps: ApiDeps, looked: Looked) -> DeskFacts:
     hero = hero_facts(deps, looked)
     why = desk_reasons(hero, looked.ledger, looked.live, looked.now_ms)
     names, held, quotes = deps.settings.hotband_pairs, looked.ledger.get("held", {}), looked.venue.get("quotes", {})
-    return DeskFacts(hero, tuple(pair_facts(deps, looked, hero, n, why) for n in names), tuple(held_of(r, quotes.get(n)) for n, r in held.items() if n not in names))
+    return DeskFacts(hero, tuple(pair_facts(deps, looked, hero, n, why) for n in names),
+        tuple(held_of(r, quotes.get(n)) for n, r in held.items() if n not in names))
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #7a5c0ef6
 # long: sample values
 def sample_desk(now_ms: int = 1_762_862_400_000) -> DeskFacts:
     "A desk to look at."
-    hero = HeroFacts("paper", "sandbox", KillState("off", "off", "web:maria", "after the roll", "2025-11-11T11:40:00Z"), False, None, None, "", now_ms - 800, True, "", 10.0, True,
-        ("USD_CAD", now_ms - 4_000), ("NZD_USD", now_ms - 3_000), (), (), 180, 180, Decimal("100213.55"), now_ms - 900, "USD", Decimal("213.55"), Decimal("0.0042"), Decimal("0.05"),
-        "", "", {"medium": 1, "low": 2})
+    hero = HeroFacts("paper", "sandbox", KillState("off", "off", "web:maria", "after the roll", "2025-11-11T11:40:00Z"), False, None, None,
+        "", now_ms - 800, True, "", 10.0, True,
+        ("USD_CAD", now_ms - 4_000), ("NZD_USD", now_ms - 3_000), (), (), 180, 180, Decimal("100213.55"), now_ms - 900, "USD",
+        Decimal("213.55"), Decimal("0.0042"), Decimal("0.05"), "", "", {"medium": 1, "low": 2})
     session = session_at(InstrumentProfile("EUR_USD"), now_ms)
     labels = ("trend_bull", "mean_revert", "trend_bear", "neutral", "chaotic", "trend_bull", "insufficient")
     def one(i: int, name: str, price: str, digits: int) -> PairFacts:
         bid, hazard = Decimal(price), 0.31 + 0.07*i
-        reasons = () if hazard <= 0.55 else ("hazard_exceeds_adaptive_threshold", "cooldown_active") if i % 2 else ("regime_filtered", "hazard_exceeds_adaptive_threshold", "repetitions_short")
+        high = "hazard_exceeds_adaptive_threshold"
+        reasons = () if hazard <= 0.55 else (high, "cooldown_active") if i % 2 else ("regime_filtered", high, "repetitions_short")
         gate = GateFacts(now_ms - 2_000, not reasons, ("BUY", "SELL", "SELL", "BUY")[i % 4], reasons[:1], labels[i], 0.5 + 0.06*i, hazard, 0.55)
         closes = tuple(float(bid)*(1 + 0.0004*(sin(k*(i + 3)/17) + sin(k*(i + 2)/5)/3)) for k in range(SPARK))
         held = Held(name, Decimal(12_000), bid*Decimal("0.999"), Decimal(0), Decimal(0), Decimal(0), Decimal(0), bid, Decimal("12.4")) if i == 0 else None
         return PairFacts(name, session, gate, 180, reasons, bid, bid + Decimal(14).scaleb(-digits), now_ms - 300, False, digits, closes, now_ms - 2_000,
             "refuse" if reasons else "enter", now_ms - 1_500, "4f2c", held, held.unrealised_pnl if held else None, "USD" if held else "")
-    rows = (("EUR_USD", "1.08410", 5), ("GBP_USD", "1.26702", 5), ("USD_JPY", "151.402", 3), ("USD_CHF", "0.88214", 5), ("AUD_USD", "0.65011", 5), ("USD_CAD", "1.40220", 5), ("NZD_USD", "0.59871", 5))
+    rows = (("EUR_USD", "1.08410", 5), ("GBP_USD", "1.26702", 5), ("USD_JPY", "151.402", 3), ("USD_CHF", "0.88214", 5),
+        ("AUD_USD", "0.65011", 5), ("USD_CAD", "1.40220", 5), ("NZD_USD", "0.59871", 5))
     return DeskFacts(hero, tuple(one(i, *row) for i, row in enumerate(rows)))

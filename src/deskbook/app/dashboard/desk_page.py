@@ -23,7 +23,8 @@ from ..api_models import KillSwitchBody
 from ..api_problems import ApiError
 from ..api_routes import ApiDeps, Deps, switch
 from .desk_facts import DeskFacts, Down, GateFacts, HeroFacts, Mode, PairFacts, desk_facts, look_at
-from .elements import SEVERITY_TONES, STUDY_STALE_S, Node, Tone, age, amount, badge, error_box, ident, meter, partial, reason_list, sentence, sparkline, trace_url, unknown, when
+from .elements import SEVERITY_TONES, STUDY_STALE_S, Node, Tone, age, amount, badge, decision_badge, error_box, ident, meter
+from .elements import partial, reason_list, sentence, sparkline, trace_url, unknown, when
 from .session import Viewer
 from .stream import LiveSource
 from .web import Actor, Read, Who, act_form, done, field, form_of, page_soon
@@ -41,7 +42,8 @@ def mode_view(f: HeroFacts) -> Node:
     return h.div(f".mode.{f.mode}")[h.strong[f.mode.upper()], " ", h.span[_MODES[f.mode], " · ", h.b[f.account]]]
 
 # %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #3f6ac0ed
-_READ: Mapping[Reading, str] = {"off": "clear", "on": "engaged", "missing": "missing, which counts as engaged", "unreadable": "cannot be read, which counts as engaged"}
+_READ: Mapping[Reading, str] = {"off": "clear", "on": "engaged", "missing": "missing, which counts as engaged",
+    "unreadable": "cannot be read, which counts as engaged"}
 
 def moment_of(ts: str) -> Node:
     "When it was switched, as somebody wrote it down."
@@ -71,14 +73,16 @@ def kill_view(kill: KillState) -> Node:
     return h.div(f"#kill-state.kill-state.{'engaged' if kill.engaged else 'clear'}", role="status")[h.h2["Kill switch ", head], about]
 
 # %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #7b5cdf0f
-def item(label: str, *value: Node, title: str | None = None, tone: str = "") -> Node: return h.div(f".item{f'.{tone}' if tone else ''}", title=title)[h.span(".label")[label], h.span(".value")[list(value)]]
+def item(label: str, *value: Node, title: str | None = None, tone: str = "") -> Node:
+    return h.div(f".item{f'.{tone}' if tone else ''}", title=title)[h.span(".label")[label], h.span(".value")[list(value)]]
 
 def percent(value: Decimal | None, digits: int = 2) -> Node: return amount(None if value is None else value*100, "%", digits)
 
 def feed(label: str, last: tuple[str, int] | None, without: tuple[str, ...], stale_s: float, is_open: bool) -> Node:
     "How old a feed is: its oldest pair by name, and those that have nothing."
     oldest = [age(last[1], stale_s if is_open else None), h.span(".unit")[f" {last[0]}"]] if last else h.span(".none")["nothing yet"]
-    return item(label, oldest, h.span(".down")[f", none of {', '.join(without)}"] if without and last else None, title=f"the oldest of all pairs; old after {stale_s:g} s")
+    return item(label, oldest, h.span(".down")[f", none of {', '.join(without)}"] if without and last else None,
+        title=f"the oldest of all pairs; old after {stale_s:g} s")
 
 # %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #ce437e99
 def alerts_view(alerts: Mapping[str, int] | None) -> Node:
@@ -113,19 +117,26 @@ def hero_view(f: HeroFacts) -> Node:
     stopped = [badge("breaker tripped", "bad", f.breaker)] if f.breaker else []
     stopped += [badge("entries frozen", "warn", f.frozen)] if f.frozen else []
     loop = [age(f.loop_ms, f.loop_stale_s), badge(sentence(f.loop_error), "bad") if f.loop_error else None] if f.loop_ms else badge("no round told", "bad")
-    items = [item("NAV", amount(f.nav, f.currency), [" · ", age(f.nav_ms, 60)] if f.nav is not None and f.down else None), item("Day", amount(f.day_pnl, f.currency, sign=True), title="realised and unrealised, since 00:00 UTC"),
-        item("Drawdown", drawdown_view(f), tone="dd"), item("Loop", loop, title="the manager's last round"), feed("Candles", f.candle, f.no_candle, f.candle_stale_s, f.market_open),
-        feed("Gates", f.gate, f.no_gate, f.gate_stale_s, f.market_open), item("Alerts", alerts_view(f.alerts)), item("Study", age(f.study_ms, STUDY_STALE_S) if f.study_ms else h.span(".none")["none yet"], title="when the weekly signal study was published"), item("Armed", armed_view(f)) if f.mode == "live" else None]
+    study = age(f.study_ms, STUDY_STALE_S) if f.study_ms else h.span(".none")["none yet"]
+    items = [item("NAV", amount(f.nav, f.currency), [" · ", age(f.nav_ms, 60)] if f.nav is not None and f.down else None),
+        item("Day", amount(f.day_pnl, f.currency, sign=True), title="realised and unrealised, since 00:00 UTC"),
+        item("Drawdown", drawdown_view(f), tone="dd"), item("Loop", loop, title="the manager's last round"),
+        feed("Candles", f.candle, f.no_candle, f.candle_stale_s, f.market_open),
+        feed("Gates", f.gate, f.no_gate, f.gate_stale_s, f.market_open), item("Alerts", alerts_view(f.alerts)),
+        item("Study", study, title="when the weekly signal study was published"), item("Armed", armed_view(f)) if f.mode == "live" else None]
     badges = [kill_badge(f.kill), badge("READ_ONLY", "warn", sentence("read_only")) if f.read_only else None, doing(f), *stopped, down_badges(f.down)]
     return h.div(f"#hero.hero.{f.mode}", role="region", aria_label="State of the desk")[mode_view(f), h.div(".states")[badges], h.div(".items")[items]]
 
 # %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #4f598b77
-_LOST: Mapping[str, str] = {"Valkey": "Gates and candles below are those of before; the kill switch counts as engaged.", "PostgreSQL": "Positions, decisions and alerts below are those of before; nothing can be traded.",
+_LOST: Mapping[str, str] = {"Valkey": "Gates and candles below are those of before; the kill switch counts as engaged.",
+    "PostgreSQL": "Positions, decisions and alerts below are those of before; nothing can be traded.",
     "venue": "Prices below are those of before."}
 
 def down_view(down: tuple[Down, ...]) -> Node:
     "A box for each source that does not answer."
-    def since(d: Down) -> Node: return [_LOST.get(d.source), " It answered last at ", when(d.seen_ms), "."] if d.seen_ms else "It has not answered since this process started."
+    def since(d: Down) -> Node:
+        if not d.seen_ms: return "It has not answered since this process started."
+        return [_LOST.get(d.source), " It answered last at ", when(d.seen_ms), "."]
     return h.div("#desk-down")[[error_box(f"{d.source} does not answer.", [since(d), h.br, h.code[d.why]]) for d in down]]
 
 # %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #a358858f
@@ -144,13 +155,15 @@ _ARROW = {"BUY": "▲ BUY", "SELL": "▼ SELL", "FLAT": "◆ FLAT"}
 def hazard_view(g: GateFacts) -> Node:
     "The hazard against the threshold that adapts."
     most = max(1e-9, 1.6*(g.threshold or 0), 1.05*(g.hazard or 0))
-    return h.div(".hazard")[h.span(".label")["hazard"], meter(g.hazard, g.threshold, "hazard", min(1.0, most)), h.span[amount(g.hazard, digits=2), h.span(".unit")[" / ", amount(g.threshold, digits=2)]]]
+    return h.div(".hazard")[h.span(".label")["hazard"], meter(g.hazard, g.threshold, "hazard", min(1.0, most)),
+        h.span[amount(g.hazard, digits=2), h.span(".unit")[" / ", amount(g.threshold, digits=2)]]]
 
 def gate_view(g: GateFacts, stale_s: float | None, old: Node = None) -> Node:
     "What the last gate says."
     said = badge("admitted", "good") if g.admit else badge("not admitted", "warn")
     regime = [h.b[g.regime or "no regime"], " ", percent(None if g.confidence is None else Decimal(str(g.confidence)), 0)]
-    return [h.div(".gate")[said, h.span(".side")[_ARROW.get(g.direction, g.direction or "no side")], h.span[regime], h.span(".since")[old, " ", when(g.at_ms, "minute"), " ", age(g.at_ms, stale_s)]], hazard_view(g)]
+    return [h.div(".gate")[said, h.span(".side")[_ARROW.get(g.direction, g.direction or "no side")], h.span[regime],
+        h.span(".since")[old, " ", when(g.at_ms, "minute"), " ", age(g.at_ms, stale_s)]], hazard_view(g)]
 
 def why_view(p: PairFacts) -> Node:
     "Nothing speaks against an entry, or everything that does."
@@ -162,14 +175,16 @@ def why_view(p: PairFacts) -> Node:
 def judged_view(p: PairFacts) -> Node:
     "The gate, and why not."
     old = old_badge(p.live_old, "Valkey")
-    gate = gate_view(p.gate, p.gate_stale_s if p.market_open else None, old) if p.gate else h.p(".none")["No gate is known. " if p.live_old else "There is no gate.", old]
+    gate = gate_view(p.gate, p.gate_stale_s if p.market_open else None,
+        old) if p.gate else h.p(".none")["No gate is known. " if p.live_old else "There is no gate.", old]
     return h.div(".judged", id=ident("pair", p.name, "gate"))[gate, why_view(p)]
 
 def position_view(p: PairFacts) -> Node:
     "What is held, and what it would bring."
     if p.held is None: return h.span(".none")["flat"]
     side = "long" if p.held.units > 0 else "short"
-    return [h.b[side, " "], amount(abs(p.held.units), digits=0), h.span(".unit")[" at "], amount(p.held.average_price, digits=p.digits), " ", amount(p.pnl, p.pnl_unit, sign=True)]
+    return [h.b[side, " "], amount(abs(p.held.units), digits=0), h.span(".unit")[" at "], amount(p.held.average_price, digits=p.digits),
+        " ", amount(p.pnl, p.pnl_unit, sign=True)]
 
 def session_view(p: PairFacts) -> Node:
     "When the hours change next."
@@ -178,11 +193,9 @@ def session_view(p: PairFacts) -> Node:
     return "always open" if s.closes_ms >= NEVER_MS else ["closes ", when(s.closes_ms, "day")]
 
 # %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #3d6cdaa7
-_VERDICT = {"enter": "entered", "exit": "closed", "hold": "held", "refuse": "refused"}
-
 def held_view(p: PairFacts) -> Node:
     "Position, last decision, hours."
-    said = _VERDICT.get(p.verdict, p.verdict)
+    said = decision_badge(p.verdict)
     decided = [h.a(href=trace_url(p.trace_id))[said] if p.trace_id else said, " ", when(p.decided_ms, "minute")] if p.verdict else h.span(".none")["none yet"]
     rows = [("Position", "all", [position_view(p), " ", old_badge(p.ledger_old, "PostgreSQL")]), ("Decided", "", decided), ("Hours", "", session_view(p))]
     return h.dl(".held", id=ident("pair", p.name, "held"))[[h.div(class_=wide or None)[h.dt[k], h.dd[v]] for k, wide, v in rows]]
@@ -194,7 +207,9 @@ def pair_card(p: PairFacts) -> Node:
 
 # %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #57e8d809
 def why_stop(wired: Mapping[str, Any]) -> Node: return h.input(wired, type="text", maxlength="500", autocomplete="off", placeholder="may stay empty")
-def why_clear(wired: Mapping[str, Any]) -> Node: return h.input(wired, type="text", maxlength="500", autocomplete="off", required=True, placeholder="what was the cause, why is it over?")
+def why_clear(wired: Mapping[str, Any]) -> Node:
+    return h.input(wired, type="text", maxlength="500", autocomplete="off", required=True,
+        placeholder="what was the cause, why is it over?")
 
 def emptied(name: str) -> Node:
     "A reason that was given is not given again."
@@ -223,7 +238,8 @@ def kill_panel(viewer: Viewer, f: HeroFacts) -> Node:
 def strangers_view(held: Sequence[Held]) -> Node:
     "Positions outside the roster."
     def one(x: Held) -> Node: return [h.b[x.instrument], " long " if x.units > 0 else " short ", amount(abs(x.units), digits=0)]
-    said = ["Held outside HOTBAND_PAIRS, where nothing is entered and positions are only closed: ", [[one(x), "; "] for x in held], h.a(href="/ui/positions")["positions"]]
+    said = ["Held outside HOTBAND_PAIRS, where nothing is entered and positions are only closed: ", [[one(x), "; "] for x in held],
+        h.a(href="/ui/positions")["positions"]]
     return h.div("#strangers")[h.p(".card.warn")[said] if held else None]
 
 # %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #f9615b10
@@ -266,8 +282,9 @@ def body_of(viewer: Viewer, engage: bool, why: str) -> KillSwitchBody:
 # %% ../../../../nbs/app/dashboard/11_desk_page.ipynb #77612f2f
 def engaged_words(s: Switched) -> tuple[str, Tone]:
     "What engaging reached."
-    said = "All sending is stopped." if s.local and s.stored else "Stopped on this machine; Valkey was not reached, so desks on other machines may not know. Press again when it is back." if s.local else \
-        "Stopped in Valkey; the file on this machine could not be written. Sending stays stopped."
+    here = "Stopped on this machine; Valkey was not reached, so desks on other machines may not know. Press again when it is back."
+    there = "Stopped in Valkey; the file on this machine could not be written. Sending stays stopped."
+    said = "All sending is stopped." if s.local and s.stored else here if s.local else there
     return said + ("" if s.audited else " The ledger was not reached: there is no audit row."), "good" if s.local and s.stored and s.audited else "warn"
 
 TODO: Mapping[str, str] = {
@@ -317,4 +334,5 @@ async def clear(request: Request, deps: Deps, viewer: Actor) -> Response:
     except ApiError as e:
         told(request)
         raise ApiError(e.code, f"{e.what} {TODO.get(e.code, '')}".strip(), **e.more) from None
-    return await answered(request, deps, "The kill switch is clear." + ("" if s.audited else " The ledger was not reached: there is no audit row."), "good" if s.audited else "warn")
+    return await answered(request, deps, "The kill switch is clear." + ("" if s.audited
+        else " The ledger was not reached: there is no audit row."), "good" if s.audited else "warn")

@@ -6,22 +6,21 @@
 from __future__ import annotations
 import asyncio
 import concurrent.futures
-import logging
 import re
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 import htpy as h
 from .desk_facts import DeskFacts, desk_facts, look_at
-from .desk_page import down_view, hero_view, kill_view, pair_card
+from .desk_page import down_view, hero_view, kill_view, pair_card, strangers_view
 from .elements import STATIC, Node, error_box, style_sheet
+from .sources import Away, ask
 from ...core.clock import Clock, system_clock
-from ...core.errors import DeskbookError
 from ...core.loop import background_loop, run_sync
 
 # %% auto #0
-__all__ = ['Reader', 'log', 'scoped_style', 'span_of', 'aged', 'DeskWidget', 'watch_desk']
+__all__ = ['Reader', 'scoped_style', 'span_of', 'aged', 'DeskView', 'Follower', 'DeskWidget', 'watch_desk']
 
 # %% ../../../../nbs/app/dashboard/12_desk_widget.ipynb #7e63deae
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def scoped_style() -> str:
     "The pages' style for what stands inside `.deskbook-view`."
     css = style_sheet() + (STATIC/"desk_page.css").read_text(encoding="utf-8")
     inside = re.sub(r"(?<![\w.#-])(:root|body|html)(?=[\s.\[{:])", ":scope", css)
-    return f"@scope (.deskbook-view) {{ {inside} }} {_THEMES} .deskbook-view .kill-state {{ padding: .3rem 1rem }}"
+    return f"@scope (.deskbook-view) {{ {inside} }} {_THEMES} .deskbook-view .kill-state {{ padding: .3rem 1rem }} .deskbook-view > .pair {{ margin: 0 }}"
 
 # %% ../../../../nbs/app/dashboard/12_desk_widget.ipynb #3132e9ee
 _AGE = re.compile(r'<time class="age" datetime="[^"]*" data-ms="(-?\d+)"(?: data-stale-s="([^"]+)")?>[^<]*</time>')
@@ -59,27 +58,20 @@ def aged(
 
 # %% ../../../../nbs/app/dashboard/12_desk_widget.ipynb #65956443
 Reader = Callable[[], Awaitable[DeskFacts]]
-log = logging.getLogger(__name__)
+_LOOK_WAIT_S = 10.0 # its sources answer or are given up long before
 
 def _box(node: Node) -> str: return f'<div class="deskbook-view">{h.fragment[node]}</div>'
 
 # %% ../../../../nbs/app/dashboard/12_desk_widget.ipynb #928b3e9a
-# long: one small object: what it shows, and its start and stop
-class DeskWidget:
-    "A desk in a notebook. Show it by naming it at the end of a cell."
-    def __init__(self,
-        read: Reader, # gives what to show
-        every_s: float = 1.0, # between two looks
-        clock: Clock = system_clock,
-        close: Callable[[], None] = lambda: None, # called once, when it is stopped
-    ):
+class DeskView:
+    "The parts of a desk as widgets."
+    def __init__(self, clock: Clock):
         import ipywidgets as w # type: ignore[import-untyped]
-        self.read, self.every_s, self.clock, self.close = read, every_s, clock, close
+        self.clock, self.html = clock, w.HTML
         self.parts: dict[str, Any] = {n: w.HTML() for n in ("hero", "trouble", "kill")} # by name; pairs come with the first look
         columns = w.Layout(grid_template_columns="repeat(auto-fill, minmax(320px, 1fr))", grid_gap="8px", align_items="stretch")
         self.cards = w.GridBox(layout=columns)
-        self.box = w.VBox([w.HTML(f"<style>{scoped_style()}</style>"), self.parts["hero"], self.parts["trouble"], self.parts["kill"], self.cards])
-        self.following: concurrent.futures.Future[None] | None = None
+        self.box = w.VBox([w.HTML(f"<style>{scoped_style()}</style>"), *self.parts.values(), self.cards])
 
     def put(self, name: str, node: Node) -> None:
         "Change one part, if it did change."
@@ -88,20 +80,20 @@ class DeskWidget:
 
     def show(self, facts: DeskFacts) -> None:
         "Draw."
-        import ipywidgets as w
-        for p in facts.pairs: self.parts.setdefault(f"pair {p.name}", w.HTML())
+        for p in facts.pairs: self.parts.setdefault(f"pair {p.name}", self.html())
         cards = tuple(self.parts[f"pair {p.name}"] for p in facts.pairs)
         if self.cards.children != cards: self.cards.children = cards
-        for name, node in {"hero": hero_view(facts.hero), "trouble": down_view(facts.hero.down), "kill": kill_view(facts.hero.kill)}.items(): self.put(name, node)
+        top = {"hero": hero_view(facts.hero), "trouble": [down_view(facts.hero.down), strangers_view(facts.strangers)], "kill": kill_view(facts.hero.kill)}
+        for name, node in top.items(): self.put(name, node)
         for p in facts.pairs: self.put(f"pair {p.name}", pair_card(p))
 
-    async def look(self) -> None:
-        "Read and draw. What cannot be read is said; what is shown stays."
-        try: self.show(await self.read())
-        except DeskbookError as e: self.put("trouble", error_box(e.what, e.todo))
-        except Exception as e: # whatever it is, the next look is made
-            log.exception("the desk cannot be shown")
-            self.put("trouble", error_box(f"{type(e).__name__}: {e}", "The next look is made all the same."))
+# %% ../../../../nbs/app/dashboard/12_desk_widget.ipynb #e23cd595
+class Follower:
+    "Looks again and again."
+    every_s: float = 1.0 # between two looks
+    following: concurrent.futures.Future[None] | None = None # None: it was not started, or stopped
+
+    async def look(self) -> None: raise NotImplementedError
 
     async def follow(self) -> None:
         "Look until cancelled."
@@ -109,21 +101,48 @@ class DeskWidget:
             await self.look()
             await asyncio.sleep(self.every_s)
 
-    def once(self) -> DeskWidget:
+    def once(self) -> Self:
         "One look."
         run_sync(self.look())
         return self
 
-    def start(self) -> DeskWidget:
+    def start(self) -> Self:
         "Look again and again, until stopped."
-        if self.following is None or self.following.done(): self.following = asyncio.run_coroutine_threadsafe(self.follow(), background_loop())
+        if self.following is None or self.following.done():
+            self.following = asyncio.run_coroutine_threadsafe(self.follow(), background_loop())
         return self
+
+# %% ../../../../nbs/app/dashboard/12_desk_widget.ipynb #1c74f084
+class DeskWidget(DeskView, Follower):
+    "A desk in a notebook. Show it by naming it at the end of a cell."
+    def __init__(self,
+        read: Reader, # gives what to show
+        every_s: float = 1.0, # between two looks
+        clock: Clock = system_clock,
+        close: Callable[[], None] = lambda: None, # called once, when it is stopped or closed
+    ):
+        super().__init__(clock)
+        self.read, self.every_s, self.let_go = read, every_s, close
+        self.box.observe(lambda change: self.stop() if change.new is None else None, "comm") # somebody closed it
+
+    async def look(self) -> None:
+        "Read and draw. Never raises."
+        said = await ask("The desk", self.read(), _LOOK_WAIT_S)
+        if isinstance(said, Away): self.put("trouble", error_box(said.why, said.todo))
+        else: self.show(said)
 
     def stop(self) -> None:
         "No more looks; what was opened for them is closed."
-        if self.following is not None: self.following.cancel()
-        self.following, close, self.close = None, self.close, lambda: None
-        close()
+        if self.following is not None:
+            self.following.cancel()
+            self.put("trouble", stopped_view(self.clock()))
+        self.following, let_go, self.let_go = None, self.let_go, lambda: None
+        let_go()
+
+    def close(self) -> None:
+        "Stop, and take it off the notebook."
+        self.stop()
+        for part in (*self.parts.values(), self.cards, self.box): part.close()
 
     def _repr_mimebundle_(self, **how: Any) -> Any: return self.box._repr_mimebundle_(**how)
 

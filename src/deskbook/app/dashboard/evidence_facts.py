@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MOST_BYTES', 'aside', 'Wary', 'number_at', 'count_at', 'text_at', 'moment_at', 'named_in', 'listed_in', 'Point',
-           'Band', 'Instrument', 'Study', 'study_of', 'detectable_bp', 'RosterRow', 'Roster', 'roster_of', 'Trouble',
-           'file_key', 'document_of', 'tried', 'Week', 'week_at', 'Archived', 'archive_of', 'weeks_before', 'Change',
-           'changes_of', 'Rate', 'Summary', 'bundles_of', 'regimes_of', 'summary_at', 'RunRow', 'run_row', 'run_names',
-           'runbooks_of', 'RunPage', 'RunShelf', 'run_page', 'EvidenceFacts', 'week_before', 'shelf_of', 'canonical_of',
-           'evidence_facts', 'run_folder', 'RunFacts', 'run_facts', 'artefact', 'report_page']
+           'Band', 'Instrument', 'Study', 'study_of', 'detectable_bp', 'RosterRow', 'Roster', 'roster_of', 'file_key',
+           'document_of', 'tried', 'Week', 'week_at', 'Archived', 'archive_of', 'weeks_before', 'Change', 'changes_of',
+           'Rate', 'Summary', 'bundles_of', 'regimes_of', 'summary_at', 'run_in', 'run_names', 'runbooks_of', 'RunPage',
+           'RunShelf', 'run_page', 'EvidenceFacts', 'week_before', 'shelf_of', 'canonical_of', 'evidence_facts',
+           'RunDetails', 'entry_of', 'run_details', 'artefact', 'report_page']
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #a8707f67
 import json
@@ -18,7 +18,7 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -34,8 +34,9 @@ from ...ops.evidence import Evidence, seal_problem
 from ...ops.report import RunEntry, read_run, report_policy
 from ...studies.roster import decide_roster, read_ledger, week_numbers, week_of
 from ...studies.weekly import CANONICAL, is_simulated
-from .elements import Aside, Tone
-from .runbook_facts import standing, traceback_in
+from .elements import Aside
+from .runbook_facts import PLAIN, RunFacts, moment_ms, run_facts, run_folder, traceback_in, unreadable_run
+from .sources import Away, away_of
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #dc44c6c8
 MOST_BYTES = 8_000_000 # of a file; a study of seven pairs has under one million
@@ -88,16 +89,11 @@ def text_at(
     at.no("text")
     return ""
 
-# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #59dd2d09
-_FIRST_MS, _LAST_MS = to_ms("2000-01-01"), to_ms("2100-01-01")
-
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #59bb1492
 def moment_at(at: Wary) -> int | None: # epoch ms
     "A moment."
     if at.value is None: return None
-    try: ms = to_ms(at.value) if isinstance(at.value, (str, int)) and not isinstance(at.value, bool) and len(str(at.value)) < 60 else 0
-    except (DeskbookError, ValueError, OverflowError): ms = 0
-    return ms if _FIRST_MS <= ms < _LAST_MS else at.no("moment")
+    return at.no("moment") if (ms := moment_ms(at.value)) is None else ms
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #35223a8e
 def named_in(
@@ -341,14 +337,6 @@ def roster_of(
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #2ac1c302
 aside = Aside("evidence")
 
-# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #c5617ccd
-@dataclass(frozen=True)
-class Trouble:
-    "Why something cannot be shown."
-    what: str
-    todo: str = ""
-    missing: bool = False # it was never there
-
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #699857e1
 def file_key(
     path: Path,
@@ -374,13 +362,14 @@ def document_of(path: Path) -> tuple[Any, int]: # JSON types, epoch ms
 def tried[T](
     read: Callable[..., T],
     *args: Any,
-) -> T | Trouble:
+) -> T | Away:
     "What `read` gives, or why it does not."
     try: return read(*args)
-    except DeskbookError as e: return Trouble(e.what, e.todo or _TODO.get(getattr(e, "code", ""), ""),
-        getattr(e, "code", "") == "evidence_missing")
-    except Exception as e: return Trouble(f"The evidence cannot be judged: {type(e).__name__}.",
-        "Its values are not of the kind a study writes. Publish it again.")
+    except DeskbookError as e:
+        said = away_of(e)
+        return replace(said, todo=said.todo or _TODO.get(said.code, ""))
+    except Exception as e: # as many kinds as a document can be wrong
+        return Away(f"The evidence cannot be judged: {type(e).__name__}.", "Its values are not of the kind a study writes. Publish it again.")
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #5c20aa46
 _TODO = {"evidence_invalid": "Restore it from `reports/evidence/archive`, or publish again with `deskbook weekly`.",
@@ -392,7 +381,7 @@ _TODO = {"evidence_invalid": "Restore it from `reports/evidence/archive`, or pub
 class Week:
     "A study and its roster."
     study: Study
-    roster: Roster | Trouble
+    roster: Roster | Away
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #f20518c3
 @lru_cache(maxsize=24)
@@ -402,8 +391,8 @@ def _study(path: Path, key: Any) -> Study: # the key changes when the file does
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #70f8f0dd
 @lru_cache(maxsize=24)
-def _roster(path: Path, key: Any, ledger_file: Path, ledger_key: Any) -> Roster | Trouble:
-    if isinstance(ledger_key, Trouble) and not ledger_key.missing: return ledger_key
+def _roster(path: Path, key: Any, ledger_file: Path, ledger_key: Any) -> Roster | Away:
+    if isinstance(ledger_key, Away) and not ledger_key.missing: return ledger_key
     return tried(lambda: roster_of(document_of(path)[0], ledger_file))
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #d575237c
@@ -529,34 +518,11 @@ def summary_at(
     "A published summary. Raises `DeskbookError`."
     return read(*document_of(path))
 
-# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #43a8c4b9
-@dataclass(frozen=True)
-class RunRow:
-    "One run in the list."
-    run_id: str
-    runbook: str
-    title: str
-    word: str # how it stands
-    tone: Tone
-    mode: str
-    window: tuple[str, str] # as the run says it
-    started_ms: int | None
-    duration_s: float | None
-    problem: str # why it cannot be read
-
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #43cfb917
-def run_row(entry: RunEntry) -> RunRow:
-    "What the list shows."
-    e = entry.evidence
-    if e is None: return RunRow(entry.run_id, entry.runbook, "", "UNREADABLE", "bad", "", ("", ""), None, None, entry.problem)
-    word, tone = standing(e)
-    given: Mapping[str, Any] = e.window or {k: e.parameters.get(k) for k in ("start", "end")}
-    window = str(given.get("start") or "")[:20], str(given.get("end") or "")[:20]
-    return RunRow(entry.run_id, entry.runbook, e.title[:200], word, tone, e.mode[:20], window, moment_at(Wary(e.started)),
-        e.duration_s, "")
-
-# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #a87ce9fa
-_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}") # names of runbooks and of runs
+def run_in(entry: RunEntry) -> RunFacts:
+    "A run of the list, readable or not."
+    if entry.evidence is None: return unreadable_run(entry.runbook, entry.run_id, entry.problem)
+    return run_facts(entry.evidence, entry.runbook, entry.run_id)
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #9b286b91
 def run_names(
@@ -567,22 +533,22 @@ def run_names(
     found = []
     for book in runbooks_of(reports):
         if runbook in ("", book):
-            with os.scandir(reports/book) as runs: found += [(r.name, book) for r in runs if _PLAIN.fullmatch(r.name)
-                and r.is_dir(follow_symlinks=False)]
+            with os.scandir(reports/book) as runs:
+                found += [(r.name, book) for r in runs if PLAIN.fullmatch(r.name) and r.is_dir(follow_symlinks=False)]
     return sorted(found, reverse=True)
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #326e7825
 def runbooks_of(reports: Path) -> list[str]:
     "The runbooks that have runs."
-    try: return sorted(e.name for e in os.scandir(reports) if _PLAIN.fullmatch(e.name) and e.name != "evidence"
-        and e.is_dir(follow_symlinks=False))
+    def is_one(e: os.DirEntry[str]) -> bool: return bool(PLAIN.fullmatch(e.name)) and e.name != "evidence" and e.is_dir(follow_symlinks=False)
+    try: return sorted(e.name for e in os.scandir(reports) if is_one(e))
     except OSError: return []
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #d77e2465
 @dataclass(frozen=True)
 class RunPage:
     "Some runs."
-    rows: tuple[RunRow, ...]
+    rows: tuple[RunFacts, ...]
     after: str # the next page begins after this run; "": this was the last
     looked: int # how many runs were looked at
     of: int # how many there are
@@ -592,17 +558,17 @@ class RunShelf:
     "Remembers what it read."
     def __init__(self, reports: Path, most: int = 5000):
         self.reports, self._most = reports, most
-        self._known: OrderedDict[Path, tuple[Any, RunRow]] = OrderedDict()
+        self._known: OrderedDict[Path, tuple[Any, RunFacts]] = OrderedDict()
         self._lock = threading.Lock()
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #072e65e9
-def _seen(self: RunShelf, path: Path) -> tuple[RunRow | None, bool]: # the row, and whether it was read now
+def _seen(self: RunShelf, path: Path) -> tuple[RunFacts | None, bool]: # the run, and whether it was read now
     try: key = file_key(path)
-    except ApiError as e: return (None, False) if e.code == "evidence_missing" else (run_row(RunEntry(path.parent.name,
-        path.parent.parent.name, None, e.what, path.parent)), False)
+    except ApiError as e:
+        return None if e.code == "evidence_missing" else unreadable_run(path.parent.parent.name, path.parent.name, e.what), False
     with self._lock: known = self._known.get(path)
     if known and known[0] == key: return known[1], False
-    row = run_row(read_run(path))
+    row = run_in(read_run(path))
     if row.tone != "busy": # one that runs may end without touching its file
         with self._lock:
             self._known[path] = key, row
@@ -619,7 +585,7 @@ def run_page(
 ) -> RunPage:
     "Runs, newest first. Blocks while it reads."
     names = run_names(shelf.reports, runbook)
-    rows: list[RunRow] = []
+    rows: list[RunFacts] = []
     read = looked = 0
     last = ""
     for run_id, book in names:
@@ -634,12 +600,12 @@ def run_page(
 @dataclass(frozen=True)
 class EvidenceFacts:
     "Everything the evidence page shows."
-    week: Week | Trouble
+    week: Week | Away
     chosen: str # name in the archive; "": what stands now
     before: Study | None # the week before
     archive: tuple[Archived, ...]
-    bundles: Summary | Trouble
-    regimes: Summary | Trouble
+    bundles: Summary | Away
+    regimes: Summary | Away
     runs: RunPage
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #566a5e8b
@@ -674,22 +640,11 @@ def evidence_facts(
     regimes = tried(summary_at, evidence_path(s.roc_evidence, deps, "roc_regime_summary.json"), regimes_of)
     return EvidenceFacts(week, chosen, before, tuple(archive), bundles, regimes, run_page(shelf_of(deps.reports), per=10, most_read=60))
 
-# %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #35c59db0
-def run_folder(
-    reports: Path, runbook: str, run_id: str,
-) -> Path:
-    "Where a run lies. Raises `ApiError`."
-    folder = reports/runbook/run_id
-    plain_names = _PLAIN.fullmatch(runbook) and _PLAIN.fullmatch(run_id)
-    if not plain_names or not (folder/"evidence.json").is_file() or not folder.resolve().is_relative_to(reports.resolve()):
-        raise ApiError("not_found", "There is no such run.")
-    return folder
-
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #350d633f
 @dataclass(frozen=True)
-class RunFacts:
+class RunDetails:
     "Everything the page of a run shows."
-    row: RunRow
+    run: RunFacts
     evidence: Evidence | None
     seal: str # "" while it holds
     report: bool # the executed notebook is there
@@ -698,26 +653,29 @@ class RunFacts:
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #9f3210ed
 _MOST_REPORT = 20_000_000
 
+def entry_of(reports: Path, runbook: str, run_id: str) -> RunEntry:
+    "One run as its folder has it. Raises `NotFound`, and `ApiError` for evidence that is too large or no file."
+    path = run_folder(reports, runbook, run_id)/"evidence.json"
+    file_key(path)
+    return read_run(path)
+
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #e99723e2
-def run_facts(reports: Path, runbook: str, run_id: str) -> RunFacts:
-    "One run. Raises `ApiError`. Blocks while it reads."
-    folder = run_folder(reports, runbook, run_id)
-    file_key(folder/"evidence.json")
-    entry = read_run(folder/"evidence.json")
-    e = entry.evidence
+def run_details(reports: Path, runbook: str, run_id: str) -> RunDetails:
+    "One run. Raises `NotFound`, `ApiError`. Blocks while it reads."
+    entry = entry_of(reports, runbook, run_id)
+    e, folder = entry.evidence, entry.folder
     failed = e is not None and e.status not in ("done", "running")
-    return RunFacts(run_row(entry), e, seal_problem(e) if e else entry.problem, (folder/"report.html").is_file(), traceback_in(folder)
-        if failed else "")
+    seal, has_report = seal_problem(e) if e else entry.problem, (folder/"report.html").is_file()
+    return RunDetails(run_in(entry), e, seal, has_report, traceback_in(folder) if failed else "")
 
 # %% ../../../../nbs/app/dashboard/40_evidence_facts.ipynb #3d3f4724
 def artefact(
     reports: Path, runbook: str, run_id: str,
     name: str, # as the evidence has it
 ) -> bytes:
-    "A file of a run, unchanged since the run wrote it. Raises `ApiError`. Blocks while it reads."
-    folder = run_folder(reports, runbook, run_id)
-    file_key(folder/"evidence.json")
-    entry = read_run(folder/"evidence.json")
+    "A file of a run, unchanged since the run wrote it. Raises `NotFound`, `ApiError`. Blocks while it reads."
+    entry = entry_of(reports, runbook, run_id)
+    folder = entry.folder
     known = {str(a.get("name")): str(a.get("sha256")) for a in entry.evidence.artefacts} if entry.evidence else {}
     inside, path = PurePosixPath(name), folder/name
     if name not in known or inside.is_absolute() or ".." in inside.parts or not path.resolve().is_relative_to(folder.resolve()):
@@ -733,7 +691,7 @@ def artefact(
 def report_page(
     reports: Path, runbook: str, run_id: str,
 ) -> tuple[str, str]: # HTML, what it may do
-    "The executed report. Raises `ApiError`. Blocks while it reads."
+    "The executed report. Raises `NotFound`, `ApiError`. Blocks while it reads."
     path = run_folder(reports, runbook, run_id)/"report.html"
     if not path.is_file() or path.is_symlink(): raise ApiError("not_found", "This run has no report yet.")
     at = path.stat()

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['STATE_WORDS', 'STEP_WORDS', 'MOST_STEPS', 'MOST_FILLS', 'PAGE', 'MOST_LIVE', 'WINDOW', 'MOST_KIN', 'MOST_ORDERS',
-           'FAR', 'MOST_MOVES', 'MOST_POSITIONS', 'state_tone', 'step_words', 'lasted', 'moment_ms', 'Step', 'Fill',
-           'Story', 'steps_of', 'fill_in', 'sample_story', 'sample_steps', 'read_stories', 'OrderFilter', 'place_text',
-           'place_of', 'filter_of', 'OrderPage', 'read_page', 'place_of_order', 'OrderFacts', 'read_order', 'GateSeen',
-           'gate_seen', 'DecisionFacts', 'decision_in', 'Lap', 'After', 'Trace', 'laps', 'laps_between', 'id_in',
-           'find_trace', 'position_after', 'read_trace', 'Move', 'History', 'history_of', 'read_history',
-           'PositionFacts', 'quote_of', 'marks_of', 'Positions']
+           'FAR', 'OF_TRACE', 'MOST_MOVES', 'MOST_POSITIONS', 'state_tone', 'step_words', 'lasted', 'exact_ms', 'Step',
+           'Fill', 'Story', 'steps_of', 'fill_in', 'sample_story', 'sample_steps', 'read_stories', 'OrderFilter',
+           'place_text', 'place_of', 'filter_of', 'OrderPage', 'read_page', 'place_of_order', 'OrderFacts',
+           'read_order', 'GateSeen', 'gate_seen', 'DecisionFacts', 'decision_in', 'Lap', 'After', 'Trace', 'laps',
+           'laps_between', 'id_in', 'find_trace', 'position_after', 'read_trace', 'Move', 'History', 'history_of',
+           'read_history', 'PositionFacts', 'quote_of', 'marks_of', 'position_facts', 'Positions']
 
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #b0794038
 import asyncio
@@ -22,6 +22,7 @@ from itertools import pairwise
 from typing import Any
 from uuid import UUID
 from ..api_routes import ApiDeps
+from .desk_facts import pnl_of
 from .elements import Tone, moment_in, sentence
 from ...core.errors import BadInput, NotFound
 from ...stores.ledger import Ledger
@@ -31,6 +32,7 @@ from ...trading.book import COLUMNS, OrderRow, order_row
 from ...trading.desk import Held, held_of
 from ...trading.guards import number
 from ...trading.manager import stack_fill
+from ...trading.marks import priced
 from ...trading.orders import REASONS, STATES, TERMINAL
 from ...trading.stack import Stack, Ticket, after_fill
 from ...venues.model import Quote
@@ -93,7 +95,7 @@ def lasted(
     return f"{whole} {name} {left//small} {rest}" if left else f"{whole} {name}"
 
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #1c77758b
-def moment_ms(at: datetime) -> float: return (at - datetime(1970, 1, 1, tzinfo=UTC))/timedelta(milliseconds=1) # with its microseconds
+def exact_ms(at: datetime) -> float: return (at - datetime(1970, 1, 1, tzinfo=UTC))/timedelta(milliseconds=1) # with its microseconds
 
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #0df59333
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class Story:
 
     @property
     def whole_ms(self) -> float: # from the first step to the last
-        return moment_ms(self.steps[-1].at) - moment_ms(self.steps[0].at) if self.steps else 0.0
+        return exact_ms(self.steps[-1].at) - exact_ms(self.steps[0].at) if self.steps else 0.0
 
     def share(self, step: Step) -> float: # 0 to 1
         "How much of the whole time passed before this step."
@@ -145,7 +147,7 @@ def steps_of(
     "Events as steps."
     made = list[Step]()
     for r in rows:
-        since = moment_ms(r["recorded_at"]) - moment_ms(made[-1].at) if made else None
+        since = exact_ms(r["recorded_at"]) - exact_ms(made[-1].at) if made else None
         payload = r["payload"] if isinstance(r["payload"], Mapping) else {"said": r["payload"]}
         made.append(Step(r["from_state"], r["to_state"], r["reason"], payload, r["recorded_at"], since))
     return tuple(made)
@@ -211,7 +213,7 @@ class OrderFilter:
         return {k: v for k, v in {"pair": self.pair, "state": self.state, "live": "1" if self.live else ""}.items() if v}
 
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #f3d7bd93
-def place_text(at: datetime, order_id: UUID) -> str: return f"{round(moment_ms(at)*1000)}.{order_id}" # µs and id
+def place_text(at: datetime, order_id: UUID) -> str: return f"{round(exact_ms(at)*1000)}.{order_id}" # µs and id
 
 def place_of(text: str) -> tuple[datetime, UUID]:
     "Read a place in the list. Raises `BadInput`."
@@ -379,12 +381,12 @@ def laps(
     "Where time went between a gate and its fill."
     gate, points = decision.gate if decision else None, list[tuple[str, float | None]]()
     if gate: points.append(("gate stored", float(gate.computed_ms)) if gate.computed_ms else ("candle closed", gate.asof_ms and float(gate.asof_ms)))
-    if decision: points.append(("decided", moment_ms(decision.decided_at)))
+    if decision: points.append(("decided", exact_ms(decision.decided_at)))
     if story:
         end = story.first("filled", "partially_filled")
         ended, last = story.first(*TERMINAL), story.order.state
         told = (("accepted", story.first("created")), ("sent", story.first("submitting")), ("filled", end) if end else (last.replace("_", " "), ended))
-        points += [(name, moment_ms(at)) for name, at in told if at]
+        points += [(name, exact_ms(at)) for name, at in told if at]
     return laps_between([(name, at) for name, at in points if at is not None])
 
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #e401630e
@@ -403,8 +405,8 @@ def laps_between(known: Sequence[tuple[str, float]]) -> tuple[Lap, ...]: # names
 MOST_ORDERS, FAR = 20, 20_000
 _DECISION = "SELECT id, instrument, decided_at, verdict, action, reasons, inputs, trace_id FROM decisions WHERE account = %s AND id = %s"
 _OF_DECISION = f"SELECT {COLUMNS} FROM orders o WHERE o.account = %s AND o.decision_id = %s ORDER BY o.created_at, o.id LIMIT %s"
-_OF_TRACE = f"""SELECT {COLUMNS} FROM (SELECT * FROM orders WHERE account = %s ORDER BY created_at DESC LIMIT {FAR}) o
-WHERE o.trace_id = %s ORDER BY o.created_at, o.id LIMIT %s"""
+OF_TRACE = f"""SELECT {COLUMNS} FROM orders o WHERE o.account = %s AND o.trace_id = %s AND o.trace_id <> ''
+ORDER BY o.created_at, o.id LIMIT %s""" # by the index `orders_trace`, which has those that have a trace
 _BY_TRACE = f"""SELECT id FROM (SELECT id, trace_id, decided_at FROM decisions WHERE account = %s ORDER BY decided_at DESC LIMIT {FAR}) d
 WHERE trace_id = %s LIMIT 1"""
 _ONE = f"SELECT {COLUMNS} FROM orders o WHERE o.account = %s AND o.id = ANY(%s)"
@@ -432,10 +434,10 @@ async def find_trace(
     near = [order_row(r) for r in await ledger.rows(_ONE, (account, ids))] if ids else []
     if hit := next((o for o in near if o.id == wanted or o.trace_id == key), None):
         return await decided(hit.decision_id) if hit.decision_id else (None, [hit])
-    orders = [order_row(r) for r in await ledger.rows(_OF_TRACE, (account, key, MOST_ORDERS))] if key else []
+    orders = [order_row(r) for r in await ledger.rows(OF_TRACE, (account, key, MOST_ORDERS))] if key else []
     if orders: return (await decided(orders[0].decision_id))[0] if orders[0].decision_id else None, orders
     if rows := await ledger.rows(_BY_TRACE, (account, key)): return await decided(rows[0]["id"])
-    raise NotFound(f"There is no trace {key[:80]!r} in {account}.", f"The newest {FAR:,} orders and decisions were looked through.")
+    raise NotFound(f"There is no trace {key[:80]!r} in {account}.", f"All orders and the newest {FAR:,} decisions were looked through.")
 
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #afa6af16
 _SINCE = f"""SELECT coalesce(sum(units), 0) AS units, count(*) AS n FROM (SELECT units FROM fills WHERE account = %(account)s AND instrument = %(instrument)s
@@ -521,8 +523,10 @@ async def read_history(deps: ApiDeps, instrument: str, units: Decimal) -> Histor
 class PositionFacts:
     "One position."
     held: Held
-    quote_currency: str # of prices and PnL
+    quote_currency: str # of prices and of what was realised in it
     account_currency: str
+    pnl: Decimal | None # unrealised; None: not known
+    pnl_unit: str # its currency, as from `pnl_of`
     mark_ms: int | None # when the mark was told
     history: History = field(default_factory=History)
 
@@ -538,6 +542,13 @@ async def marks_of(deps: ApiDeps, names: Sequence[str]) -> Mapping[str, Quote]:
     "Prices as new as they can be had in a moment. A venue that hangs holds nobody up."
     try: return await asyncio.wait_for(deps.desk.marks.fresh(names), _MARK_WAIT_S) if names else {}
     except TimeoutError: return deps.desk.marks.quotes
+
+def position_facts(deps: ApiDeps, row: Mapping[str, Any], quotes: Mapping[str, Quote], money: str, history: History) -> PositionFacts:
+    "A row of `positions`, and what it would bring."
+    name, quote = row["instrument"], quotes.get(row["instrument"])
+    held = held_of(row, quote)
+    pnl, unit = pnl_of(held, quotes, money, deps.clock())
+    return PositionFacts(held, quote_of(deps, name), money, pnl, unit, quote.time_ms if quote else None, history)
 
 _POSITIONS = "SELECT * FROM positions WHERE account = %s ORDER BY units = 0, instrument LIMIT %s"
 
@@ -557,8 +568,7 @@ class Positions:
     async def read(self, deps: ApiDeps) -> list[PositionFacts]: # held ones first, then those that are flat now
         "All positions. Raises `LedgerDown`; a venue that does not answer leaves marks as they are."
         rows = await deps.ledger.rows(_POSITIONS, (deps.desk.account, MOST_POSITIONS))
-        names = [r["instrument"] for r in rows if r["units"]]
-        quotes = await marks_of(deps, names)
-        money = deps.desk.venue.capabilities().account_currency
-        return [PositionFacts(held_of(r, q := quotes.get(r["instrument"])), quote_of(deps, r["instrument"]), money, q.time_ms if q else None,
-            await self.history(deps, r)) for r in rows]
+        names, money = [r["instrument"] for r in rows if r["units"]], deps.desk.venue.capabilities().account_currency
+        rates = priced(names, deps.desk.instruments, money) if names else [] # and what leads to the account's currency
+        quotes = await marks_of(deps, sorted({*names, *rates}))
+        return [position_facts(deps, r, quotes, money, await self.history(deps, r)) for r in rows]

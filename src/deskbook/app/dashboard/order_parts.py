@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlencode
 import htpy as h
 from ..cli_desk import json_value
-from .elements import Node, age, amount, badge, facts, ident, sentence, table, trace_url, unknown
+from .elements import Node, age, amount, badge, decision_badge, facts, ident, sentence, table, trace_url, unknown
 from .order_facts import STATE_WORDS, Fill, Lap, OrderFacts, Step, Story, lasted, state_tone, step_words
 from ...core.clock import iso, to_ms
 from ...core.files import strict_json
@@ -139,7 +139,8 @@ def story_id(order_id: Any) -> str: return ident("story", order_id)
 
 def order_facts_list(o: OrderRow) -> list[tuple[Node, Node]]:
     "What an order is."
-    asked = [("asked for", asked_words(o)), ("kind", _KINDS.get(o.kind, o.kind)), ("time in force", o.time_in_force), ("placed by", source_words(o.idempotency_key, o.run_id, o.kind)),
+    asked = [("asked for", asked_words(o)), ("kind", _KINDS.get(o.kind, o.kind)), ("time in force", o.time_in_force),
+        ("placed by", source_words(o.idempotency_key, o.run_id, o.kind)),
         ("filled", [exact(o.filled_units), " of ", exact(o.units)]), ("average price", price(o.average_price)), ("trace", trace_link(o))]
     if o.stop_loss_price is not None: asked.append(("stop loss at", price(o.stop_loss_price)))
     if o.override_kill: asked.append(("kill switch", "passed by a person's word (reduce only)"))
@@ -150,9 +151,11 @@ def order_facts_list(o: OrderRow) -> list[tuple[Node, Node]]:
 def kin(told: OrderFacts) -> Node:
     "The orders and the decision around an order."
     o, lines = told.story.order, list[Node]()
-    if told.verdict: lines.append(h.p["Decided: ", badge(told.verdict), " ", "; ".join(sentence(r) for r in told.reasons), ", ", trace_link(o), "."])
+    if told.verdict: lines.append(h.p["Decided: ", decision_badge(told.verdict), " ", "; ".join(sentence(r) for r in told.reasons), ", ", trace_link(o), "."])
     if o.parent_order_id: lines.append(h.p["It belongs to ", h.a(href=order_url(o.parent_order_id))[f"order {str(o.parent_order_id)[:8]}"], "."])
-    for c in told.children: lines.append(h.p[h.a(href=order_url(c.id))[asked_words(c)], ", ", badge(c.state.replace("_", " "), state_tone(c.state)), f" {_KINDS.get(c.kind, c.kind)}"])
+    for c in told.children:
+        lines.append(h.p[h.a(href=order_url(c.id))[asked_words(c)], ", ", badge(c.state.replace("_", " "), state_tone(c.state)),
+            f" {_KINDS.get(c.kind, c.kind)}"])
     return [h.h3["What belongs to it"], lines] if lines else None
 
 # %% ../../../../nbs/app/dashboard/31_order_parts.ipynb #86fb3079
@@ -165,9 +168,11 @@ def story_view(
     o = told.story.order
     state = badge(o.state.replace("_", " "), state_tone(o.state))
     head = [h.span[f"{o.instrument} "], state] if page else [h.a(href=order_url(o.id))[asked_words(o)], " ", state]
-    again = {} if o.ended or not asks else {"hx-get": order_url(o.id) + ("?page=1" if page else ""), "hx-trigger": "every 1s", "hx-swap": "outerMorph", "hx-target": "this"}
+    again = {} if o.ended or not asks else {"hx-get": order_url(o.id) + ("?page=1" if page else ""), "hx-trigger": "every 1s",
+        "hx-swap": "outerMorph", "hx-target": "this"}
     more = None if page or o.ended else h.p[h.a(".button", href=order_url(o.id))["Open as a page, to cancel it"]]
-    body = [facts(order_facts_list(o)), more, h.h3["What happened"], timeline(told.story), h.h3["Fills"], fills_table(told.story.fills, o.instrument), kin(told)]
+    body = [facts(order_facts_list(o)), more, h.h3["What happened"], timeline(told.story), h.h3["Fills"],
+        fills_table(told.story.fills, o.instrument), kin(told)]
     return h.section(".card.story", again, id=story_id(o.id), aria_label=f"order {o.id}")[h.h2[head], why_line(o), body]
 
 # %% ../../../../nbs/app/dashboard/31_order_parts.ipynb #a3692c45
@@ -179,7 +184,8 @@ def why_line(o: OrderRow) -> Node:
 def open_link(order: OrderRow) -> Node:
     "The way into an order."
     made = order.created_at
-    return h.a(href=order_url(order.id), hx_get=order_url(order.id), hx_target="#story", hx_swap="innerHTML show:top")[moment(made, day=True) if made else str(order.id)[:8]]
+    return h.a(href=order_url(order.id), hx_get=order_url(order.id), hx_target="#story",
+        hx_swap="innerHTML show:top")[moment(made, day=True) if made else str(order.id)[:8]]
 
 # %% ../../../../nbs/app/dashboard/31_order_parts.ipynb #57ca3eed
 def order_cells(o: OrderRow) -> list[Node]:
@@ -187,7 +193,8 @@ def order_cells(o: OrderRow) -> list[Node]:
     state = [badge(o.state.replace("_", " "), state_tone(o.state), STATE_WORDS.get(o.state)), h.div(".hint")[step_words(o.reason)] if o.reason else None]
     filled = exact(o.filled_units) if o.filled_units else h.span(".none")["0"]
     how = "market" if o.type == "market" or o.price is None else [o.type, " ", price(o.price)]
-    return [open_link(o), state, h.a(href=pair_url(o.instrument))[o.instrument], o.side, exact(o.units), how, o.kind, filled, price(o.average_price), trace_link(o)]
+    return [open_link(o), state, h.a(href=pair_url(o.instrument))[o.instrument], o.side, exact(o.units), how, o.kind, filled,
+        price(o.average_price), trace_link(o)]
 
 # %% ../../../../nbs/app/dashboard/31_order_parts.ipynb #e9d3de07
 _HEAD = ("made", "state", "pair", "side", "units", "at", "kind", "filled", "average price", "trace")
@@ -209,6 +216,7 @@ def laps_view(parts: Sequence[Lap]) -> Node:
     "Where time went between gate and fill."
     if not parts: return h.p(".none")["Only one moment is known, so there is nothing to measure."]
     begin, end = min(p.begin_ms for p in parts), max(p.begin_ms + max(0.0, p.ms or 0.0) for p in parts)
-    skewed = h.p(".hint")["One part is not known: the clocks of the desk and of the ledger differ by more than it took."] if any(p.ms is None or p.ms < 0 for p in parts) else None
+    differ = "One part is not known: the clocks of the desk and of the ledger differ by more than it took."
+    skewed = h.p(".hint")[differ] if any(p.ms is None or p.ms < 0 for p in parts) else None
     rows = [h.li[h.span(".lap-name")[p.name], lap_bar(p, begin, end - begin), h.span(".lap-time.num")[lasted(p.ms)]] for p in parts]
     return [h.ol(".laps")[rows], h.p(".hint")[f"{lasted(end - begin)} in all."], skewed]

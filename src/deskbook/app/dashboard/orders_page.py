@@ -17,7 +17,7 @@ from starlette.responses import Response
 from ..api_problems import ApiError
 from ..api_routes import ApiDeps, Deps
 from .elements import Node, card, drawing, drawn, error_box, partial
-from .order_acts import MOST_REASON, cancel_order, cancel_words, key_in, new_key, reason_in
+from .order_acts import MOST_REASON, cancel_order, cancel_words, key_in, order_key, reason_in
 from .order_facts import STATE_WORDS, OrderFacts, OrderFilter, OrderPage, filter_of, id_in, read_order, read_page
 from .order_parts import asked_words, order_table, order_url, story_id, story_view
 from .session import Viewer
@@ -34,7 +34,8 @@ def lists(found: OrderPage, said: str = "") -> tuple[Node, Node]: # said: at the
     cut = h.p(".hint")["There are more live orders than are shown. Narrow the list by pair."] if found.live_cut else None
     live = card(["Live ", h.span(".none")[f"({len(found.live)}{'+' if found.live_cut else ''})"]], cut, order_table(found.live,
         "Orders that have not ended, newest first", "No order lives: nothing is on its way and nothing rests at the venue."), ident=f"orders-live{said}")
-    ended = card("Ended", order_table(found.ended, "Orders that have ended, newest first", ended_words(found)), looked_words(found), ident=f"orders-ended{said}")
+    ended = card("Ended", order_table(found.ended, "Orders that have ended, newest first", ended_words(found)), looked_words(found),
+        ident=f"orders-ended{said}")
     return live, ended
 
 # %% ../../../../nbs/app/dashboard/33_orders_page.ipynb #76acaebe
@@ -60,7 +61,8 @@ def filter_form(asked: OrderFilter, pairs: Iterable[str]) -> Node:
         return h.select(wired)[h.option(value="")["all"], [h.option(value=s, selected=s == asked.state)[s.replace("_", " ")] for s in STATE_WORDS]]
     live = h.label(".check")[h.input(type="checkbox", name="live", value="1", checked=asked.live), " live only"]
     names = h.datalist("#pairs")[[h.option(value=p) for p in pairs]]
-    return h.form(".form.inline", method="get", action="/ui/orders")[field("pair", "Pair", value=asked.pair, list="pairs", maxlength="40", placeholder="all"), names,
+    return h.form(".form.inline", method="get", action="/ui/orders")[field("pair", "Pair", value=asked.pair, list="pairs", maxlength="40",
+        placeholder="all"), names,
         field("state", "State", states), live, h.button(type="submit")["Show"], None if asked.plain else h.a(href="/ui/orders")["all orders"]]
 
 # %% ../../../../nbs/app/dashboard/33_orders_page.ipynb #473c7b77
@@ -93,11 +95,13 @@ def cancel_question(o: OrderRow) -> str:
         "A cancel passes the kill switch, and never READ_ONLY.")
 
 # %% ../../../../nbs/app/dashboard/33_orders_page.ipynb #e845e60b
-def cancel_box(viewer: Viewer, o: OrderRow, key: str) -> Node: # key: from `new_key`
+def cancel_box(viewer: Viewer, o: OrderRow, key: str) -> Node: # key: from `order_key`
     "The form, while there is something to cancel."
     if o.ended or (o.kind == "external" and not o.venue_order_id): return h.div("#cancel")
-    reason = field("reason", "Why is it cancelled?", hint="It stands in the audit beside your name.", required=True, maxlength=str(MOST_REASON), autocomplete="off")
-    form = act_form(viewer, f"{order_url(o.id)}/cancel", h.input(type="hidden", name="key", value=key), reason, button="Cancel this order", tone="bad", confirm=cancel_question(o))
+    reason = field("reason", "Why is it cancelled?", hint="It stands in the audit beside your name.", required=True,
+        maxlength=str(MOST_REASON), autocomplete="off")
+    form = act_form(viewer, f"{order_url(o.id)}/cancel", h.input(type="hidden", name="key", value=key), reason, button="Cancel this order",
+        tone="bad", confirm=cancel_question(o))
     return card("Cancel", form, ident="cancel")
 
 # %% ../../../../nbs/app/dashboard/33_orders_page.ipynb #4fe0adf0
@@ -144,7 +148,8 @@ async def order_page(deps: Deps, request: Request, viewer: Who, order_id: str, w
     drawn_story = await drawn(lambda: story_view(told, whole == "1" or not is_part(request)))
     if is_part(request): return fragment(drawn_story, *([partial("cancel", h.div("#cancel"))] if whole == "1" and told.story.order.ended else []))
     o = told.story.order
-    return page(request, viewer, asked_words(o)[0].upper() + asked_words(o)[1:], h.p[h.a(href="/ui/orders")["All orders"]], drawn_story, cancel_box(viewer, o, new_key()),
+    return page(request, viewer, asked_words(o)[0].upper() + asked_words(o)[1:], h.p[h.a(href="/ui/orders")["All orders"]], drawn_story,
+        cancel_box(viewer, o, order_key()),
         section="orders", styles=STYLES)
 
 # %% ../../../../nbs/app/dashboard/33_orders_page.ipynb #c65bbc8f

@@ -16,8 +16,10 @@ import htpy as h
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
 from ..api_routes import Deps
-from .elements import Node, amount, badge, card, empty_box, error_box, facts, run_url, table, when
-from .evidence_facts import RunFacts, RunRow, Wary, artefact, aside, moment_at, report_page, run_facts
+from .elements import Node, amount, badge, card, check_badge, clipped, empty_box, error_box, facts, follow_url, mode_badge
+from .elements import run_url, step_badge, table, when
+from .evidence_facts import RunDetails, artefact, aside, report_page, run_details
+from .runbook_facts import RunFacts, moment_ms
 from .web import Who, page
 from ...ops.evidence import CheckRecord, Evidence, StepRecord
 
@@ -33,15 +35,15 @@ def value(
     if isinstance(v, float): return h.span(".num")[f"{v:.6g}".replace("-", "\u2212")]
     if isinstance(v, Mapping) and v: return facts([(str(k)[:80], value(x, 80)) for k, x in list(v.items())[:60]])
     text = v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)
-    return text if len(text) <= most else f"{text[:most]} … ({len(text):,} characters)"
+    return clipped(text, most)
 
 # %% ../../../../nbs/app/dashboard/42_run_page.ipynb #075ec1f6
-def address(row: RunRow, more: str = "") -> str: # by the names of its folder: what the evidence calls itself may be anything
+def address(run: RunFacts, more: str = "") -> str: # by the names of its folder: what the evidence calls itself may be anything
     "Where a run is shown."
-    return run_url(row.runbook, row.run_id) + more
+    return run_url(run.runbook, run.run_id) + more
 
 # %% ../../../../nbs/app/dashboard/42_run_page.ipynb #554c3a80
-def seal_node(f: RunFacts) -> Node:
+def seal_node(f: RunDetails) -> Node:
     "Whether this is what the run wrote."
     if f.evidence is None: return badge("unreadable", "bad")
     if f.evidence.status == "running": return badge("still open", "busy")
@@ -51,18 +53,18 @@ def seal_node(f: RunFacts) -> Node:
 # %% ../../../../nbs/app/dashboard/42_run_page.ipynb #d6e5c191
 def moment(text: str | None) -> Node:
     "A moment as evidence has it."
-    ms = moment_at(Wary(text))
+    ms = moment_ms(text)
     return when(ms, "moment") if ms else h.span(".none")[(text or "–")[:40]]
 
 # %% ../../../../nbs/app/dashboard/42_run_page.ipynb #3cbf3a4b
-def head_card(f: RunFacts) -> Node:
+def head_card(f: RunDetails) -> Node:
     "Verdict and origin."
-    e, r = f.evidence, f.row
+    e, r = f.evidence, f.run
     if e is None: return card("This run", h.p(".row")[badge(r.word, r.tone)], error_box("Its evidence cannot be read.", r.problem),
         tone="bad")
     window = [moment(e.window.get("start")), " to ", moment(e.window.get("end"))] if e.window else h.span(".none")["–"]
     resumed = h.a(href=address(replace(r, run_id=e.resumed_from)))[e.resumed_from] if e.resumed_from else None
-    rows = [("Runbook", e.runbook), ("Mode", badge("live", "warn") if e.mode == "live" else e.mode), ("Window, UTC", window),
+    rows = [("Runbook", e.runbook), ("Mode", mode_badge(e.mode)), ("Window, UTC", window),
         ("Started", moment(e.started)), ("Sealed", moment(e.sealed_at)),
         ("Took", amount(e.duration_s, "s", 1)), ("Seal", [seal_node(f), " ", f.seal if e.seal else None]),
         *([("Continues", resumed)] if resumed else []), ("Commit", h.span(".mono")[(e.git_commit or "none")[:12]])]
@@ -70,27 +72,24 @@ def head_card(f: RunFacts) -> Node:
     return card("Verdict", h.p(".row")[badge(r.word, r.tone), h.strong[e.reason[:600]]], h.div(".roomy")[facts(rows)], notes, tone=r.tone)
 
 # %% ../../../../nbs/app/dashboard/42_run_page.ipynb #309a01a4
-def error_view(f: RunFacts) -> Node:
+def error_view(f: RunDetails) -> Node:
     "Why it ended early."
     e = f.evidence
     if e is None or e.error is None: return None
     where = f" in the step “{e.error.step[:120]}”" if e.error.step else ""
     trace = h.details[h.summary["Traceback"], h.pre(".trace", tabindex="0")[f.traceback]] if f.traceback else None
-    again = h.p(".hint")["It goes on after the last finished step with ", h.code[f"deskbook run {f.row.runbook} --resume {f.row.run_id}"],
+    again = h.p(".hint")["It goes on after the last finished step with ", h.code[f"deskbook run {f.run.runbook} --resume {f.run.run_id}"],
         "."]
     return h.div(".error", role="alert")[h.p[h.strong[f"{e.error.type[:80]}{where}"]], h.p[e.error.message[:2000]], again, trace]
 
 # %% ../../../../nbs/app/dashboard/42_run_page.ipynb #5508aa80
 def _step(s: StepRecord) -> list[Node]:
-    state = badge("taken over", "good", f"from {s.reused_from}") if s.reused_from else badge(s.status,
-        {"done": "good", "running": "busy"}.get(s.status, "bad")) # type: ignore[arg-type]
+    state = badge("taken over", "good", f"from {s.reused_from}") if s.reused_from else step_badge(s.status)
     counts = ", ".join(f"{k} {v:,}" for k, v in list(s.counts.items())[:12])
     return [state, [h.strong[s.name] if s.status == "failed" else s.name, h.div(".wrong")[s.error[:600]] if s.error else None],
         amount(s.duration_s, "s", 1), counts or h.span(".none")["–"]]
 
-def _check(c: CheckRecord) -> list[Node]:
-    return [badge("passed", "good") if c.passed else badge("not judged", "warn") if c.passed is None else badge("failed", "bad"), c.name,
-        c.detail[:600]]
+def _check(c: CheckRecord) -> list[Node]: return [check_badge(c.passed), c.name, c.detail[:600]]
 
 # %% ../../../../nbs/app/dashboard/42_run_page.ipynb #3534af81
 def steps_card(e: Evidence) -> Node:
@@ -125,33 +124,33 @@ def given_card(e: Evidence) -> Node:
         h.details[h.summary["Versions"], on] if e.versions else None)
 
 # %% ../../../../nbs/app/dashboard/42_run_page.ipynb #faae0ab9
-def files_card(f: RunFacts, e: Evidence) -> Node:
+def files_card(f: RunDetails, e: Evidence) -> Node:
     "Files to take."
     def cells(a: Mapping[str, Any]) -> list[Node]:
         name = str(a.get("name", ""))[:200]
-        return [h.a(href=address(f.row, f"/files/{quote(name)}"), download=name.rpartition("/")[2])[name], value(a.get("bytes")),
+        return [h.a(href=address(f.run, f"/files/{quote(name)}"), download=name.rpartition("/")[2])[name], value(a.get("bytes")),
             h.span(".mono")[str(a.get("sha256", ""))[:16]]]
     return card("Files", table(("file", "bytes", "SHA-256 begins"), map(cells, e.artefacts[:200]),
         "Each is checked against its hash when it is taken", "It left no file besides its report.", right=[1]))
 
 # %% ../../../../nbs/app/dashboard/42_run_page.ipynb #bb9d46fe
-def report_card(f: RunFacts) -> Node:
+def report_card(f: RunDetails) -> Node:
     "The executed report."
-    where = address(f.row, "/report")
+    where = address(f.run, "/report")
     if not f.report: return card("Report", empty_box("There is no report.", "It is written when the run ends."))
     alone = h.p[h.a(href=where)["The report alone"]]
     return card("Report", alone, h.iframe(".report", sandbox="", src=where, title="The executed report of this run", loading="lazy"),
         ident="report")
 
 # %% ../../../../nbs/app/dashboard/42_run_page.ipynb #0fd8fc76
-def run_view(f: RunFacts) -> Node:
+def run_view(f: RunDetails) -> Node:
     "The whole page."
-    back = h.p[h.a(href="/ui/runs")["All runs"], " · ", h.a(href=f"/ui/runs?runbook={quote(f.row.runbook)}")[f"Runs of {f.row.runbook}"],
+    back = h.p[h.a(href="/ui/runs")["All runs"], " · ", h.a(href=f"/ui/runs?runbook={quote(f.run.runbook)}")[f"Runs of {f.run.runbook}"],
         " · ", h.a(href="#report")["Report"]]
     if f.evidence is None: return [back, head_card(f), report_card(f)]
     e = f.evidence
-    follow = h.p[h.a(".button",
-        href=f"/ui/runbooks{address(f.row)[3:]}")["Follow it step by step"]] if e.status == "running" else None
+    steps = follow_url(f.run.runbook, f.run.run_id)
+    follow = h.p[h.a(".button", href=steps)["Follow it step by step"]] if e.status == "running" else None
     columns = h.div(".grid.wide2")[h.div[steps_card(e), numbers_card(e), files_card(f, e)], h.div[checks_card(e), given_card(e)]]
     return [back, head_card(f), follow, error_view(f), columns, report_card(f)]
 
@@ -162,8 +161,8 @@ router = APIRouter(include_in_schema=False)
 async def one_run(request: Request, deps: Deps, viewer: Who, runbook: str, run_id: str) -> Response:
     "The page of a run."
     def work() -> tuple[str, Node]:
-        found = run_facts(deps.reports, runbook, run_id)
-        return found.row.title or runbook, str(h.fragment[run_view(found)])
+        found = run_details(deps.reports, runbook, run_id)
+        return found.run.title or runbook, str(h.fragment[run_view(found)])
     title, body = await aside(work)
     return page(request, viewer, title, body, section="evidence", styles=("evidence.css",))
 

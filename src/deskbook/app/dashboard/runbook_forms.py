@@ -163,7 +163,8 @@ def _for_live(book: Book, typed: Mapping[str, str], confirm: str, reason: str) -
     try: confirm_live(book.name, confirm)
     except Refused: wrong["confirm"] = f"Type exactly: {live_phrase(book.name)}"
     asked = "p-why" if "why" in typed else "reason"
-    if not (typed.get("why") if asked == "p-why" else reason).strip(): wrong[asked] = "A live run is done for a reason; it stands in the audit." # type: ignore[union-attr]
+    if not typed.get("why", reason).strip():
+        wrong[asked] = "A live run is done for a reason; it stands in the audit."
     return wrong
 
 # %% ../../../../nbs/app/dashboard/51_runbook_forms.ipynb #88b64970
@@ -193,13 +194,15 @@ def live_part(book: Book, form: Filled) -> Node:
         error=form.errors.get("reason", ""), value=form.reason, maxlength="500", autocomplete="off")
     words = labelled("confirm", "confirmation", hint=f"Type: {live_phrase(book.name)}", error=form.errors.get("confirm", ""), value=form.confirm,
         autocomplete="off", spellcheck="false", autocapitalize="off")
-    return h.fieldset(".live-part")[h.legend["This run will act for real"], h.p["It does what the runbook says under ", h.b["Touches"], ". To go on, type the words out."], words, asks]
+    return h.fieldset(".live-part")[h.legend["This run will act for real"],
+        h.p["It does what the runbook says under ", h.b["Touches"], ". To go on, type the words out."], words, asks]
 
 # %% ../../../../nbs/app/dashboard/51_runbook_forms.ipynb #aa0ee4af
 def wrong_box(form: Filled) -> Node:
     "What is wrong, all at once, each a way to its field."
     if not form.errors: return None
-    named = [h.li[h.a(href=f"#f-{k}")["confirmation" if k == "confirm" else k.removeprefix("p-").replace("_", " ")], ": ", v] if k else h.li[v] for k, v in form.errors.items()]
+    named = [h.li[h.a(href=f"#f-{k}")["confirmation" if k == "confirm" else k.removeprefix("p-").replace("_", " ")], ": ", v] if k
+        else h.li[v] for k, v in form.errors.items()]
     return error_box("Nothing was started.", h.ul[named], ident="form-errors")
 
 # %% ../../../../nbs/app/dashboard/51_runbook_forms.ipynb #2b0db5ff

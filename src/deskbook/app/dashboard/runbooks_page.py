@@ -4,50 +4,49 @@
 
 # %% auto #0
 __all__ = ['PROGRESS', 'START', 'router', 'LIVE', 'run_path', 'run_line', 'state_view', 'link_of', 'inline', 'shelf_view',
-           'now_view', 'list_view', 'took', 'runs_view', 'book_view', 'counts_text', 'bar', 'traceback_view',
-           'step_view', 'again', 'checks_view', 'stop_view', 'ended_view', 'steps_view', 'progress_view', 'run_view',
-           'start_view', 'written', 'begin', 'new_key', 'list_page', 'book_page', 'start_run', 'start_page',
-           'unreadable', 'run_page', 'run_progress', 'stop', 'look_runs']
+           'now_view', 'list_view', 'runs_view', 'book_view', 'counts_text', 'bar', 'traceback_view', 'step_view',
+           'again', 'checks_view', 'stop_view', 'ended_view', 'steps_view', 'progress_view', 'run_view', 'start_view',
+           'written', 'begin', 'list_page', 'book_page', 'start_run', 'start_page', 'unreadable', 'run_page',
+           'run_progress', 'stop', 'look_runs']
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #c6351d24
 import asyncio
 import os
 import re
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 import htpy as h
-import psycopg
 from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 from ..api_problems import ApiError, redactor_of
 from ..api_routes import ApiDeps, Deps
-from .elements import Node, Tone, age, badge, card, drawn, empty_box, error_box, facts, ident, partial, run_url, table, unknown, when
+from .elements import STEP_TONES, Node, age, badge, card, check_badge, drawn, empty_box, error_box, facts, follow_url, ident
+from .elements import mode_badge, partial, run_url, step_badge, table, unknown, when
 from .runbook_facts import FOLDERS, Book, RunFacts, Shelf, book_of, newest_runs, shelves
 from .runbook_forms import Filled, filled, missing_lab, prefilled, prose, run_form
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #2e9fc260
-from .runbook_runs import Launch, Progress, StepFacts, command_of, ending, environment_of, give_up, launch_folder
+from .runbook_runs import Launch, Progress, StepFacts, command_of, ending, run_environment, give_up, launch_folder
 from .runbook_runs import progress_of, read_launch, reserve, run_of, spawn, stop_run
-from .session import Viewer
+from .session import Viewer, form_key
+from .sources import Away, ask
 from .stream import LiveSource
 from .web import Actor, Who, act_form, done, form_of, fragment, is_part, page
 from ...core.clock import system_clock
 from ...core.errors import DataError, DeskbookError, NotFound, Refused
-from ...core.loop import within
 from ...ops.evidence import project_root
 from ...ops.report import duration_text
-from ...stores.ledger import LedgerDown
 from ...stores.records import audit
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #c44f428e
-def run_path(run: RunFacts) -> str: return f"/ui/runbooks/runs/{run.runbook}/{run.run_id}"
+def run_path(run: RunFacts) -> str: return follow_url(run.runbook, run.run_id)
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #bbbbb860
 def run_line(run: RunFacts) -> Node:
     "A run in one line."
     at = run.started_ms if run.going else run.ended_ms or run.started_ms
-    return h.span(".run-line")[h.a(href=run_path(run))[badge(run.word, run.tone, run.reason or None)], " ", run.mode or None, " began " if run.going else " ", age(at)]
+    return h.span(".run-line")[h.a(href=run_path(run))[badge(run.word, run.tone, run.reason or None)], " ", run.mode or None,
+        " began " if run.going else " ", age(at)]
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #5ddc9c10
 def state_view(shelf: Shelf) -> Node:
@@ -76,7 +75,8 @@ def shelf_view(shelf: Shelf) -> Node:
     promise = [h.div[h.dt[k], h.dd[inline(v)]] for k, v in b.promise if k != "Touches"]
     broken = h.p(".wrong")["Cannot be started: ", b.problem] if b.problem else None
     title = h.h3[h.a(href=f"/ui/runbooks/{b.name}")[b.title]]
-    return h.article(".card.shelf", aria_label=b.title, data_words=f"{b.name} {b.folder}")[title, h.p(".lead")[inline(b.lead)] if b.lead else None, broken, h.dl(".promise")[promise] if promise else None, state_view(shelf)]
+    return h.article(".card.shelf", aria_label=b.title, data_words=f"{b.name} {b.folder}")[title,
+        h.p(".lead")[inline(b.lead)] if b.lead else None, broken, h.dl(".promise")[promise] if promise else None, state_view(shelf)]
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #e915b3f7
 _ABOUT = {"incidents": "Something is wrong now.", "operations": "What is done by hand.", "backfills": "Data is made or repaired.",
@@ -91,21 +91,19 @@ def list_view(every: Sequence[Shelf]) -> Node:
     "All runbooks, incidents first."
     if not every: return empty_box("No runbook here.", "The desk looks for a folder `runbooks` where it was started. Start it in the folder of the project.")
     folders = list(dict.fromkeys(s.book.folder for s in every))
-    tabs = h.nav(".tabs", aria_label="Folders")[[h.a(href=f"#{ident('folder', f)}")[f"{f.capitalize()} ({sum(s.book.folder == f for s in every)})"] for f in folders]]
+    def named(f: str) -> str: return f"{f.capitalize()} ({sum(s.book.folder == f for s in every)})"
+    tabs = h.nav(".tabs", aria_label="Folders")[[h.a(href=f"#{ident('folder', f)}")[named(f)] for f in folders]]
     def part(f: str) -> Node:
-        return h.section(".folder", id=ident("folder", f))[h.h2[f.capitalize()], h.p(".hint")[_ABOUT.get(f, "")], h.div(".grid")[[shelf_view(s) for s in every if s.book.folder == f]]]
-    narrow = h.div("#shelf-narrow.field", hidden=True)[h.label(for_="shelf-words")["Find"], h.input(id="shelf-words", type="search", autocomplete="off"), h.p(".hint", id="shelf-count", role="status")]
+        return h.section(".folder", id=ident("folder", f))[h.h2[f.capitalize()], h.p(".hint")[_ABOUT.get(f, "")],
+            h.div(".grid")[[shelf_view(s) for s in every if s.book.folder == f]]]
+    narrow = h.div("#shelf-narrow.field", hidden=True)[h.label(for_="shelf-words")["Find"],
+        h.input(id="shelf-words", type="search", autocomplete="off"), h.p(".hint", id="shelf-count", role="status")]
     return [now_view(every), tabs, narrow, [part(f) for f in folders]]
-
-# %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #8b70312b
-def took(run: RunFacts) -> str: # "" while it runs
-    "How long a run took."
-    return "" if run.ended_ms is None or run.started_ms is None else duration_text((run.ended_ms - run.started_ms)/1000)
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #f633a006
 def runs_view(runs: Sequence[RunFacts]) -> Node:
     "The last runs of one runbook."
-    rows = [[h.a(href=run_path(r))[badge(r.word, r.tone)], r.mode, when(r.started_ms, "moment"), took(r), r.reason] for r in runs]
+    rows = [[h.a(href=run_path(r))[badge(r.word, r.tone)], r.mode, when(r.started_ms, "moment"), duration_text(r.took_s), r.reason] for r in runs]
     return table(["verdict", "mode", "started", "took", "reason"], rows, "Last runs, newest first", "It never ran.", ident="runs-of-book")
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #4c460c07
@@ -118,8 +116,6 @@ def book_view(viewer: Viewer, book: Book, runs: Sequence[RunFacts], form: Filled
     return [h.p[h.a(href="/ui/runbooks")["All runbooks"]], h.div(".grid.wide2.book")[about, start], card("Runs", runs_view(runs))]
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #ecac0d90
-_STEP_TONES: Mapping[str, Tone] = {"done": "good", "failed": "bad", "terminated": "warn", "lost": "bad", "running": "busy"}
-
 def counts_text(counts: Mapping[str, float]) -> str: return " · ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in counts.items())
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #49ddcf2b
@@ -139,8 +135,8 @@ def step_view(step: StepFacts, traceback: str = "") -> Node:
     "A step."
     spent = ["began ", age(step.started_ms)] if step.status == "running" else f"{step.took_s:.1f} s" if step.took_s is not None else None
     said = [x for x in (spent, counts_text(step.counts), f"taken over from {step.reused_from}" if step.reused_from else None) if x]
-    line = h.p[h.b[step.name], " ", badge(step.status, _STEP_TONES.get(step.status, "quiet")), " ", h.span(".hint")[[[" · " if i else None, x] for i, x in enumerate(said)]]]
-    return h.li(f".{_STEP_TONES.get(step.status, 'quiet')}")[line, bar(step), h.p(".wrong")[step.error] if step.error else None, traceback_view(traceback)]
+    line = h.p[h.b[step.name], " ", step_badge(step.status), " ", h.span(".hint")[[[" · " if i else None, x] for i, x in enumerate(said)]]]
+    return h.li(f".{STEP_TONES.get(step.status, 'quiet')}")[line, bar(step), h.p(".wrong")[step.error] if step.error else None, traceback_view(traceback)]
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #7dcc155e
 PROGRESS = "run-progress"
@@ -152,8 +148,7 @@ def again(path: str) -> Node:
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #d02611fa
 def checks_view(p: Progress) -> Node:
     "What was judged."
-    words: Mapping[Any, tuple[str, Tone]] = {True: ("passed", "good"), False: ("failed", "bad"), None: ("not judged", "warn")}
-    rows = [[badge(*words[c.passed]), c.name, c.detail] for c in p.checks]
+    rows = [[check_badge(c.passed), c.name, c.detail] for c in p.checks]
     return card("Checks", table(["result", "check", "figures"], rows, "Checks, in order")) if rows else None
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #d3902f5b
@@ -168,10 +163,12 @@ def stop_view(viewer: Viewer, p: Progress) -> Node:
 def ended_view(p: Progress) -> Node:
     "What to do with a run that has ended."
     if p.facts.going: return None
-    report = h.a(".button", href=run_url(p.facts.runbook, p.facts.run_id))["Open the report"] if p.has_report else h.span(".hint")["The report is being written."] if p.closing else None
+    soon = h.span(".hint")["The report is being written."] if p.closing else None
+    report = h.a(".button", href=run_url(p.facts.runbook, p.facts.run_id))["Open the report"] if p.has_report else soon
     again_ = h.a(".button", href=f"/ui/runbooks/{p.facts.runbook}")["Run it again"]
     resume = f"deskbook run {p.facts.runbook} --resume {p.facts.run_id}"
-    lost = error_box("The process of this run is gone, and nobody wrote how it ended.", ["Look at what it did. Continue it with ", h.code[resume], "."]) if p.facts.word == "LOST" else None
+    lost = error_box("The process of this run is gone, and nobody wrote how it ended.",
+        ["Look at what it did. Continue it with ", h.code[resume], "."]) if p.facts.word == "LOST" else None
     return [lost, h.div(".row")[report, again_]]
 
 def steps_view(p: Progress) -> Node:
@@ -186,17 +183,21 @@ def steps_view(p: Progress) -> Node:
 def progress_view(viewer: Viewer, p: Progress) -> Node:
     "The part of a run's page that changes."
     f = p.facts
-    head = h.div(".row")[badge(f.word, f.tone), badge(f.mode or "dry", "warn" if f.mode == "live" else "quiet"), h.span["began ", age(f.started_ms)] if f.going else took(f) or None, h.span[f.reason]]
-    log = h.pre(".log", tabindex="0", role="region", aria_label="Newest lines of the log")["\n".join(p.lines)] if p.lines else h.p(".none")["Nothing was said yet."]
+    head = h.div(".row")[badge(f.word, f.tone), mode_badge(f.mode or "dry"),
+        h.span["began ", age(f.started_ms)] if f.going else duration_text(f.took_s) or None, h.span[f.reason]]
+    silent, text = h.p(".none")["Nothing was said yet."], "\n".join(p.lines)
+    log = h.pre(".log", tabindex="0", role="region", aria_label="Newest lines of the log")[text] if p.lines else silent
     state = h.div(role="status", aria_live="polite")[head]
     notes = [h.p(".note")[n] for n in p.notes]
-    return h.div(f"#{PROGRESS}")[again(f"{run_path(f)}/progress") if f.going or p.closing else None, state, notes, ended_view(p), stop_view(viewer, p), steps_view(p), checks_view(p), card("Log", log)]
+    return h.div(f"#{PROGRESS}")[again(f"{run_path(f)}/progress") if f.going or p.closing else None, state, notes, ended_view(p),
+        stop_view(viewer, p), steps_view(p), checks_view(p), card("Log", log)]
 
 def run_view(viewer: Viewer, p: Progress) -> Node:
     "The page of a run."
     def told(v: Any) -> Node: return ", ".join(map(str, v)) or unknown("empty") if isinstance(v, list) else str(v) or unknown("empty")
     given = h.details[h.summary["Parameters"], facts([(k, told(v)) for k, v in p.parameters.items()]) if p.parameters else h.p(".none")["It has none."]]
-    where = facts([("run", h.code[p.facts.run_id]), ("runbook", h.a(href=f"/ui/runbooks/{p.facts.runbook}")[p.facts.runbook]), ("started", when(p.facts.started_ms, "moment")), *([("continues", p.resumed_from)] if p.resumed_from else [])])
+    where = facts([("run", h.code[p.facts.run_id]), ("runbook", h.a(href=f"/ui/runbooks/{p.facts.runbook}")[p.facts.runbook]),
+        ("started", when(p.facts.started_ms, "moment")), *([("continues", p.resumed_from)] if p.resumed_from else [])])
     return [h.p[h.a(href="/ui/runbooks")["All runbooks"]], h.div(".run-facts")[card("Run", where, given)], progress_view(viewer, p)]
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #da7ce9e3
@@ -212,7 +213,8 @@ def start_view(launch: Launch, ended: tuple[str, str]) -> Node: # ended: of `end
     back = h.p[h.a(href=f"/ui/runbooks/{launch.runbook}")["Back to ", launch.runbook]]
     unseen = None if launch.audited else _UNSEEN
     if not ended[0]:
-        return h.div(f"#{START}")[asks, h.p(role="status")[badge("starting", "busy"), " ", launch.runbook, " ", age(launch.asked_ms)], unseen, h.noscript[h.p[h.a(href=path)["Look again"]]], back]
+        return h.div(f"#{START}")[asks, h.p(role="status")[badge("starting", "busy"), " ", launch.runbook, " ", age(launch.asked_ms)],
+            unseen, h.noscript[h.p[h.a(href=path)["Look again"]]], back]
     said = h.pre(tabindex="0", role="region", aria_label="What it said")[ended[1]] if ended[1] else None
     return h.div(f"#{START}")[error_box(ended[0], _LOOK.get(launch.exit_code or 0)), said, unseen, back]
 
@@ -229,9 +231,7 @@ async def written(
     "Write a deed into the audit."
     async def write() -> None:
         async with deps.ledger.transaction() as tx: await audit(tx, viewer.by, action, "runbook", runbook, said)
-    try: await within(write(), _AUDIT_WAIT_S)
-    except (LedgerDown, psycopg.Error, TimeoutError): return False
-    return True
+    return not isinstance(await ask("The audit", write(), _AUDIT_WAIT_S), Away)
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #4f431484
 async def begin(
@@ -243,10 +243,12 @@ async def begin(
     launch = Launch(form.key, book.name, form.mode, viewer.by, clean(form.reason), clean(dict(form.values)), system_clock())
     if not await asyncio.to_thread(reserve, home, launch): return
     try:
-        audited = await written(deps, viewer, "runbook.start", book.name, {"mode": form.mode, "parameters": launch.parameters, "reason": launch.reason, "key": form.key})
-        if form.mode == "live" and not audited: raise ApiError("ledger_unavailable", "The ledger does not answer, and a live run is not started without its audit. Nothing was started.")
+        audited = await written(deps, viewer, "runbook.start", book.name,
+            {"mode": form.mode, "parameters": launch.parameters, "reason": launch.reason, "key": form.key})
+        if form.mode == "live" and not audited:
+            raise ApiError("ledger_unavailable", "The ledger does not answer, and a live run is not started without its audit. Nothing was started.")
         words = command_of(book.path.resolve(), form.values, form.confirm if form.mode == "live" else "") # as typed: the runner judges it, too
-        env = environment_of(os.environ, home, deps.reports)
+        env = run_environment(os.environ, home, deps.reports)
         await asyncio.to_thread(spawn, home, Launch(**{**launch.__dict__, "audited": audited}), words, env, project_root(book.path.parent))
     except Exception:
         await asyncio.to_thread(give_up, home, form.key)
@@ -255,8 +257,6 @@ async def begin(
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #9a240b3c
 router = APIRouter(include_in_schema=False)
 _STYLES = ("runbooks.css",)
-
-def new_key() -> str: return secrets.token_hex(16) # of one form
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #7bd96d81
 @router.get("/ui/runbooks")
@@ -277,7 +277,7 @@ async def _book_page(request: Request, viewer: Viewer, deps: ApiDeps, book: Book
 async def book_page(request: Request, viewer: Who, deps: Deps, name: str) -> Response:
     "A runbook."
     book = await asyncio.to_thread(book_of, name)
-    return await _book_page(request, viewer, deps, book, Filled(typed=prefilled(book, viewer, deps.desk.account, request.query_params)), new_key())
+    return await _book_page(request, viewer, deps, book, Filled(typed=prefilled(book, viewer, deps.desk.account, request.query_params)), form_key())
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #53b33de4
 @router.post("/ui/runbooks/{name}")
@@ -341,7 +341,8 @@ async def stop(request: Request, viewer: Actor, deps: Deps, runbook: str, run_id
         pid = await asyncio.to_thread(stop_run, deps.reports, runbook, run_id)
     except Refused as e: return done(request, str(e), to=to, tone="warn")
     unseen = "" if audited else " The ledger did not answer: this stands in no audit."
-    return done(request, f"Asked the process {pid} to stop.{unseen}", partial(PROGRESS, progress_view(viewer, found)), to=to, tone="good" if audited else "warn")
+    return done(request, f"Asked the process {pid} to stop.{unseen}", partial(PROGRESS, progress_view(viewer, found)), to=to,
+        tone="good" if audited else "warn")
 
 # %% ../../../../nbs/app/dashboard/53_runbooks_page.ipynb #48292e62
 async def look_runs(deps: ApiDeps) -> dict[str, Node]: # id -> element

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOBODY', 'COOKIE', 'LIFE_S', 'OPEN_PAGES', 'view_token_of', 'right_of', 'Viewer', 'session_cookie', 'csrf_of',
-           'viewer_of', 'set_cookie', 'cookie_in', 'header_of', 'is_own', 'is_forged', 'SignedOut', 'is_page',
-           'Doorkeeper']
+           'viewer_of', 'set_cookie', 'cookie_in', 'header_of', 'is_own', 'is_forged', 'form_key', 'SignedOut',
+           'is_page', 'Doorkeeper']
 
 # %% ../../../../nbs/app/dashboard/01_session.ipynb #771d3f41
 import hmac
@@ -115,6 +115,9 @@ def is_own(headers: Headers) -> bool:
 def is_forged(viewer: Viewer, headers: Headers, said: str) -> bool: # said: the form's `csrf`, or the header
     "Whether this POST was not made by a page of this session."
     return not is_own(headers) or not viewer.csrf or not hmac.compare_digest(viewer.csrf.encode(), said.encode())
+
+# %% ../../../../nbs/app/dashboard/01_session.ipynb #77281192
+def form_key() -> str: return secrets.token_hex(16) # 32 hex digits, of one form
 
 # %% ../../../../nbs/app/dashboard/01_session.ipynb #30d6557f
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ __all__ = ['BAR_COLUMNS', 'MONTHS_A_PAGE', 'ROWS_LIVE', 'LIVE_AWAY', 'LAKE_AWAY'
            'read_since', 'shelf', 'known_pairs', 'require_pair', 'intervals_of', 'GateMark', 'gate_mark', 'gate_marks',
            'live_gates', 'gate_files', 'lake_gates', 'older_gates', 'DecisionMark', 'FillMark', 'left_out',
            'decision_marks', 'fill_marks', 'read_marks', 'Tape', 'forming', 'with_marks', 'read_tape', 'read_news',
-           'book_beat', 'beats', 'digits_of', 'gate_out', 'decision_out', 'fill_out', 'words_of', 'tape_out']
+           'book_beat', 'beats', 'usual_digits', 'gate_mark_out', 'decision_out', 'fill_out', 'words_of', 'tape_out']
 
 # %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #190660a2
 import asyncio
@@ -23,6 +23,7 @@ from pydantic_core import from_json
 from ..api_problems import ApiError
 from ..api_routes import ApiDeps, gate_ms
 from .elements import sentence
+from .sources import Away, ask
 from ...core.clock import iso, to_datetime, to_ms
 from ...core.errors import DeskbookError
 from ...gates.analytics import label_of
@@ -392,7 +393,8 @@ def decision_marks(
     starts = starts_of(pair, interval, [to_ms(r["at"]) for r in rows]).tolist()
     for i, (start, r) in reversed([*enumerate(zip(starts, rows))]):
         key = (start, r["account"]) if r["verdict"] == "refuse" else i
-        mark = DecisionMark(start, to_ms(r["at"]), r["verdict"], str(r["action"])[:_LETTERS], _reasons(list(r["reasons"])), r["account"], r["environment"], r["trace_id"])
+        mark = DecisionMark(start, to_ms(r["at"]), r["verdict"], str(r["action"])[:_LETTERS], _reasons(list(r["reasons"])), r["account"],
+            r["environment"], r["trace_id"])
         out[key] = replace(mark, count=out[key].count + 1) if key in out else mark
     return sorted(out.values(), key=lambda m: m.at_ms)
 
@@ -433,11 +435,11 @@ def forming(pair: str, interval: str, base: str, frame: pl.DataFrame, now_ms: in
     return interval != base and frame.height > 0 and frame["time"][-1] == starts_of(pair, interval, [now_ms])[0]
 
 # %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #248ae6cb
-async def _tried[T](work: Awaitable[T], away: type[Exception], said: str, troubles: list[str]) -> T | None:
-    try: return await work
-    except away:
-        troubles.append(said)
-        return None
+async def _marks_of[T](work: Awaitable[T], said: str, troubles: list[str]) -> T | None:
+    found = await ask("", work)
+    if not isinstance(found, Away): return found
+    troubles.append(said)
+    return None
 
 # %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #e5252c78
 async def with_marks(
@@ -450,8 +452,8 @@ async def with_marks(
     grows = before_ms is None and forming(pair, interval, deps.settings.candle_granularity, frame, now)
     if frame.is_empty(): return Tape(pair, interval, show, now, bars, troubles=tuple(troubles))
     since = int(frame["time"][0])
-    gates, marks = await asyncio.gather(_tried(live_gates(deps.live, pair, since, before_ms), LiveUnavailable, LIVE_AWAY, troubles),
-        _tried(read_marks(deps, pair, interval, show, since, before_ms), LedgerDown, LEDGER_AWAY, troubles))
+    gates, marks = await asyncio.gather(_marks_of(live_gates(deps.live, pair, since, before_ms), LIVE_AWAY, troubles),
+        _marks_of(read_marks(deps, pair, interval, show, since, before_ms), LEDGER_AWAY, troubles))
     every = await older_gates(deps, pair, gates or [], since, before_ms)
     summed, (decisions, fills, missing) = await asyncio.to_thread(gate_marks, pair, interval, every), marks or ([], [], [])
     return Tape(pair, interval, show, now, bars, summed, decisions, fills, tuple(dict.fromkeys([*troubles, *missing])), grows)
@@ -492,11 +494,12 @@ async def book_beat(deps: ApiDeps) -> str:
 async def beats(deps: ApiDeps) -> dict[str, str]: # by pair
     "What differs when something happened. Raises `LiveUnavailable`."
     pairs = deps.settings.hotband_pairs
-    newest, gates, book = await asyncio.gather(newest_candles(deps.live, pairs, deps.settings.candle_granularity), last_gates(deps.live, pairs), book_beat(deps))
+    newest, gates, book = await asyncio.gather(newest_candles(deps.live, pairs, deps.settings.candle_granularity),
+        last_gates(deps.live, pairs), book_beat(deps))
     return {p: f"{newest[p] or 0}/{gate_ms(gates[p] or {})}/{book}" for p in pairs}
 
 # %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #a8c5e79c
-def digits_of(
+def usual_digits(
     frame: pl.DataFrame, # bars
 ) -> int: # decimals
     "How many decimals prices of this size have: five below 20, three below 1,000, two above."
@@ -504,8 +507,9 @@ def digits_of(
     return 5 if price < 20 else 3 if price < 1000 else 2
 
 # %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #e94383ee
-def gate_out(m: GateMark) -> dict[str, Any]:
-    return {"t": m.time_ms, "at": m.at_ms, "n": m.gates, "in": m.admitted, "direction": m.direction, "regime": m.regime, "reasons": m.reasons, "hazard": m.hazard, "limit": m.threshold}
+def gate_mark_out(m: GateMark) -> dict[str, Any]:
+    return {"t": m.time_ms, "at": m.at_ms, "n": m.gates, "in": m.admitted, "direction": m.direction, "regime": m.regime, "reasons": m.reasons,
+        "hazard": m.hazard, "limit": m.threshold}
 
 # %% ../../../../nbs/app/dashboard/20_tape_facts.ipynb #5ff801a0
 def decision_out(m: DecisionMark) -> dict[str, Any]:
@@ -527,5 +531,6 @@ def words_of(tape: Tape) -> dict[str, str]: # reason -> sentence
 def tape_out(tape: Tape) -> dict[str, Any]: # JSON types
     "A page as the chart takes it."
     return {"pair": tape.pair, "interval": tape.interval, "show": tape.show, "now": tape.now_ms, "bars": [list(r) for r in tape.bars.frame.iter_rows()],
-        "forming": tape.forming, "more": tape.bars.more, "digits": digits_of(tape.bars.frame), "source": tape.bars.source, "troubles": list(tape.troubles), "words": words_of(tape),
-        "gates": [gate_out(m) for m in tape.gates], "decisions": [decision_out(m) for m in tape.decisions], "fills": [fill_out(m) for m in tape.fills]}
+        "forming": tape.forming, "more": tape.bars.more, "digits": usual_digits(tape.bars.frame), "source": tape.bars.source,
+        "troubles": list(tape.troubles), "words": words_of(tape),
+        "gates": [gate_mark_out(m) for m in tape.gates], "decisions": [decision_out(m) for m in tape.decisions], "fills": [fill_out(m) for m in tape.fills]}

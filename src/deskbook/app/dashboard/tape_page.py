@@ -18,10 +18,11 @@ from starlette.responses import Response
 from ..api_models import Name, Timeframe
 from ..api_problems import ApiError, api_error, problem, redactor_of
 from ..api_routes import ApiDeps, Deps, said
-from .elements import Node, Tone, amount, badge, drawing, drawn, empty_box, error_box, reason_list, table, trace_url, unknown, when
+from .elements import Node, amount, badge, decision_badge, drawing, drawn, empty_box, error_box, reason_list
+from .elements import table, trace_url, unknown, when
 from .stream import LiveSource
-from .tape_facts import WORDS, DecisionMark, FillMark, GateMark, Show, Tape, beats, digits_of, intervals_of, known_pairs, require_pair
-from .tape_facts import read_news, read_tape, tape_out
+from .tape_facts import WORDS, DecisionMark, FillMark, GateMark, Show, Tape, beats, intervals_of, known_pairs
+from .tape_facts import read_news, read_tape, require_pair, tape_out, usual_digits
 from .web import Read, Who, fragment, page, page_soon
 from ...core.clock import LATEST_MS
 from ...core.errors import DeskbookError
@@ -50,7 +51,8 @@ _SHOW = (("all", "all accounts"), ("paper", "paper and sandbox"), ("live", "live
 
 def choices(label: str, chosen: str, each: Sequence[tuple[str, str, str]]) -> Node: # value, word, address
     "Links of which one is chosen."
-    return h.nav(".choices", aria_label=label)[h.span(".hint")[label], [h.a(href=url, aria_current="true" if value == chosen else None)[word] for value, word, url in each]]
+    return h.nav(".choices", aria_label=label)[h.span(".hint")[label],
+        [h.a(href=url, aria_current="true" if value == chosen else None)[word] for value, word, url in each]]
 
 # %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #0506f19e
 def other_pairs(pair: str, interval: str, show: str, pairs: Sequence[str]) -> Node:
@@ -58,27 +60,31 @@ def other_pairs(pair: str, interval: str, show: str, pairs: Sequence[str]) -> No
     if not pairs: return None
     options = [h.option(value=p, selected=p == pair)[p] for p in pairs]
     keep = [h.input(type="hidden", name=n, value=v) for n, v in (("interval", interval), ("show", show))]
-    return h.form(".form.inline.others", method="get", action="/ui/tape")[keep, h.label(for_="f-pair")["Other pair"], h.select("#f-pair", name="pair")[options], h.button(type="submit")["Show"]]
+    return h.form(".form.inline.others", method="get", action="/ui/tape")[keep, h.label(for_="f-pair")["Other pair"],
+        h.select("#f-pair", name="pair")[options], h.button(type="submit")["Show"]]
 
 # %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #a0932dd7
 def chooser(pair: str, interval: str, show: str, hot: Sequence[str], others: Sequence[str], intervals: Sequence[str]) -> Node:
     "Everything that can be chosen."
     lengths = [(i, i, address(pair, i, show)) for i in intervals]
-    return h.div("#tape-choices.card")[choices("Pair", pair, [(p, p.replace("_", "/"), address(p, interval, show)) for p in hot]), other_pairs(pair, interval, show, others),
+    return h.div("#tape-choices.card")[choices("Pair", pair, [(p, p.replace("_", "/"), address(p, interval, show)) for p in hot]),
+        other_pairs(pair, interval, show, others),
         choices("Bars", interval, lengths), choices("Fills and decisions of", show, [(v, w, address(pair, interval, v)) for v, w in _SHOW])]
 
 # %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #3f730cbb
 _LEGEND = ((("long", "gate admitted, long"), ("short", "gate admitted, short"), ("flat", "gate admitted, no direction"), ("no", "gate not admitted")),
     (("live", "fill of a LIVE account: filled disc"), ("practice", "fill on paper: diamond"), ("sandbox", "fill in the sandbox: square")))
 _LETTERS = (("E", "decided to enter"), ("X", "decided to exit"), ("R", "refused"), ("B", "bought"), ("S", "sold"))
-_REGIMES = (("U", "trend up", "trend_bull"), ("D", "trend down", "trend_bear"), ("M", "mean reverting", "mean_revert"), ("C", "chaotic", "chaotic"), ("N", "neutral", "neutral"), ("?", "too few candles", "insufficient"))
+_REGIMES = (("U", "trend up", "trend_bull"), ("D", "trend down", "trend_bear"), ("M", "mean reverting", "mean_revert"),
+    ("C", "chaotic", "chaotic"), ("N", "neutral", "neutral"), ("?", "too few candles", "insufficient"))
 
 # %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #2b56c89c
 def longer_said(interval: str) -> Node:
     "How gates of a longer bar are summed up."
     if interval == "M1": return None
-    return h.p(".hint")[f"A bar of {interval} sums up the gates of its minutes: it counts as admitted when at least one was, and shows direction, regime and reasons of the last admitted "
-        "one (of the last one when none was), and the hazard of the minute that was worst against its threshold."]
+    return h.p(".hint")[f"A bar of {interval} sums up the gates of its minutes: it counts as admitted when at least one was, and shows "
+        "direction, regime and reasons of the last admitted one (of the last one when none was), and the hazard of the minute that was "
+        "worst against its threshold."]
 
 # %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #22c63324
 def legend(interval: str) -> Node:
@@ -86,26 +92,34 @@ def legend(interval: str) -> Node:
     marks = [h.li[shape(kind), " ", word] for group in _LEGEND for kind, word in group]
     letters = [h.li[h.b(".letter")[letter], " ", word] for letter, word in _LETTERS]
     regimes = [h.li[h.b(f".letter.regime-{code}")[letter], " ", word] for letter, word, code in _REGIMES]
-    return h.details(".legend")[h.summary["What the marks mean"], h.ul[marks, letters], h.p(".hint")["Regime strip: colour, pattern and letter."], h.ul[regimes],
+    return h.details(".legend")[h.summary["What the marks mean"], h.ul[marks, letters],
+        h.p(".hint")["Regime strip: colour, pattern and letter."], h.ul[regimes],
         h.p(".hint")["Hazard strip: the line is the hazard, the dashed line its threshold; where it lies above, the ground is hatched."], longer_said(interval)]
 
 # %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #c7a289f3
-_KEYS = ("Point at a bar to read what happened there. With keys: Left and Right go from bar to bar, Page Up and Page Down a screen, Shift with Left or Right to the next bar with a fill or a decision, Home to the oldest loaded bar, "
-    "End to the newest, plus and minus zoom. Older bars load by themselves.")
-_BUTTONS = (("older", "◀ Older", "older bars"), ("newer", "Newer ▶", "newer bars"), ("in", "+", "zoom in"), ("out", "\u2212", "zoom out"), ("newest", "Newest", "newest bars"))
+_KEYS = ("Point at a bar to read what happened there. With keys: Left and Right go from bar to bar, Page Up and Page Down a screen, "
+    "Shift with Left or Right to the next bar with a fill or a decision, Home to the oldest loaded bar, End to the newest, plus and minus "
+    "zoom. Older bars load by themselves.")
+_BUTTONS = (("older", "◀ Older", "older bars"), ("newer", "Newer ▶", "newer bars"), ("in", "+", "zoom in"), ("out", "\u2212", "zoom out"),
+    ("newest", "Newest", "newest bars"))
 
 # %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #fafabc99
 def chart_place(pair: str, interval: str, show: str) -> Node:
     # long: one element after another
     "Where the tape is drawn."
     name = f"Candles of {pair}, {interval}"
-    buttons = h.div(".row.tools", role="group", aria_label="Move the chart")[[h.button(type="button", data_do=do, aria_label=said, title=said)[word] for do, word, said in _BUTTONS]]
-    nothing = h.div("#tape-empty", hidden=True)[empty_box(f"There are no candles of {pair} yet.", "They appear here as the streamer brings them. History comes with deskbook candles fetch or import.")]
+    each = [h.button(type="button", data_do=do, aria_label=said, title=said)[word] for do, word, said in _BUTTONS]
+    buttons = h.div(".row.tools", role="group", aria_label="Move the chart")[each]
+    nothing = h.div("#tape-empty", hidden=True)[empty_box(f"There are no candles of {pair} yet.",
+        "They appear here as the streamer brings them. History comes with deskbook candles fetch or import.")]
     wrong = h.div("#tape-error.error", hidden=True, role="alert")[h.p("#tape-error-text"), h.button(type="button", data_do="again")["Try again"]]
-    chart = h.div("#tape-chart.tape-chart", tabindex="0", role="application", aria_label=name, aria_describedby="tape-keys", data_pair=pair, data_interval=interval, data_show=show, data_src="/ui/tape/data")
-    return h.section("#tape.card", aria_label=name)[h.div(".row.spread")[h.h2[f"{pair.replace('_', '/')} · {interval}"], buttons], h.p("#tape-state.hint", role="status")["Reading candles …"],
+    chart = h.div("#tape-chart.tape-chart", tabindex="0", role="application", aria_label=name, aria_describedby="tape-keys", data_pair=pair,
+        data_interval=interval, data_show=show, data_src="/ui/tape/data")
+    return h.section("#tape.card", aria_label=name)[h.div(".row.spread")[h.h2[f"{pair.replace('_', '/')} · {interval}"], buttons],
+        h.p("#tape-state.hint", role="status")["Reading candles …"],
         h.p("#tape-trouble.wrong", hidden=True, role="status"), wrong, nothing, h.div(".tape-frame")[chart, h.div("#tape-readout.readout")],
-        h.p("#tape-said.sr", aria_live="polite"), h.p("#tape-keys.hint")[_KEYS], h.noscript[h.p(".hint")["The chart needs scripts. The tables below do not."]], legend(interval)]
+        h.p("#tape-said.sr", aria_live="polite"), h.p("#tape-keys.hint")[_KEYS],
+        h.noscript[h.p(".hint")["The chart needs scripts. The tables below do not."]], legend(interval)]
 
 # %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #32140d76
 def admitted(m: GateMark | None) -> Node:
@@ -117,14 +131,16 @@ def admitted(m: GateMark | None) -> Node:
 # %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #bd7ab278
 def bars_table(tape: Tape) -> Node:
     "Bars and gates, newest first."
-    gates, digits = {m.time_ms: m for m in tape.gates}, digits_of(tape.bars.frame)
+    gates, digits = {m.time_ms: m for m in tape.gates}, usual_digits(tape.bars.frame)
     def row(t: int, *figures: float | None) -> list[Node]:
         m = gates.get(t)
         hazard = unknown() if m is None or m.hazard is None else [amount(m.hazard, digits=3), " / ", amount(m.threshold, digits=3)]
         volume = amount(figures[4], digits=0)
-        return [when(t, "moment"), *[amount(f, digits=digits) for f in figures[:4]], volume, admitted(m), m.direction if m else unknown(), hazard, m.regime if m else unknown()]
+        return [when(t, "moment"), *[amount(f, digits=digits) for f in figures[:4]], volume, admitted(m), m.direction if m else unknown(),
+            hazard, m.regime if m else unknown()]
     head = ["Opens", "Open", "High", "Low", "Close", "Volume", "Gate", "Direction", "Hazard / threshold", "Regime"]
-    return table(head, [row(*r) for r in reversed(tape.bars.frame.rows())], f"The last {tape.bars.frame.height} bars of {tape.pair}, {tape.interval}, newest first", "No bars yet.", right=range(1, 6))
+    return table(head, [row(*r) for r in reversed(tape.bars.frame.rows())],
+        f"The last {tape.bars.frame.height} bars of {tape.pair}, {tape.interval}, newest first", "No bars yet.", right=range(1, 6))
 
 # %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #8299c0c4
 SHOWN = 200 # rows of one table; the chart has all of them
@@ -133,17 +149,14 @@ def listed(what: str, marks: Sequence[Any]) -> str: # caption
     return f"{what} on these bars, newest first" + (f"; the newest {SHOWN} of {len(marks):,}" if len(marks) > SHOWN else "")
 
 # %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #22746548
-_VERDICTS: Mapping[str, tuple[str, Tone]] = {"enter": ("enter", "good"), "exit": ("exit", "busy"), "refuse": ("refused", "warn")}
-
 def trace(ident: str) -> Node: return h.a(href=trace_url(ident))["trace"] if ident else unknown()
 
 # %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #6c882f3e
 def decisions_table(marks: Sequence[DecisionMark]) -> Node:
     "Decisions, newest first."
     def row(m: DecisionMark) -> list[Node]:
-        word, tone = _VERDICTS.get(m.verdict, (m.verdict, "quiet"))
-        times = f" {m.count} times" if m.count > 1 else ""
-        return [when(m.at_ms, "moment"), badge(word + times, tone), m.action or unknown("nothing was ordered"), account_badge(m.environment, m.account), reason_list(m.reasons, "none needed"), trace(m.trace_id)]
+        action, why = m.action or unknown("nothing was ordered"), reason_list(m.reasons, "none needed")
+        return [when(m.at_ms, "moment"), decision_badge(m.verdict, m.count), action, account_badge(m.environment, m.account), why, trace(m.trace_id)]
     head, newest = ["When", "Decision", "Action", "Account", "Why", "Trace"], marks[-SHOWN:]
     return table(head, map(row, reversed(newest)), listed("Decisions", marks), "No decisions on these bars.")
 
@@ -151,7 +164,8 @@ def decisions_table(marks: Sequence[DecisionMark]) -> Node:
 def fills_table(marks: Sequence[FillMark]) -> Node:
     "Fills, newest first."
     def row(m: FillMark) -> list[Node]:
-        return [when(m.at_ms, "moment"), account_badge(m.environment, m.account), m.side, h.span(".num")[f"{m.units:,f}"], h.span(".num")[f"{m.price:f}"], m.kind, trace(m.trace_id)]
+        return [when(m.at_ms, "moment"), account_badge(m.environment, m.account), m.side, h.span(".num")[f"{m.units:,f}"],
+            h.span(".num")[f"{m.price:f}"], m.kind, trace(m.trace_id)]
     head, newest = ["When", "Account", "Side", "Units", "Price", "Order", "Trace"], marks[-SHOWN:]
     return table(head, map(row, reversed(newest)), listed("Fills", marks), "No fills on these bars.", right=(3, 4))
 
@@ -161,7 +175,8 @@ ROWS = 50
 def tables(tape: Tape, before_ms: int | None = None) -> Node:
     "Everything as tables."
     here, first = (tape.pair, tape.interval, tape.show), int(tape.bars.frame["time"][0]) if tape.bars.frame.height else None
-    older = h.a(href=address(*here, before=first) + "#tape-table")[f"{ROWS} older bars"] if tape.bars.more and first else h.span(".hint")["This is the beginning of what is kept."] if first else None
+    end = h.span(".hint")["This is the beginning of what is kept."] if first else None
+    older = h.a(href=address(*here, before=first) + "#tape-table")[f"{ROWS} older bars"] if tape.bars.more and first else end
     newest = h.a(href=address(*here) + "#tape-table")["Newest bars"] if before_ms else None
     troubles = [error_box(t) for t in tape.troubles]
     return h.div("#tape-table")[troubles, bars_table(tape), h.p(".row")[older, newest], decisions_table(tape.decisions), fills_table(tape.fills)]
@@ -180,7 +195,8 @@ Rows = Annotated[int, Query(ge=1, le=1000)]
 
 def require_interval(deps: ApiDeps, interval: str) -> None:
     "Raise `ApiError` for bars shorter than the candles that are kept."
-    if interval not in (held := intervals_of(deps)): raise ApiError("invalid_request", f"The desk keeps candles of {deps.settings.candle_granularity}; {interval} is shorter. There are {', '.join(held)}.")
+    if interval not in (held := intervals_of(deps)):
+        raise ApiError("invalid_request", f"The desk keeps candles of {deps.settings.candle_granularity}; {interval} is shorter. There are {', '.join(held)}.")
 
 # %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #675eeb58
 async def tape_tables(deps: ApiDeps, pair: str, interval: str, show: Show, before: int | None) -> Node:
@@ -191,7 +207,8 @@ async def tape_tables(deps: ApiDeps, pair: str, interval: str, show: Show, befor
 
 # %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #3d19f6d6
 @router.get("/ui/tape")
-async def tape_page(deps: Deps, request: Request, viewer: Who, pair: Name | None = None, interval: Timeframe = "M1", show: Show = "all", before: Moment = None) -> Response:
+async def tape_page(deps: Deps, request: Request, viewer: Who, pair: Name | None = None, interval: Timeframe = "M1", show: Show = "all",
+    before: Moment = None) -> Response:
     "The page."
     require_interval(deps, interval)
     hot = list(deps.settings.hotband_pairs)
@@ -215,7 +232,8 @@ async def tape_table(deps: Deps, viewer: Who, pair: Name, interval: Timeframe = 
 
 # %% ../../../../nbs/app/dashboard/21_tape_page.ipynb #c85abe98
 @router.get("/ui/tape/data")
-async def tape_data(deps: Deps, request: Request, viewer: Who, pair: Name, interval: Timeframe = "M1", show: Show = "all", before: Moment = None, after: Moment = None, limit: Rows = 500) -> Response:
+async def tape_data(deps: Deps, request: Request, viewer: Who, pair: Name, interval: Timeframe = "M1", show: Show = "all",
+    before: Moment = None, after: Moment = None, limit: Rows = 500) -> Response:
     "Bars and marks: the newest, those before a moment, or those since one."
     try:
         require_interval(deps, interval)

@@ -6,12 +6,11 @@
 __all__ = ['router', 'hazard_words', 'gate_card', 'decision_card', 'after_card', 'times', 'trace_view', 'trace_page']
 
 # %% ../../../../nbs/app/dashboard/35_trace_page.ipynb #b3f58aaa
-from collections.abc import Mapping
 import htpy as h
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 from ..api_routes import Deps
-from .elements import Node, Tone, badge, card, drawn, empty_box, facts, meter, reason_list, trace_url, unknown, when
+from .elements import Node, badge, card, decision_badge, drawn, empty_box, facts, meter, reason_list, trace_url, unknown, when
 from .order_facts import After, DecisionFacts, GateSeen, OrderFacts, Trace, id_in, laps, read_trace
 from .order_parts import exact, folded, laps_view, moment, pair_url, story_view
 from .web import Who, fragment, is_part, page
@@ -28,29 +27,34 @@ def gate_card(gate: GateSeen | None) -> Node:
     "The gate that was seen."
     if gate is None: return card("Gate", empty_box("No gate was seen.", "The decision was made without one; its reasons say why."))
     admits = badge("admits", "good") if gate.admit else badge("does not admit", "warn")
+    stored = when(gate.computed_ms, "moment") if gate.computed_ms else unknown("this gate does not say when it was made")
     sure = None if gate.confidence is None else f" ({gate.confidence:.0%} sure)"
-    said = facts([("verdict", admits), ("direction", gate.direction or unknown()), ("regime", [gate.regime or unknown(), sure]), ("knows the market up to", when(gate.asof_ms, "moment")),
-        ("stored", when(gate.computed_ms, "moment") if gate.computed_ms else unknown("this gate does not say when it was made")), ("hazard, and its threshold", [hazard_words(gate), meter(gate.hazard, gate.threshold, "hazard")])])
+    said = facts([("verdict", admits), ("direction", gate.direction or unknown()), ("regime", [gate.regime or unknown(), sure]),
+        ("knows the market up to", when(gate.asof_ms, "moment")), ("stored", stored),
+        ("hazard, and its threshold", [hazard_words(gate), meter(gate.hazard, gate.threshold, "hazard")])])
     why = [h.h3["Why it does not admit"], reason_list(gate.reasons)] if not gate.admit or gate.reasons else None
     return card("Gate", said, why, folded("the gate as it was seen", gate.raw, "gate-raw"))
 
 # %% ../../../../nbs/app/dashboard/35_trace_page.ipynb #f59af2ed
-_TONE: Mapping[str, Tone] = {"enter": "good", "exit": "busy", "hold": "quiet", "refuse": "warn"}
-
 def decision_card(made: DecisionFacts | None) -> Node:
     "The decision."
-    if made is None: return card("Decision", empty_box("No decision belongs to this.", "A person or a program placed the order; Ops shows in the audit who and why."))
-    said = facts([("verdict", badge(made.verdict, _TONE.get(made.verdict, "quiet"))), ("action", made.action or h.span(".none")["none"]), ("pair", h.a(href=pair_url(made.instrument))[made.instrument]),
+    if made is None:
+        return card("Decision", empty_box("No decision belongs to this.",
+            "A person or a program placed the order; Ops shows in the audit who and why."))
+    said = facts([("verdict", decision_badge(made.verdict)), ("action", made.action or h.span(".none")["none"]),
+        ("pair", h.a(href=pair_url(made.instrument))[made.instrument]),
         ("decided", moment(made.decided_at, day=True)), ("decision", h.code[str(made.id)])])
     nothing = "Nothing spoke against it." if made.verdict == "enter" else "no reason was given"
-    return card("Decision", said, h.h3["Reasons"], reason_list(made.reasons, nothing), folded("what it was decided on", {k: v for k, v in made.inputs.items() if k != "gate"}, "inputs-raw"))
+    return card("Decision", said, h.h3["Reasons"], reason_list(made.reasons, nothing),
+        folded("what it was decided on", {k: v for k, v in made.inputs.items() if k != "gate"}, "inputs-raw"))
 
 # %% ../../../../nbs/app/dashboard/35_trace_page.ipynb #009ee121
 def after_card(after: tuple[After, ...], filled: bool) -> Node:
     "The position after the fills."
     if not filled: return card("Position after", empty_box("Nothing was filled, so no position changed."))
     if not after: return card("Position after", empty_box("What was held after these fills is not known.", "They are too long ago: too many came since."))
-    return card("Position after", [h.p[h.a(href=pair_url(a.instrument))[a.instrument], ": ", exact(a.before, sign=True), " → ", exact(a.after, sign=True), " units"] for a in after])
+    return card("Position after", [h.p[h.a(href=pair_url(a.instrument))[a.instrument], ": ", exact(a.before, sign=True), " → ",
+        exact(a.after, sign=True), " units"] for a in after])
 
 # %% ../../../../nbs/app/dashboard/35_trace_page.ipynb #038c2d1b
 def times(trace: Trace) -> list[Node]:

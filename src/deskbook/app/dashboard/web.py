@@ -82,7 +82,8 @@ async def form_of(
 ) -> dict[str, str]:
     "The fields of a form, each once. Raises `ApiError`."
     if (known := getattr(request.state, "form", None)) is not None: return dict(known)
-    if header_of(request.scope["headers"], "content-type").partition(";")[0].strip() != "application/x-www-form-urlencoded": raise ApiError("invalid_request", "This is no form.")
+    if header_of(request.scope["headers"], "content-type").partition(";")[0].strip() != "application/x-www-form-urlencoded":
+        raise ApiError("invalid_request", "This is no form.")
     body = await read_body(request.receive, _FORM_BYTES) or b""
     try: pairs = parse_qsl(body.decode("utf-8"), keep_blank_values=True, strict_parsing=bool(body), errors="strict", max_num_fields=_FORM_FIELDS)
     except ValueError: raise ApiError("invalid_request", "The form cannot be read.") from None
@@ -104,14 +105,17 @@ Who = Annotated[Viewer, Depends(viewer_in)]
 Actor = Annotated[Viewer, Depends(actor_in)]
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #62615a82
-SECTIONS = (("desk", "Desk"), ("tape", "Tape"), ("orders", "Orders"), ("positions", "Positions"), ("evidence", "Evidence"), ("runbooks", "Runbooks"), ("ops", "Ops"))
-_HTMX = '{"includeIndicatorCSS":false,"extensions":"sse","history":false,"defaultTimeout":30000,"sse":{"reconnectDelay":500,"reconnectMaxDelay":2000,"connectTimeout":5000}}'
+SECTIONS = (("desk", "Desk"), ("tape", "Tape"), ("orders", "Orders"), ("positions", "Positions"), ("evidence", "Evidence"),
+    ("runbooks", "Runbooks"), ("ops", "Ops"))
+_HTMX = ('{"includeIndicatorCSS":false,"extensions":"sse","history":false,"defaultTimeout":30000,'
+    '"sse":{"reconnectDelay":500,"reconnectMaxDelay":2000,"connectTimeout":5000}}')
 _SCRIPTS = ("vendor/htmx.min.js", "vendor/hx-sse.min.js", "desk.js")
 
 def head(title: str, scripts: Sequence[str] = (), styles: Sequence[str] = ()) -> Node:
     "The head of a page."
-    return h.head[h.meta(charset="utf-8"), h.meta(name="viewport", content="width=device-width, initial-scale=1"), h.meta(name="color-scheme", content="light dark"),
-        h.meta(name="htmx-config", content=_HTMX), h.title[f"{title} · deskbook"], h.link(rel="icon", href=asset("icon.svg"), type="image/svg+xml"),
+    return h.head[h.meta(charset="utf-8"), h.meta(name="viewport", content="width=device-width, initial-scale=1"),
+        h.meta(name="color-scheme", content="light dark"), h.meta(name="htmx-config", content=_HTMX),
+        h.title[f"{title} · deskbook"], h.link(rel="icon", href=asset("icon.svg"), type="image/svg+xml"),
         h.script(src=asset("theme.js")), [h.link(rel="stylesheet", href=asset(s)) for s in ("desk.css", *styles)],
         [h.script(src=asset(s), defer=True) for s in (*_SCRIPTS, *scripts)]]
 
@@ -124,14 +128,18 @@ def who_box(viewer: Viewer) -> Node:
     return h.div(".who")[h.span[viewer.name], right, out]
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #b763a54f
+_NO_SCRIPT = ("JavaScript is off: nothing here changes by itself. Load the page again to see what is new. "
+    "The state of the desk stands on the page Desk.")
+
 def top(viewer: Viewer, section: str) -> Node:
     "What stands above every page."
     links = [h.a(href=f"/ui/{key}", aria_current="page" if key == section else None)[name] for key, name in SECTIONS]
     state = h.div("#stream-state.connecting", role="status")["connecting"]
     theme = h.button("#theme.plain", type="button", aria_label="Switch between light and dark")["◐"]
-    return h.header(".top")[h.noscript["JavaScript is off: nothing here changes by itself. Load the page again to see what is new. The state of the desk stands on the page Desk."], h.a(".brand", href="/ui/desk")["deskbook"], h.nav(aria_label="Pages")[links], h.div(".right")[state, theme, who_box(viewer)]]
+    return h.header(".top")[h.noscript[_NO_SCRIPT], h.a(".brand", href="/ui/desk")["deskbook"], h.nav(aria_label="Pages")[links],
+        h.div(".right")[state, theme, who_box(viewer)]]
 
-# %% ../../../../nbs/app/dashboard/02_web.ipynb #e5999513
+# %% ../../../../nbs/app/dashboard/02_web.ipynb #114fcc08
 _NO_HERO = h.div("#hero.hero.loading", role="region", aria_label="State of the desk")["reading the desk …"]
 
 def below(
@@ -168,7 +176,7 @@ def page(
     "A page as an answer."
     return HTMLResponse(str(shell(viewer, title, rest_of(request, title, list(body), section), section, scripts, styles)))
 
-# %% ../../../../nbs/app/dashboard/02_web.ipynb #a86cb920
+# %% ../../../../nbs/app/dashboard/02_web.ipynb #3067960c
 log = logging.getLogger(__name__)
 type Read = tuple[Node, Node] # the page, and the strip; None: as it was said last
 _SEAM = Markup("<!--rest-->") # no text of ours or of others holds it: text is escaped
@@ -182,14 +190,14 @@ async def or_error(request: Request, read: Awaitable[Read]) -> Read:
         if error.code == "internal": log.exception("a page could not be read", extra={"trace_id": trace_id, "path": request.url.path})
         return error_box(redactor_of(deps_of(request).settings).text(error.what), f"Code {error.code}, trace {trace_id}."), None
 
-# %% ../../../../nbs/app/dashboard/02_web.ipynb #c2745560
+# %% ../../../../nbs/app/dashboard/02_web.ipynb #046e3722
 async def in_two(whole: Markup, rest: Awaitable[Node]) -> AsyncIterator[str]:
     "What is known at once, then what has to be read."
     first, last = whole.split(_SEAM, 1)
     yield first
     yield str(h.fragment[await rest]) + last
 
-# %% ../../../../nbs/app/dashboard/02_web.ipynb #9874df0c
+# %% ../../../../nbs/app/dashboard/02_web.ipynb #46be33ec
 def page_soon(
     request: Request, viewer: Viewer, title: str,
     read: Awaitable[Read], # asks the stores
@@ -274,15 +282,17 @@ def error_page(
     error: ApiError,
     trace_id: str, # of the request
     text: str, # redacted
+    instead: str = "", # the same page without what does not fit; "": there is none
 ) -> Response:
     "A refusal, the way that fits who asks."
     if error.code == "unauthorized": return to_login(request)
     todo = f"Code {error.code}, trace {trace_id}."
     if is_part(request): return fragment(notice(f"{text} ({error.code})", "bad"), status=error.status, headers=dict(error.headers))
     viewer = viewer_in(request)
-    where = h.p[h.a(href="/ui/desk")["To the desk"]]
-    said = HTMLResponse(str(shell(viewer, f"{error.status}", below(f"{error.status}", [error_box(text, todo), where]), "")), error.status, dict(error.headers))
-    return said
+    again: Node = [h.a(href=instead)["The page without it"], " · "] if instead else None
+    where = h.p[again, h.a(href="/ui/desk")["To the desk"]]
+    said = below(f"{error.status}", [error_box(text, todo), where])
+    return HTMLResponse(str(shell(viewer, f"{error.status}", said, "")), error.status, dict(error.headers))
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #143d0757
 class PageRules:
@@ -306,10 +316,14 @@ class PageRules:
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #910c040b
 def login_view(to: str, wrong: str = "") -> Node:
     "The page that asks for the token."
-    fields: list[Node] = [h.input(type="hidden", name="next", value=to), field("name", "Your name", hint="It stands in the audit beside what you do.", autocomplete="username", maxlength="40"),
-        field("token", "Token", hint="API_TOKEN, or API_VIEW_TOKEN to look only.", kind="password", error=wrong, autocomplete="current-password", required=True)]
-    buttons: list[Node] = [h.button(".accent", type="submit", name="as", value="act")["Sign in"], " ", h.button(type="submit", name="as", value="view")["Sign in, look only"]]
-    form = h.form(".form.login", method="post", action="/ui/login")[fields, h.div(".row")[buttons], h.p(".hint")["Signed in already? ", h.a(href=to)["Go on"], "."]]
+    fields: list[Node] = [h.input(type="hidden", name="next", value=to),
+        field("name", "Your name", hint="It stands in the audit beside what you do.", autocomplete="username", maxlength="40"),
+        field("token", "Token", hint="API_TOKEN, or API_VIEW_TOKEN to look only.", kind="password", error=wrong,
+        autocomplete="current-password", required=True)]
+    buttons: list[Node] = [h.button(".accent", type="submit", name="as", value="act")["Sign in"], " ",
+        h.button(type="submit", name="as", value="view")["Sign in, look only"]]
+    form = h.form(".form.login", method="post", action="/ui/login")[fields, h.div(".row")[buttons],
+        h.p(".hint")["Signed in already? ", h.a(href=to)["Go on"], "."]]
     return h.html(lang="en")[head("Sign in"), h.body[h.main("#main.login")[h.h1["deskbook"], form]]]
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #e2838ac8

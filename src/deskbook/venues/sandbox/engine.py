@@ -26,274 +26,262 @@ from .views import figures, order_json, price_json, summary_json, user_id
 from .wire import WireError, parse_time, rfc3339
 
 # %% auto #0
-__all__ = ['SandboxEngine']
+__all__ = ['advance_to', 'subscribe_to', 'change_rules', 'add_script', 'clear_scripts_of', 'touch_market', 'halt_instrument',
+           'freeze_instrument', 'release_instrument', 'set_price_of', 'account_now', 'instrument_of', 'account_ids',
+           'state_of', 'log_of', 'summary_of', 'details_of', 'instruments_of', 'price_of', 'prices_of', 'candles_of',
+           'order_of', 'orders_of', 'pending_of', 'trade_of', 'trades_of', 'positions_of', 'position_of',
+           'transaction_of', 'transactions_after', 'transactions_between', 'ids_of', 'changes_after', 'open_account',
+           'transfer_to', 'place_order', 'end_order', 'reduce_position', 'reduce_trade', 'SandboxEngine']
 
 # %% ../../../../nbs/venues/sandbox/25_engine.ipynb #b091e124
-class _Venue:
-    # long: what the one who runs it can do
-    "A venue: books, and time that passes."
-    def __init__(self,
-        market: Market | None = None, # None: the simulated market
-        clock: Clock | None = None, # a `SandboxClock` or any clock; None: the wall
-        config: SandboxConfig | None = None, # None: the defaults
-    ):
-        clock = clock or SandboxClock(speed=1)
-        self.books: Books = open_books(market or Market(), clock, config or SandboxConfig(), clock())
+def advance_to(
+    venue: SandboxEngine,
+    now_ms: int | None = None, # epoch ms; None: what the clock shows. A later time moves a clock that can be set
+) -> list[Transaction]: # what was written, in order
+    "Let everything happen that is due. Going back is no error and no step."
+    clock = venue.books.clock
+    if now_ms is not None and isinstance(clock, SandboxClock) and now_ms > clock(): clock.set(now_ms)
+    return pass_time(venue.books, clock() if now_ms is None else now_ms)
 
-    @property
-    def market(self) -> Market: return self.books.market
-    @property
-    def clock(self) -> Clock: return self.books.clock
-    @property
-    def config(self) -> SandboxConfig: return self.books.config
-    @property
-    def now_ms(self) -> int: return self.books.now # epoch ms; everything up to here has happened
+def subscribe_to(
+    venue: SandboxEngine,
+    watch: Watcher, # is given an account and the transactions of one batch; must not change them
+) -> Callable[[], None]: # ends the subscription
+    "Be told of every batch of transactions, once it is whole."
+    venue.books.watchers.append(watch)
+    return lambda: venue.books.watchers.remove(watch)
 
-    def advance(self,
-        now_ms: int | None = None, # epoch ms; None: what the clock shows. A later time moves a clock that can be set
-    ) -> list[Transaction]: # what was written, in order
-        "Let everything happen that is due. Going back is no error and no step."
-        clock = self.books.clock
-        if now_ms is not None and isinstance(clock, SandboxClock) and now_ms > clock(): clock.set(now_ms)
-        return pass_time(self.books, clock() if now_ms is None else now_ms)
+# %% ../../../../nbs/venues/sandbox/25_engine.ipynb #2085630e
+def change_rules(
+    venue: SandboxEngine,
+    **changes: Any, # fields of `SandboxConfig`
+) -> None:
+    "Change rules from now on. Raises `BadInput` for a value that cannot be."
+    venue.advance()
+    venue.books.config = replace(venue.books.config, **changes)
+    venue.books.full.clear()
 
-    def subscribe(self,
-        watch: Watcher, # is given an account and the transactions of one batch; must not change them
-    ) -> Callable[[], None]: # ends the subscription
-        "Be told of every batch of transactions, once it is whole."
-        self.books.watchers.append(watch)
-        return lambda: self.books.watchers.remove(watch)
+# %% ../../../../nbs/venues/sandbox/25_engine.ipynb #34f0e191
+def add_script(
+    venue: SandboxEngine,
+    reason: str, # OANDA's name of a cancellation or rejection
+    instrument: str | None = None, # None: any
+    n: int = 1, # orders, >= 1
+    cancels: bool | None = None, # True: 201 and a cancellation; False: 400; None: as OANDA uses the reason
+) -> None:
+    "Refuse the next `n` orders."
+    if n < 1: raise BadInput(f"A script for {n} orders does nothing.", "Use 1 or more.")
+    venue.books.scripts.append(Script(reason, instrument, n, reason in CANCEL_REASONS if cancels is None else cancels))
 
-    def configure(self,
-        **changes: Any, # fields of `SandboxConfig`
-    ) -> None:
-        "Change rules from now on. Raises `BadInput` for a value that cannot be."
-        self.advance()
-        self.books.config = replace(self.books.config, **changes)
-        self.books.full.clear()
+def clear_scripts_of(venue: SandboxEngine) -> None: venue.books.scripts.clear()
 
 # %% ../../../../nbs/venues/sandbox/25_engine.ipynb #b7907885
-class _Staged(_Venue):
-    # long: what a test or a drill can do
-    "A venue with a script."
-    def script(self,
-        reason: str, # OANDA's name of a cancellation or rejection
-        instrument: str | None = None, # None: any
-        n: int = 1, # orders, >= 1
-        cancels: bool | None = None, # True: 201 and a cancellation; False: 400; None: as OANDA uses the reason
-    ) -> None:
-        "Refuse the next `n` orders."
-        if n < 1: raise BadInput(f"A script for {n} orders does nothing.", "Use 1 or more.")
-        self.books.scripts.append(Script(reason, instrument, n, reason in CANCEL_REASONS if cancels is None else cancels))
+def touch_market(
+    venue: SandboxEngine,
+    act: Callable[..., None], # a function of `venues.sandbox.market`
+    *args: Any, # its arguments after the market
+) -> None:
+    "Do something to the market."
+    venue.advance()
+    act(venue.books.market, *args)
+    venue.books.scanned = dict.fromkeys(venue.books.scanned, venue.books.now - 1)
+    while hit := next_trigger(venue.books, venue.books.now): trigger(venue.books, *hit)
 
-    def clear_scripts(self) -> None: self.books.scripts.clear()
-
-    def touch(self,
-        act: Callable[..., None], # a function of `venues.sandbox.market`
-        *args: Any, # its arguments after the market
-    ) -> None:
-        "Do something to the market."
-        self.advance()
-        act(self.books.market, *args)
-        self.books.scanned = dict.fromkeys(self.books.scanned, self.books.now - 1)
-        while hit := next_trigger(self.books, self.books.now): trigger(self.books, *hit)
-
-    def halt(self, instrument: str) -> None: self.touch(markets.halt, instrument)
-    def freeze(self, instrument: str) -> None: self.touch(markets.freeze, instrument, self.books.clock())
-    def release(self, instrument: str | None = None) -> None: self.touch(markets.release, instrument) # None: all
-    def set_price(self, instrument: str, bid: str | Decimal, ask: str | Decimal) -> None: # prices on tick, bid < ask
-        self.touch(markets.set_price, instrument, bid, ask)
+# %% ../../../../nbs/venues/sandbox/25_engine.ipynb #b70fa0ca
+def halt_instrument(venue: SandboxEngine, instrument: str) -> None: touch_market(venue, markets.halt, instrument)
+def freeze_instrument(venue: SandboxEngine, instrument: str) -> None: touch_market(venue, markets.freeze, instrument, venue.books.clock())
+def release_instrument(venue: SandboxEngine, instrument: str | None = None) -> None: touch_market(venue, markets.release, instrument) # None: all
+def set_price_of(venue: SandboxEngine, instrument: str, bid: str | Decimal, ask: str | Decimal) -> None: # prices on tick, bid < ask
+    touch_market(venue, markets.set_price, instrument, bid, ask)
 
 # %% ../../../../nbs/venues/sandbox/25_engine.ipynb #4d11e3c5
-class _Asked(_Staged):
-    # long: the list of questions is read as one
-    "A venue that answers."
-    def _at(self, account: str) -> Account:
-        "The account, now."
-        self.advance()
-        return account_of(self.books, account)
+def account_now(venue: SandboxEngine, account: str) -> Account:
+    "The account, now."
+    venue.advance()
+    return account_of(venue.books, account)
 
-    def _instrument(self, name: str) -> SandboxInstrument:
-        if (i := self.books.market.universe.get(name)) is not None: return i
-        raise WireError(400, "Invalid value specified for 'instrument'")
+def instrument_of(venue: SandboxEngine, name: str) -> SandboxInstrument:
+    if (i := venue.books.market.universe.get(name)) is not None: return i
+    raise WireError(400, "Invalid value specified for 'instrument'")
 
-    def accounts(self) -> list[str]: # ids
-        return list(self.books.accounts)
+# %% ../../../../nbs/venues/sandbox/25_engine.ipynb #47927c2b
+def account_ids(venue: SandboxEngine) -> list[str]: # ids
+    return list(venue.books.accounts)
 
-    def account_state(self, account: str) -> Account: # the fold itself; not to be changed
-        return account_of(self.books, account)
+def state_of(venue: SandboxEngine, account: str) -> Account: # the fold itself; not to be changed
+    return account_of(venue.books, account)
 
-    def log(self, account: str) -> list[Transaction]: # all of them, oldest first
-        account_of(self.books, account)
-        return list(self.books.logs[account])
-
-    def summary(self, account: str) -> dict[str, Any]:
-        "Balance, net asset value, margin. Raises `NoRate` when a position cannot be valued."
-        a = self._at(account)
-        return answers.told(a, account=summary_json(a, figures(a, self.books.market, self.books.now, self.books.config)))
-
-    def details(self, account: str) -> dict[str, Any]:
-        "The summary with open trades, positions and pending orders."
-        out = self.summary(account)
-        trades = answers.show_trades(self.books, self._at(account), reversed(self._at(account).open_trades.values()), True)
-        out["account"] |= {"trades": trades, **self.positions(account), **self.pending_orders(account)}
-        return out
-
-    def instruments(self, account: str, names: Sequence[str] | None = None) -> dict[str, Any]: # None: all
-        "The universe, with the margin this venue asks for."
-        a, rate = account_of(self.books, account), self.books.config.margin_rate_frac
-        chosen = [self._instrument(n) for n in (names or self.books.market.universe)]
-        return answers.told(a, instruments=[instrument_json(i if rate is None else replace(i, margin_rate_frac=rate)) for i in chosen])
-
-    def price(self, instrument: str) -> dict[str, Any]:
-        "The price of one instrument, as in the stream."
-        self.advance()
-        i = self._instrument(instrument)
-        q = self.books.market.quote(instrument, self.books.now)
-        if q is None: raise WireError(400, f"There is no price of {instrument} yet")
-        return price_json(q, i, self.books.config)
-
-    def pricing(self, account: str, instruments: Sequence[str]) -> dict[str, Any]:
-        "Prices with the rates into the account's currency; without a rate the field is left out, as the venue does."
-        a, prices = self._at(account), []
-        for name in instruments:
-            prices.append(p := self.price(name))
-            try: rate = home_rate(self.books.market, self._instrument(name).quote, a.currency, self.books.now)
-            except NoRate: continue
-            p["quoteHomeConversionFactors"] = {"positiveUnits": f"{rate.gain:.8f}", "negativeUnits": f"{rate.loss:.8f}"}
-        return {"time": rfc3339(self.books.now), "prices": prices}
-
-    def candles(self, instrument: str, granularity: str = "S5", price: str = "M", count: int | None = None, start_ms: int | None = None,
-            end_ms: int | None = None, include_first: bool = True, **alignment: Any) -> dict[str, Any]:
-        "Candles; see `venues.sandbox.candles`."
-        self._instrument(instrument)
-        self.advance()
-        window = (count, start_ms, end_ms, include_first)
-        return make_candles(self.books.market, instrument, self.books.now, granularity, price, *window, **alignment)
-
-    def order(self, account: str, specifier: str) -> dict[str, Any]: # order id, or "@" and a client id
-        return answers.told(self._at(account), order=order_json(answers.find_order(self.books, account, specifier)))
-
-    def orders(self, account: str, state: str = "PENDING", instrument: str | None = None, count: int = 50, before_id: str | None = None,
-            ids: Sequence[str] | None = None) -> dict[str, Any]:
-        "Orders, newest first; at most 500."
-        self.advance()
-        return answers.list_orders(self.books, account, state, instrument, count, before_id, ids)
-
-    def pending_orders(self, account: str) -> dict[str, Any]:
-        "All pending orders, newest first."
-        a = self._at(account)
-        return answers.told(a, orders=[order_json(o) for o in reversed(a.pending.values())])
-
-    def trade(self, account: str, specifier: str) -> dict[str, Any]: # trade id, or "@" and a client id
-        a = self._at(account)
-        return answers.told(a, trade=answers.show_trades(self.books, a, [answers.find_trade(self.books, account, specifier)])[0])
-
-    def trades(self, account: str, open_only: bool = False, state: str | None = None, instrument: str | None = None, count: int = 50,
-            before_id: str | None = None, ids: Sequence[str] | None = None) -> dict[str, Any]:
-        "Trades, newest first; at most 500, but all open ones with `open_only`."
-        a = self._at(account)
-        if open_only: found = list(reversed(a.open_trades.values()))
-        else: found = answers.list_trades(self.books, account, state or "OPEN", instrument, count, before_id, ids)
-        return answers.told(a, trades=answers.show_trades(self.books, a, found))
-
-    def positions(self, account: str, open_only: bool = False) -> dict[str, Any]:
-        "Positions; without `open_only` also those that were."
-        a = self._at(account)
-        names = [n for n, p in a.positions.items() if p.units or not open_only]
-        return answers.told(a, positions=answers.show_positions(self.books, a, names))
-
-    def position(self, account: str, instrument: str) -> dict[str, Any]:
-        "The position of one instrument; 404 when there never was one."
-        a = self._at(account)
-        if self._instrument(instrument).name not in a.positions: raise answers.missing(a, "position", "NO_SUCH_POSITION")
-        return answers.told(a, position=answers.show_positions(self.books, a, [instrument])[0])
-
-    def transaction(self, account: str, transaction_id: str) -> dict[str, Any]:
-        self.advance()
-        return answers.one_transaction(self.books, account, transaction_id)
-
-    def transactions_since(self, account: str, transaction_id: str | int) -> dict[str, Any]:
-        "Everything after a transaction."
-        self.advance()
-        return answers.some_transactions(self.books, account, answers.whole_id(transaction_id, "id"))
-
-    def transactions_range(self, account: str, first: str | int, last: str | int) -> dict[str, Any]:
-        "From one id to another, both included."
-        self.advance()
-        return answers.some_transactions(self.books, account, max(answers.whole_id(first, "from") - 1, 0), answers.whole_id(last, "to"))
-
-    def transaction_ids(self, account: str, start_ms: int | None = None, end_ms: int | None = None) -> tuple[int, int]:
-        "First and last id of a time window, both ends included; last below first: there are none."
-        self.advance()
-        return answers.ids_between(self.books, account, start_ms, end_ms)
-
-    def changes(self, account: str, since: str | int) -> dict[str, Any]: # a transaction id
-        "What changed after a transaction, and the figures of now."
-        self.advance()
-        return answers.changes(self.books, account, answers.whole_id(since, "sinceTransactionID"))
+def log_of(venue: SandboxEngine, account: str) -> list[Transaction]: # all of them, oldest first
+    account_of(venue.books, account)
+    return list(venue.books.logs[account])
 
 # %% ../../../../nbs/venues/sandbox/25_engine.ipynb #93b5617e
-class SandboxEngine(_Asked):
-    # long: the list of requests is read as one
-    "OANDA v20 accounts over a market, in memory."
-    def create_account(self,
-        account_id: str, # e.g. "101-001-1000001-001"
-        balance: str | Decimal = "100000", # >= 0, in `currency`
-        currency: str = "USD",
-        alias: str = "sandbox",
-    ) -> dict[str, Any]: # its summary
-        "Open an account. Raises `BadInput` when it exists or the balance is no amount."
-        self.advance()
-        if account_id in self.books.accounts: raise BadInput(f"Account {account_id} exists.", "Choose another id.")
-        if not (amount := Decimal(balance)).is_finite() or amount < 0: raise BadInput(f"{balance} is not a balance.", "Give 0 or more.")
-        a, number = Account(account_id), account_id.split("-")[-1]
-        self.books.accounts[account_id], self.books.logs[account_id] = a, []
-        batch, rate = Batch(self.books, a), self.books.config.margin_rate_frac or Decimal("0.02")
-        batch.add("CREATE", {"divisionID": 1, "siteID": 101, "accountUserID": user_id(account_id),
-            "accountNumber": int(number) if number.isdigit() else 1, "homeCurrency": currency})
-        batch.add("CLIENT_CONFIGURE", {"alias": alias, "marginRate": f"{rate:f}"})
-        paid = f"{money(amount):.4f}"
-        batch.add("TRANSFER_FUNDS", {"amount": paid, "fundingReason": "CLIENT_FUNDING", "accountBalance": paid})
-        batch.done()
-        return self.summary(account_id)
+def summary_of(venue: SandboxEngine, account: str) -> dict[str, Any]:
+    "Balance, net asset value, margin. Raises `NoRate` when a position cannot be valued."
+    a = account_now(venue, account)
+    return answers.told(a, account=summary_json(a, figures(a, venue.books.market, venue.books.now, venue.books.config)))
 
-    def transfer(self, account: str, amount: str | Decimal) -> dict[str, Any]: # account currency, signed
-        "Pay in, or out with a negative amount."
-        a = self._at(account)
-        batch, value = Batch(self.books, a), money(Decimal(amount))
-        fields = {"amount": f"{value:.4f}", "fundingReason": "ADJUSTMENT", "accountBalance": f"{a.balance + value:.4f}"}
-        return answer(batch, {"transaction": batch.add("TRANSFER_FUNDS", fields)})
+def details_of(venue: SandboxEngine, account: str) -> dict[str, Any]:
+    "The summary with open trades, positions and pending orders."
+    out = venue.summary(account)
+    trades = answers.show_trades(venue.books, account_now(venue, account), reversed(account_now(venue, account).open_trades.values()), True)
+    out["account"] |= {"trades": trades, **venue.positions(account), **venue.pending_orders(account)}
+    return out
 
-    def submit_order(self, account: str, order: Mapping[str, Any]) -> Answer: # the `order` of the request
-        "Create an order and try to fill it: 201 with what happened, or 400/404 with a reject transaction."
-        self.advance()
-        return submit(self.books, account, order)
+# %% ../../../../nbs/venues/sandbox/25_engine.ipynb #54995064
+def instruments_of(venue: SandboxEngine, account: str, names: Sequence[str] | None = None) -> dict[str, Any]: # None: all
+    "The universe, with the margin this venue asks for."
+    a, rate = account_of(venue.books, account), venue.books.config.margin_rate_frac
+    chosen = [instrument_of(venue, n) for n in (names or venue.books.market.universe)]
+    return answers.told(a, instruments=[instrument_json(i if rate is None else replace(i, margin_rate_frac=rate)) for i in chosen])
 
-    def cancel_order(self, account: str, specifier: str) -> Answer: # order id, or "@" and a client id
-        "Cancel a pending order: 200, or 404 with a reject transaction."
-        self.advance()
-        return cancel_pending(self.books, account, specifier)
+# %% ../../../../nbs/venues/sandbox/25_engine.ipynb #b541d820
+def price_of(venue: SandboxEngine, instrument: str) -> dict[str, Any]:
+    "The price of one instrument, as in the stream."
+    venue.advance()
+    i = instrument_of(venue, instrument)
+    q = venue.books.market.quote(instrument, venue.books.now)
+    if q is None: raise WireError(400, f"There is no price of {instrument} yet")
+    return price_json(q, i, venue.books.config)
 
-    def close_position(self, account: str, instrument: str, body: Mapping[str, Any]) -> Answer: # {"longUnits": "ALL"} and the like
-        "Close a side, whole or in part: 200, or 400/404 with a reject transaction for each side."
-        self.advance()
-        return closing.close_position(self.books, account, self._instrument(instrument), body)
+def prices_of(venue: SandboxEngine, account: str, instruments: Sequence[str]) -> dict[str, Any]:
+    "Prices with the rates into the account's currency; without a rate the field is left out, as the venue does."
+    a, prices = account_now(venue, account), []
+    for name in instruments:
+        prices.append(p := venue.price(name))
+        try: rate = home_rate(venue.books.market, instrument_of(venue, name).quote, a.currency, venue.books.now)
+        except NoRate: continue
+        p["quoteHomeConversionFactors"] = {"positiveUnits": f"{rate.gain:.8f}", "negativeUnits": f"{rate.loss:.8f}"}
+    return {"time": rfc3339(venue.books.now), "prices": prices}
 
-    def close_trade(self, account: str, specifier: str, body: Mapping[str, Any]) -> Answer: # {"units": "ALL"} or a number
-        "Close a trade, whole or in part: 200, or 400/404 with a reject transaction."
-        self.advance()
-        return closing.close_trade(self.books, account, specifier, body)
+# %% ../../../../nbs/venues/sandbox/25_engine.ipynb #52c2df0f
+def candles_of(venue: SandboxEngine, instrument: str, granularity: str = "S5", price: str = "M", count: int | None = None, start_ms: int | None = None,
+        end_ms: int | None = None, include_first: bool = True, **alignment: Any) -> dict[str, Any]:
+    "Candles; see `venues.sandbox.candles`."
+    instrument_of(venue, instrument)
+    venue.advance()
+    window = (count, start_ms, end_ms, include_first)
+    return make_candles(venue.books.market, instrument, venue.books.now, granularity, price, *window, **alignment)
 
-    @classmethod
-    def restore(cls,
-        logs: Mapping[str, Sequence[Transaction]], # by account, each whole
-        market: Market | None = None, clock: Clock | None = None, config: SandboxConfig | None = None, # as for a new one
-    ) -> SandboxEngine:
-        "The venue that wrote these logs; it goes on from its last transaction. Raises `DataError` for a damaged log or another market."
-        out = cls(market, clock, config)
-        _read_logs(out.books, logs)
-        return out
+# %% ../../../../nbs/venues/sandbox/25_engine.ipynb #ddf498ce
+def order_of(venue: SandboxEngine, account: str, specifier: str) -> dict[str, Any]: # order id, or "@" and a client id
+    return answers.told(account_now(venue, account), order=order_json(answers.find_order(venue.books, account, specifier)))
+
+def orders_of(venue: SandboxEngine, account: str, state: str = "PENDING", instrument: str | None = None, count: int = 50, before_id: str | None = None,
+        ids: Sequence[str] | None = None) -> dict[str, Any]:
+    "Orders, newest first; at most 500."
+    venue.advance()
+    return answers.list_orders(venue.books, account, state, instrument, count, before_id, ids)
+
+def pending_of(venue: SandboxEngine, account: str) -> dict[str, Any]:
+    "All pending orders, newest first."
+    a = account_now(venue, account)
+    return answers.told(a, orders=[order_json(o) for o in reversed(a.pending.values())])
+
+# %% ../../../../nbs/venues/sandbox/25_engine.ipynb #b8c9221c
+def trade_of(venue: SandboxEngine, account: str, specifier: str) -> dict[str, Any]: # trade id, or "@" and a client id
+    a = account_now(venue, account)
+    return answers.told(a, trade=answers.show_trades(venue.books, a, [answers.find_trade(venue.books, account, specifier)])[0])
+
+def trades_of(venue: SandboxEngine, account: str, open_only: bool = False, state: str | None = None, instrument: str | None = None, count: int = 50,
+        before_id: str | None = None, ids: Sequence[str] | None = None) -> dict[str, Any]:
+    "Trades, newest first; at most 500, but all open ones with `open_only`."
+    a = account_now(venue, account)
+    if open_only: found = list(reversed(a.open_trades.values()))
+    else: found = answers.list_trades(venue.books, account, state or "OPEN", instrument, count, before_id, ids)
+    return answers.told(a, trades=answers.show_trades(venue.books, a, found))
+
+# %% ../../../../nbs/venues/sandbox/25_engine.ipynb #19f63af2
+def positions_of(venue: SandboxEngine, account: str, open_only: bool = False) -> dict[str, Any]:
+    "Positions; without `open_only` also those that were."
+    a = account_now(venue, account)
+    names = [n for n, p in a.positions.items() if p.units or not open_only]
+    return answers.told(a, positions=answers.show_positions(venue.books, a, names))
+
+def position_of(venue: SandboxEngine, account: str, instrument: str) -> dict[str, Any]:
+    "The position of one instrument; 404 when there never was one."
+    a = account_now(venue, account)
+    if instrument_of(venue, instrument).name not in a.positions: raise answers.missing(a, "position", "NO_SUCH_POSITION")
+    return answers.told(a, position=answers.show_positions(venue.books, a, [instrument])[0])
+
+# %% ../../../../nbs/venues/sandbox/25_engine.ipynb #4eb8fd06
+def transaction_of(venue: SandboxEngine, account: str, transaction_id: str) -> dict[str, Any]:
+    venue.advance()
+    return answers.one_transaction(venue.books, account, transaction_id)
+
+def transactions_after(venue: SandboxEngine, account: str, transaction_id: str | int) -> dict[str, Any]:
+    "Everything after a transaction."
+    venue.advance()
+    return answers.some_transactions(venue.books, account, answers.whole_id(transaction_id, "id"))
+
+def transactions_between(venue: SandboxEngine, account: str, first: str | int, last: str | int) -> dict[str, Any]:
+    "From one id to another, both included."
+    venue.advance()
+    return answers.some_transactions(venue.books, account, max(answers.whole_id(first, "from") - 1, 0), answers.whole_id(last, "to"))
+
+# %% ../../../../nbs/venues/sandbox/25_engine.ipynb #02d1c282
+def ids_of(venue: SandboxEngine, account: str, start_ms: int | None = None, end_ms: int | None = None) -> tuple[int, int]:
+    "First and last id of a time window, both ends included; last below first: there are none."
+    venue.advance()
+    return answers.ids_between(venue.books, account, start_ms, end_ms)
+
+def changes_after(venue: SandboxEngine, account: str, since: str | int) -> dict[str, Any]: # a transaction id
+    "What changed after a transaction, and the figures of now."
+    venue.advance()
+    return answers.changes(venue.books, account, answers.whole_id(since, "sinceTransactionID"))
+
+# %% ../../../../nbs/venues/sandbox/25_engine.ipynb #94b00ace
+def open_account(
+    venue: SandboxEngine,
+    account_id: str, # e.g. "101-001-1000001-001"
+    balance: str | Decimal = "100000", # >= 0, in `currency`
+    currency: str = "USD",
+    alias: str = "sandbox",
+) -> dict[str, Any]: # its summary
+    "Open an account. Raises `BadInput` when it exists or the balance is no amount."
+    venue.advance()
+    if account_id in venue.books.accounts: raise BadInput(f"Account {account_id} exists.", "Choose another id.")
+    if not (amount := Decimal(balance)).is_finite() or amount < 0: raise BadInput(f"{balance} is not a balance.", "Give 0 or more.")
+    a, number = Account(account_id), account_id.split("-")[-1]
+    venue.books.accounts[account_id], venue.books.logs[account_id] = a, []
+    batch, rate = Batch(venue.books, a), venue.books.config.margin_rate_frac or Decimal("0.02")
+    batch.add("CREATE", {"divisionID": 1, "siteID": 101, "accountUserID": user_id(account_id),
+        "accountNumber": int(number) if number.isdigit() else 1, "homeCurrency": currency})
+    batch.add("CLIENT_CONFIGURE", {"alias": alias, "marginRate": f"{rate:f}"})
+    paid = f"{money(amount):.4f}"
+    batch.add("TRANSFER_FUNDS", {"amount": paid, "fundingReason": "CLIENT_FUNDING", "accountBalance": paid})
+    batch.done()
+    return venue.summary(account_id)
+
+# %% ../../../../nbs/venues/sandbox/25_engine.ipynb #ee382b52
+def transfer_to(venue: SandboxEngine, account: str, amount: str | Decimal) -> dict[str, Any]: # account currency, signed
+    "Pay in, or out with a negative amount."
+    a = account_now(venue, account)
+    batch, value = Batch(venue.books, a), money(Decimal(amount))
+    fields = {"amount": f"{value:.4f}", "fundingReason": "ADJUSTMENT", "accountBalance": f"{a.balance + value:.4f}"}
+    return answer(batch, {"transaction": batch.add("TRANSFER_FUNDS", fields)})
+
+# %% ../../../../nbs/venues/sandbox/25_engine.ipynb #5c99e90f
+def place_order(venue: SandboxEngine, account: str, order: Mapping[str, Any]) -> Answer: # the `order` of the request
+    "Create an order and try to fill it: 201 with what happened, or 400/404 with a reject transaction."
+    venue.advance()
+    return submit(venue.books, account, order)
+
+def end_order(venue: SandboxEngine, account: str, specifier: str) -> Answer: # order id, or "@" and a client id
+    "Cancel a pending order: 200, or 404 with a reject transaction."
+    venue.advance()
+    return cancel_pending(venue.books, account, specifier)
+
+# %% ../../../../nbs/venues/sandbox/25_engine.ipynb #b05be003
+def reduce_position(venue: SandboxEngine, account: str, instrument: str, body: Mapping[str, Any]) -> Answer: # {"longUnits": "ALL"} and the like
+    "Close a side, whole or in part: 200, or 400/404 with a reject transaction for each side."
+    venue.advance()
+    return closing.close_position(venue.books, account, instrument_of(venue, instrument), body)
+
+def reduce_trade(venue: SandboxEngine, account: str, specifier: str, body: Mapping[str, Any]) -> Answer: # {"units": "ALL"} or a number
+    "Close a trade, whole or in part: 200, or 400/404 with a reject transaction."
+    venue.advance()
+    return closing.close_trade(venue.books, account, specifier, body)
 
 # %% ../../../../nbs/venues/sandbox/25_engine.ipynb #6bb2757e
 def _read_logs(books: Books, logs: Mapping[str, Sequence[Transaction]]) -> None:
@@ -310,3 +298,31 @@ def _read_logs(books: Books, logs: Mapping[str, Sequence[Transaction]]) -> None:
     books.accounts, books.logs = accounts, {k: list(log) for k, log in logs.items()}
     for a in accounts.values():
         for o in list(a.pending.values()): rest(books, a, o)
+
+# %% ../../../../nbs/venues/sandbox/25_engine.ipynb #3b18560e
+class SandboxEngine:
+    "OANDA v20 accounts over a market, in memory."
+    def __init__(self, market: Market | None = None, clock: Clock | None = None, config: SandboxConfig | None = None):
+        self.market, self.clock = market or Market(), clock or SandboxClock(speed=1) # the simulated market, the wall clock
+        self.books: Books = open_books(self.market, self.clock, config or SandboxConfig(), self.clock())
+
+    advance, subscribe, configure, script, clear_scripts = advance_to, subscribe_to, change_rules, add_script, clear_scripts_of
+    touch, halt, freeze, release, set_price = touch_market, halt_instrument, freeze_instrument, release_instrument, set_price_of
+    accounts, account_state, log, summary, details = account_ids, state_of, log_of, summary_of, details_of
+    instruments, price, pricing, candles = instruments_of, price_of, prices_of, candles_of
+    order, orders, pending_orders, trade, trades = order_of, orders_of, pending_of, trade_of, trades_of
+    positions, position, transaction, transactions_since = positions_of, position_of, transaction_of, transactions_after
+    transactions_range, transaction_ids, changes = transactions_between, ids_of, changes_after
+    create_account, transfer, submit_order, cancel_order = open_account, transfer_to, place_order, end_order
+    close_position, close_trade = reduce_position, reduce_trade
+
+    @property
+    def config(self) -> SandboxConfig: return self.books.config
+    @property
+    def now_ms(self) -> int: return self.books.now # epoch ms; everything up to here has happened
+    @classmethod
+    def restore(cls, logs: Mapping[str, Sequence[Transaction]], market: Market | None = None, clock: Clock | None = None,
+            config: SandboxConfig | None = None) -> SandboxEngine:
+        "The venue that wrote these logs; it goes on from its last transaction. Raises `DataError` for a damaged log or another market."
+        _read_logs((made := cls(market, clock, config)).books, logs)
+        return made
