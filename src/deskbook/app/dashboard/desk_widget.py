@@ -13,14 +13,14 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 import htpy as h
 from .desk_facts import DeskFacts, desk_facts, look_at
-from .desk_page import down_view, hero_view, kill_view, pair_card
-from .elements import STATIC, Node, error_box, style_sheet
+from .desk_page import down_view, hero_view, kill_view, pair_card, strangers_view
+from .elements import STATIC, Node, error_box, style_sheet, when
 from .sources import Away, ask
 from ...core.clock import Clock, system_clock
 from ...core.loop import background_loop, run_sync
 
 # %% auto #0
-__all__ = ['Reader', 'scoped_style', 'span_of', 'aged', 'DeskView', 'Follower', 'DeskWidget', 'watch_desk']
+__all__ = ['Reader', 'scoped_style', 'span_of', 'aged', 'DeskView', 'Follower', 'stopped_view', 'DeskWidget', 'watch_desk']
 
 # %% ../../../../nbs/app/dashboard/12_desk_widget.ipynb #7e63deae
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def scoped_style() -> str:
     "The pages' style for what stands inside `.deskbook-view`."
     css = style_sheet() + (STATIC/"desk_page.css").read_text(encoding="utf-8")
     inside = re.sub(r"(?<![\w.#-])(:root|body|html)(?=[\s.\[{:])", ":scope", css)
-    return f"@scope (.deskbook-view) {{ {inside} }} {_THEMES} .deskbook-view .kill-state {{ padding: .3rem 1rem }}"
+    return f"@scope (.deskbook-view) {{ {inside} }} {_THEMES} .deskbook-view .kill-state {{ padding: .3rem 1rem }} .deskbook-view > .pair {{ margin: 0 }}"
 
 # %% ../../../../nbs/app/dashboard/12_desk_widget.ipynb #3132e9ee
 _AGE = re.compile(r'<time class="age" datetime="[^"]*" data-ms="(-?\d+)"(?: data-stale-s="([^"]+)")?>[^<]*</time>')
@@ -83,7 +83,7 @@ class DeskView:
         for p in facts.pairs: self.parts.setdefault(f"pair {p.name}", self.html())
         cards = tuple(self.parts[f"pair {p.name}"] for p in facts.pairs)
         if self.cards.children != cards: self.cards.children = cards
-        top = {"hero": hero_view(facts.hero), "trouble": down_view(facts.hero.down), "kill": kill_view(facts.hero.kill)}
+        top = {"hero": hero_view(facts.hero), "trouble": [down_view(facts.hero.down), strangers_view(facts.strangers)], "kill": kill_view(facts.hero.kill)}
         for name, node in top.items(): self.put(name, node)
         for p in facts.pairs: self.put(f"pair {p.name}", pair_card(p))
 
@@ -112,17 +112,22 @@ class Follower:
             self.following = asyncio.run_coroutine_threadsafe(self.follow(), background_loop())
         return self
 
+# %% ../../../../nbs/app/dashboard/12_desk_widget.ipynb #6c910605
+def stopped_view(at_ms: int) -> Node: return h.p(".card.warn")["Stopped at ", when(at_ms, "moment"), ". What is shown does not change any more."]
+
 # %% ../../../../nbs/app/dashboard/12_desk_widget.ipynb #1c74f084
+# long: what it reads, and the three ends that its looks may come to
 class DeskWidget(DeskView, Follower):
     "A desk in a notebook. Show it by naming it at the end of a cell."
     def __init__(self,
         read: Reader, # gives what to show
         every_s: float = 1.0, # between two looks
         clock: Clock = system_clock,
-        close: Callable[[], None] = lambda: None, # called once, when it is stopped
+        close: Callable[[], None] = lambda: None, # called once, when it is stopped or closed
     ):
         super().__init__(clock)
-        self.read, self.every_s, self.close = read, every_s, close
+        self.read, self.every_s, self.let_go = read, every_s, close
+        self.box.observe(lambda change: self.stop() if change.new is None else None, "comm") # somebody closed it
 
     async def look(self) -> None:
         "Read and draw. Never raises."
@@ -132,9 +137,17 @@ class DeskWidget(DeskView, Follower):
 
     def stop(self) -> None:
         "No more looks; what was opened for them is closed."
-        if self.following is not None: self.following.cancel()
-        self.following, close, self.close = None, self.close, lambda: None
-        close()
+        if self.following is not None:
+            self.following.cancel()
+            run_sync(asyncio.sleep(0)) # a look that is being drawn is drawn first
+            self.put("trouble", stopped_view(self.clock()))
+        self.following, let_go, self.let_go = None, self.let_go, lambda: None
+        let_go()
+
+    def close(self) -> None:
+        "Stop, and take it off the notebook."
+        self.stop()
+        for part in (*self.parts.values(), self.cards, self.box): part.close()
 
     def _repr_mimebundle_(self, **how: Any) -> Any: return self.box._repr_mimebundle_(**how)
 
@@ -145,7 +158,7 @@ def watch_desk(
     settings: Settings | None = None, # None: from the environment
     **how: Any, # for `app.workers.open_parts`, e.g. `ledger_url`, `live`
 ) -> DeskWidget:
-    "Watch a desk until `stop()`. Raises what `open_parts` raises."
+    "Watch a desk until `stop()` or `close()`. Raises what `open_parts` raises."
     from deskbook.app.api_routes import ApiDeps
     from deskbook.app.workers import open_parts
     from deskbook.core.settings import Settings as Read
