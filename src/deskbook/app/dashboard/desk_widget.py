@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Self
 import htpy as h
 from .desk_facts import DeskFacts, desk_facts, look_at
 from .desk_page import down_view, hero_view, kill_view, pair_card, strangers_view
-from .elements import STATIC, Node, error_box, style_sheet
+from .elements import STATIC, Node, error_box, style_sheet, when
 from .sources import Away, ask
 from ...core.clock import Clock, system_clock
 from ...core.loop import background_loop, run_sync
 
 # %% auto #0
-__all__ = ['Reader', 'scoped_style', 'span_of', 'aged', 'DeskView', 'Follower', 'DeskWidget', 'watch_desk']
+__all__ = ['Reader', 'scoped_style', 'span_of', 'aged', 'DeskView', 'Follower', 'stopped_view', 'DeskWidget', 'watch_desk']
 
 # %% ../../../../nbs/app/dashboard/12_desk_widget.ipynb #7e63deae
 if TYPE_CHECKING:
@@ -112,7 +112,11 @@ class Follower:
             self.following = asyncio.run_coroutine_threadsafe(self.follow(), background_loop())
         return self
 
+# %% ../../../../nbs/app/dashboard/12_desk_widget.ipynb #6c910605
+def stopped_view(at_ms: int) -> Node: return h.p(".card.warn")["Stopped at ", when(at_ms, "moment"), ". What is shown does not change any more."]
+
 # %% ../../../../nbs/app/dashboard/12_desk_widget.ipynb #1c74f084
+# long: what it reads, and the three ends that its looks may come to
 class DeskWidget(DeskView, Follower):
     "A desk in a notebook. Show it by naming it at the end of a cell."
     def __init__(self,
@@ -135,6 +139,7 @@ class DeskWidget(DeskView, Follower):
         "No more looks; what was opened for them is closed."
         if self.following is not None:
             self.following.cancel()
+            run_sync(asyncio.sleep(0)) # a look that is being drawn is drawn first
             self.put("trouble", stopped_view(self.clock()))
         self.following, let_go, self.let_go = None, self.let_go, lambda: None
         let_go()
@@ -153,7 +158,7 @@ def watch_desk(
     settings: Settings | None = None, # None: from the environment
     **how: Any, # for `app.workers.open_parts`, e.g. `ledger_url`, `live`
 ) -> DeskWidget:
-    "Watch a desk until `stop()`. Raises what `open_parts` raises."
+    "Watch a desk until `stop()` or `close()`. Raises what `open_parts` raises."
     from deskbook.app.api_routes import ApiDeps
     from deskbook.app.workers import open_parts
     from deskbook.core.settings import Settings as Read

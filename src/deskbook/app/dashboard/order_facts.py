@@ -24,6 +24,7 @@ from uuid import UUID
 from ..api_routes import ApiDeps
 from .desk_facts import pnl_of
 from .elements import Tone, moment_in, sentence
+from .sources import Away, ask
 from ...core.errors import BadInput, NotFound
 from ...stores.ledger import Ledger
 
@@ -540,8 +541,9 @@ _MARK_WAIT_S, MOST_POSITIONS = 1.5, 200
 
 async def marks_of(deps: ApiDeps, names: Sequence[str]) -> Mapping[str, Quote]:
     "Prices as new as they can be had in a moment. A venue that hangs holds nobody up."
-    try: return await asyncio.wait_for(deps.desk.marks.fresh(names), _MARK_WAIT_S) if names else {}
-    except TimeoutError: return deps.desk.marks.quotes
+    if not names: return {}
+    found = await ask("Prices", deps.desk.marks.fresh(names), _MARK_WAIT_S)
+    return deps.desk.marks.quotes if isinstance(found, Away) else found
 
 def position_facts(deps: ApiDeps, row: Mapping[str, Any], quotes: Mapping[str, Quote], money: str, history: History) -> PositionFacts:
     "A row of `positions`, and what it would bring."

@@ -30,6 +30,7 @@ from ...ops.evidence import CheckRecord, Evidence, at_work
 from ...ops.report import plain_text
 from ...ops.runbook import CONFIRMED, FOLDER
 from ...ops.runner import event_text
+from ...trading.guards import number
 
 # %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #3ddd7c6d
 _MAIN = "import sys; from deskbook.app.cli import main; sys.exit(main())"
@@ -233,8 +234,6 @@ class StepFacts:
     what: str = "" # e.g. the instrument at work
 
 # %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #472f252f
-def _figure(value: Any) -> float | None: return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
 def step_facts(evidence: Evidence, events: list[dict[str, Any]], going: bool) -> tuple[StepFacts, ...]:
     "The steps of a run, in order."
     newest = {str(e.get("step")): e for e in events if e["event"] == "progress"}
@@ -244,7 +243,7 @@ def step_facts(evidence: Evidence, events: list[dict[str, Any]], going: bool) ->
         told: Mapping[str, Any] = newest.get(s.name, {}) if running else {}
         status = "lost" if running and not going else s.status
         found.append(StepFacts(s.name, status, moment_ms(s.started), s.duration_s, s.counts, s.error or "", s.reused_from or "",
-            _figure(told.get("done")), _figure(told.get("total")), str(told.get("what") or "")))
+            number(told.get("done")), number(told.get("total")), str(told.get("what") or "")))
     return tuple(found)
 
 # %% ../../../../nbs/app/dashboard/52_runbook_runs.ipynb #69d415aa
