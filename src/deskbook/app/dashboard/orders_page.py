@@ -24,7 +24,7 @@ from .session import Viewer
 
 # %% ../../../../nbs/app/dashboard/33_orders_page.ipynb #91393ada
 from .stream import LiveSource
-from .web import Actor, Who, act_form, done, field, form_of, fragment, is_part, page
+from .web import Actor, Read, Who, act_form, done, field, form_of, fragment, is_part, page, page_soon
 from ...stores.ledger import LedgerDown, answered
 from ...trading.book import OrderRow
 
@@ -126,13 +126,15 @@ def no_ledger(deps: ApiDeps) -> Node:
 async def orders_page(deps: Deps, request: Request, viewer: Who) -> Response:
     "The list."
     asked = filter_of(request.query_params)
-    try: found = await answered(read_page(deps.ledger, deps.desk.account, asked))
-    except LedgerDown:
-        if is_part(request): raise
-        return page(request, viewer, "Orders", filter_form(asked, deps.settings.hotband_pairs), no_ledger(deps), section="orders", styles=STYLES)
-    if is_part(request): return fragment(await drawn(lambda: list_view(found)))
-    body = await drawn(lambda: orders_view(found, deps.settings.hotband_pairs))
-    return page(request, viewer, "Orders", body, section="orders", styles=STYLES)
+    pairs = deps.settings.hotband_pairs
+    async def found() -> OrderPage: return await answered(read_page(deps.ledger, deps.desk.account, asked))
+    async def read() -> Read:
+        try: every = await found()
+        except LedgerDown: return [filter_form(asked, pairs), no_ledger(deps)], None
+        return await drawn(lambda: orders_view(every, pairs)), None
+    if not is_part(request): return page_soon(request, viewer, "Orders", read(), section="orders", styles=STYLES)
+    every = await found()
+    return fragment(await drawn(lambda: list_view(every)))
 
 # %% ../../../../nbs/app/dashboard/33_orders_page.ipynb #a925b70c
 async def one(deps: ApiDeps, text: str) -> OrderFacts:

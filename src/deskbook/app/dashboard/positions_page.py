@@ -25,7 +25,7 @@ from .order_facts import History, Move, PositionFacts, Positions, filter_of, rea
 from .order_parts import exact, moment, order_url, pair_url, price, source_words, story_view, trace_at
 from .session import Viewer
 from .stream import LiveSource
-from .web import Actor, Who, act_form, done, field, form_of, page
+from .web import Actor, Read, Who, act_form, done, field, form_of, page, page_soon
 from ...stores.ledger import LedgerDown, answered
 
 # %% ../../../../nbs/app/dashboard/34_positions_page.ipynb #fcd4c1f1
@@ -161,15 +161,15 @@ async def look_positions(deps: ApiDeps) -> Mapping[str, Node]: return await draw
 LIVE = [LiveSource("positions page", "positions", look_positions, 1.0, ("orders",))]
 router = APIRouter(include_in_schema=False)
 STYLES = ("orders.css",)
+_LOST = "The ledger cannot be reached, so it is not known what is held.", "The venue's own page shows it. This page tries again by itself."
 
 @router.get("/ui/positions")
 async def positions_page(deps: Deps, request: Request, viewer: Who) -> Response:
     "What is held."
-    try: body: Node = list((await answered(look_positions(deps))).values())
-    except LedgerDown:
-        lost = error_box("The ledger cannot be reached, so it is not known what is held.", "The venue's own page shows it. This page tries again by itself.")
-        body = [h.div("#positions-now")[lost], h.div("#positions-moves"), h.div("#positions-flat")]
-    return page(request, viewer, "Positions", body, section="positions", styles=STYLES)
+    async def read() -> Read:
+        try: return list((await answered(look_positions(deps))).values()), None
+        except LedgerDown: return [h.div("#positions-now")[error_box(*_LOST)], h.div("#positions-moves"), h.div("#positions-flat")], None
+    return page_soon(request, viewer, "Positions", read(), section="positions", styles=STYLES)
 
 # %% ../../../../nbs/app/dashboard/34_positions_page.ipynb #0cd5825f
 def pair_in(text: str) -> str:
