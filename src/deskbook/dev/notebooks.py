@@ -250,7 +250,7 @@ def names_or_none(source: str) -> dict[str, int]:
 # %% ../../../nbs/dev/00_notebooks.ipynb #42e8a02c
 def where(
     project: Project,
-    symbol: str, # "strict_json", "Lake.candles", or a whole path "deskbook.core.files.strict_json"
+    symbol: str, # "strict_json", "Storage.read", or a whole path "deskbook.core.files.strict_json"
 ) -> list[dict[str, Any]]: # notebook, cell, symbol, module, file, line (0: not exported yet)
     "Every exported definition of `symbol`. Raises `NbxError` when there is none."
     found: list[dict[str, Any]] = []
