@@ -349,8 +349,8 @@ def runs_view(runs: RunPage, runbooks: Sequence[str], runbook: str = "", verdict
 # %% ../../../../nbs/app/dashboard/41_evidence_page.ipynb #55ac9d53
 def newest_line(published_ms: int | None) -> Node:
     "When the canonical study was written last."
-    return h.p("#evidence-newest.hint")["Newest publication: ", when(published_ms, "moment") if published_ms else "none", ". ",
-        h.a(href="/ui/evidence")["Show it"]]
+    if not published_ms: return h.p("#evidence-newest.hint")["Nothing was published yet."]
+    return h.p("#evidence-newest.hint")["Newest publication: ", when(published_ms, "moment"), ". ", h.a(href="/ui/evidence")["Show it"]]
 
 @lru_cache(maxsize=8)
 def cards_text(study: Study, roster: Roster | Away) -> Node:
