@@ -55,3 +55,22 @@ def test_other_refusals_keep_their_words_and_lead_to_no_page_that_fails_again(ap
             assert way_out(await http.get("/ui/trace/nothing?order=x")) is None
             assert way_out(await http.get("/ui/positions/%00/close")) is None
     story(go())
+
+
+def test_the_list_of_runs_shows_what_it_is_filtered_by_when_nothing_fits(api_bench):
+    async def go():
+        async with api_bench.api(run_desk=False) as (_, http):
+            signed_in(http)
+            page = await http.get("/ui/runs", params={"verdict": "<b>", "runbook": "seed_keys"})
+            assert "No run fits." in page.text and '<option value="seed_keys" selected>' in page.text
+            assert '<option value="&lt;b&gt;" selected>' in page.text and "<b>" not in page.text.partition("<form")[2].partition("</form>")[0]
+    story(go())
+
+
+def test_nothing_published_is_no_link(api_bench):
+    async def go():
+        async with api_bench.api(run_desk=False) as (_, http):
+            signed_in(http)
+            page = await http.get("/ui/evidence")
+            assert "Nothing was published yet." in page.text and "Show it" not in page.text
+    story(go())

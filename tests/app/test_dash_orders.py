@@ -449,6 +449,7 @@ def test_positions_say_whose_they_are_and_how_they_came_to_be(api_bench):
             await post_close(http, fields)
             text = text_of((await http.get("/ui/positions")).text)
             assert "Nothing is held" in text and "Flat now" in text and "EUR_USD" in text.partition("Flat now")[2]
+            assert "pair realised fees financing realised in the pair" in text and "realised in USD" not in text
     story(go())
 
 
@@ -462,6 +463,7 @@ def test_a_position_in_yen_says_its_gain_in_the_money_of_the_account_as_the_desk
             said = re.search(r"unrealised (\S+ USD) realised", await card())[1]
             assert f"at 151.418 {said} " in text_of((await http.get("/ui/desk")).text)
             assert re.fullmatch("\u22121\\.06\\s*USD", said)
+            assert "realised in JPY" in await card()
             monkeypatch.setattr(desk_facts, "rate", no_rate)
             assert re.search("unrealised \u2212160.00\\s*JPY \\(no rate to USD just now\\) realised", await card())
             assert re.search("at 151.418 \u2212160.00\\s*JPY ", text_of((await http.get("/ui/desk")).text))

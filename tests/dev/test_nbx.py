@@ -55,8 +55,8 @@ def test_where_gives_notebook_cell_and_line(repo, nbx):
 
 
 def test_where_finds_methods_and_constants(repo, nbx):
-    write(repo / HOURS, *hours_cells(), cell("code", "#| export\nclass Desk:\n    def close(self): ...\nPIP: float = 0.0001\nLOT = 100_000", "aa000005"))
-    for name in ("Desk", "Desk.close", "PIP", "LOT"):
+    write(repo / HOURS, *hours_cells(), cell("code", "#| export\nclass Desk:\n    def close(self): ...\n    order, cancel = place, withdraw\nPIP: float = 0.0001\nLOT = 100_000", "aa000005"))
+    for name in ("Desk", "Desk.close", "Desk.order", "Desk.cancel", "PIP", "LOT"):
         assert json.loads(nbx("where", name, "--json").stdout)[0]["cell"] == "aa000005"
 
 

@@ -1,4 +1,5 @@
 """The lake keeps its three promises: idempotent, whole or not at all, two writers lose nothing."""
+import errno
 import os
 import random
 import resource
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from deskbook.core.errors import BadInput, DataError, NotFound
 from deskbook.market.candles import CANDLE_SCHEMA, PRICE_COLUMNS
 from deskbook.market.simulated import simulate_candles
-from deskbook.stores.lake import FILE, Lake, LakeWrite, parse_partition
+from deskbook.stores.lake import FILE, Lake, LakeWrite, only_of, parse_partition, refused_write, relative_to
 
 T0 = 1_761_955_080_000  # 2025-10-31 23:58 UTC, so a few minutes on is another month
 
@@ -276,3 +277,29 @@ def test_real_months_go_in_and_come_out(shared_data, tmp_path):
         assert lake.write_candles(raw, venue, source=f"{venue} file").added == n
     assert lake.inventory().select("instrument", "rows", "source").rows() == [("EUR_USD", 15366, "oanda file"), ("BTC-PERP", 45031, "perp file")]
     assert len(lake.partitions("candles")) == 1 + 3
+
+
+part = st.text(alphabet="abz09_-", min_size=1, max_size=8)
+
+
+@given(st.lists(part, min_size=1, max_size=3), st.lists(part, min_size=1, max_size=3), st.booleans(), st.booleans(), st.booleans())
+def test_a_listed_file_is_named_by_its_path_inside_the_lake(root, rel, slash, end, bare):
+    given_root = "/" * slash + "/".join(root)
+    listed = f"{given_root}/{'/'.join(rel)}"
+    assert relative_to(given_root + "/" * end, listed.lstrip("/") if bare else listed) == "/".join(rel)
+
+
+@pytest.mark.parametrize("code,words", [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "the disk is full"), (errno.EFBIG, "the disk is full"), (errno.EACCES, "Permission denied")])
+def test_a_write_that_failed_says_why_in_words(code, words):
+    error = refused_write("month=2025-11", OSError(code, os.strerror(code)))
+    assert error.what == f"month=2025-11 could not be written to the lake: {words}." and "untouched" in error.todo
+    assert "no route to the store" in refused_write("x", OSError("no route to the store")).what
+
+
+@given(st.integers(1, 9))
+def test_gates_are_of_one_timeframe(made):
+    gates = pl.DataFrame({"instrument": "EUR_USD", "time": T0, "asof": T0 + 60_000 * made})
+    def go(): return only_of(gates, "M1").height
+    if made == 1: assert go() == 1
+    else:
+        with pytest.raises(DataError, match="not made from M1 candles"): go()

@@ -13,7 +13,7 @@ from test_oanda_wire import ANSWER, CANDLES, CREATED, FILL, INSTRUMENT, ORDER, P
 
 from deskbook.venues import errors as e
 from deskbook.venues.model import Absent, Found, OrderRequest, Unreadable
-from deskbook.venues.oanda import Oanda
+from deskbook.venues.oanda import Oanda, listed_order
 from deskbook.venues.oanda_wire import read_ack
 from deskbook.venues.retry import RetryPolicy, Timing
 from deskbook.venues.transport import Timeouts
@@ -230,7 +230,7 @@ def test_pages_of_orders_are_walked_to_the_cursor_and_not_for_ever():
             server.default = server_of(repeat)
             o = Oanda("1", "t", server.url, timing=Timing(sleep=nap))
             async with asyncio.timeout(20):
-                got = await o._listed(client_id, cursor)
+                got = await listed_order(o, client_id, cursor)
             await o.aclose()
             return got, sum("/orders?" in r.path for r in server.requests)
     got, n = asyncio.run(look(False, "db-7100", "7000"))

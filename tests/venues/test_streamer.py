@@ -24,12 +24,13 @@ from deskbook.stores.embedded import start_valkey
 from deskbook.stores.lake import Lake
 from deskbook.stores.live import open_live
 from deskbook.stores.live_state import candles_key, read_candles
+from deskbook.venues import streamer as module
 from deskbook.venues.candle_fetch import fetch_into
 from deskbook.venues.errors import NetworkError
 from deskbook.venues.oanda import Oanda
 from deskbook.venues.retry import RetryPolicy, Timing
 from deskbook.venues.sandbox.process import sandbox_process
-from deskbook.venues.streamer import Streamer, lake_venue, pause_s
+from deskbook.venues.streamer import Streamer, end_looks, lake_venue, pause_s
 from deskbook.venues.transport import Timeouts
 
 PAIRS = ("EUR_USD", "USD_JPY")
@@ -137,17 +138,17 @@ def test_polling_between_candles_writes_nothing(world):
 
 def test_a_venue_that_is_away_for_a_while_leaves_no_gap(world):
     async def body(w):
-        s = w.streamer()
+        venue = Away(w.venue, NOBODY)
+        s = w.streamer(venue)
         await s.poll()
         since = w.now - 200*60_000
-        broken = s.venue
-        s.venue = Away(broken)
+        venue.only = None
         for _ in range(3):
             w.advance(600)
             await s.poll()
         st = s.status()["EUR_USD"]
         assert "away" in st.error and st.stale and st.market_open
-        s.venue = broken
+        venue.only = NOBODY
         await s.poll()
         await s.save()
         assert not s.status()["EUR_USD"].stale and not s.status()["EUR_USD"].error
@@ -157,7 +158,8 @@ def test_a_venue_that_is_away_for_a_while_leaves_no_gap(world):
 
 def test_a_look_further_back_that_failed_is_made_at_the_next_poll(world):
     async def body(w):
-        s, asked = w.streamer(), []
+        venue, asked = Away(w.venue, NOBODY), []
+        s = w.streamer(venue)
         await s.poll()
         fetch = w.venue.fetch_ohlcv
 
@@ -168,9 +170,9 @@ def test_a_look_further_back_that_failed_is_made_at_the_next_poll(world):
         usual = [f.since_ms for f in s.feeds.values()]
         for f in s.feeds.values():
             f.deep_s = -1e9
-        s.venue = Away(w.venue)
+        venue.only = None
         await s.poll()
-        s.venue = w.venue
+        venue.only = NOBODY
         await s.poll()
         assert max(asked) <= min(usual) - 50 * 60_000
         asked.clear()
@@ -209,8 +211,11 @@ def test_a_candle_that_makes_no_sense_goes_into_quarantine_and_nowhere_else(worl
     world.run(body)
 
 
+NOBODY = "nobody"
+
+
 class Away:
-    """A venue that cannot be reached; or only for some pairs."""
+    """A venue that cannot be reached; or only for one pair, or for nobody."""
 
     def __init__(self, venue, only=None):
         self.venue, self.only = venue, only
@@ -247,7 +252,7 @@ def test_a_hanging_pair_does_not_either(world):
         w.advance(60)
         await asyncio.wait_for(s.poll(0.5), 5)
         at = to_ms((await read_candles(w.live, "USD_JPY"))["time"][-1])
-        await s._end()
+        await end_looks(s.feeds.values())
         return at, w.now
     at, now = world.run(body)
     assert now - at < 2*60_000 + 10_000
@@ -304,18 +309,18 @@ def test_a_flush_is_filled_again(world, then):
     world.run(body)
 
 
-def test_a_flush_behind_our_back_is_noticed(world):
+def test_a_flush_behind_our_back_is_noticed(world, monkeypatch):
     """Flushed, and a newer candle is put before anybody looked: the end looks whole, the birth tells."""
     async def body(w):
         s = w.streamer()
         await s.poll()
         since = to_ms((await read_candles(w.live, "EUR_USD"))["time"][0])
         w.advance(60)
-        look, s._look_at_live = s._look_at_live, lambda: asyncio.sleep(0)
+        monkeypatch.setattr(module, "look_at_live", lambda *a: asyncio.sleep(0))
         await w.flush()
         await s.poll()
         assert (await read_candles(w.live, "EUR_USD")).height < 5
-        s._look_at_live = look
+        monkeypatch.undo()
         await s.poll()
         await s.save()
         await w.check(since)
@@ -458,7 +463,7 @@ def test_running_through_a_killed_valkey(sandbox, tmp_path, valkey_url):
             os.kill(server.pid, signal.SIGKILL)
             w.advance(60)
             await asyncio.sleep(0.5)
-            assert s.down and not task.done()
+            assert s.deps.outage.why and not task.done()
             w.advance(60)
             await asyncio.to_thread(server.revive)
             await there(since)

@@ -32,14 +32,14 @@ def calls(kind):
 
 
 def test_it_offers_what_the_protocol_offers():
-    """Same names, same parameters, same defaults; streams may wait besides."""
+    """Same names, same parameters after the venue itself, same defaults; streams may wait besides."""
     protocol, facade, adapter = calls(Venue), calls(SyncVenue), {n: inspect.signature(getattr(Oanda, n)) for n in calls(Venue)}
     for name, wanted in protocol.items():
         if name == "aclose":
             continue
         for got in (facade[name], adapter[name]):
             ours = [(p.name, p.default) for p in got.parameters.values() if p.name != "wait_s"]
-            assert ours == [(p.name, p.default) for p in wanted.parameters.values()], name
+            assert ours[1:] == [(p.name, p.default) for p in wanted.parameters.values()][1:], name
 
 
 def test_an_order_from_a_notebook():

@@ -91,7 +91,7 @@ def show(
 # %% ../../../nbs/dev/02_nbx.ipynb #6caa366b
 @app.command()
 def where(
-    symbol: Annotated[str, typer.Argument(help="A function, class, method or constant: strict_json, Lake.candles.")],
+    symbol: Annotated[str, typer.Argument(help="A function, class, method or constant: strict_json, Storage.read.")],
     as_json: AsJson = False,
 ):
     """The notebook, cell and module line that define an exported name.

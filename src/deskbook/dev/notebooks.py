@@ -237,6 +237,8 @@ def defined_names(
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): found[node.name] = node.lineno
         if isinstance(node, ast.ClassDef):
             found |= {f"{node.name}.{m.name}": m.lineno for m in node.body if isinstance(m, (ast.FunctionDef, ast.AsyncFunctionDef))}
+            listed = [(t, m.lineno) for m in node.body if isinstance(m, ast.Assign) for t in ast.walk(m.targets[0])] # "order, close = ..."
+            found |= {f"{node.name}.{t.id}": line for t, line in listed if isinstance(t, ast.Name)}
         if isinstance(node, ast.Assign): found |= {t.id: node.lineno for t in node.targets if isinstance(t, ast.Name)}
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name): found[node.target.id] = node.lineno
     return found
@@ -250,7 +252,7 @@ def names_or_none(source: str) -> dict[str, int]:
 # %% ../../../nbs/dev/00_notebooks.ipynb #42e8a02c
 def where(
     project: Project,
-    symbol: str, # "strict_json", "Lake.candles", or a whole path "deskbook.core.files.strict_json"
+    symbol: str, # "strict_json", "Storage.read", or a whole path "deskbook.core.files.strict_json"
 ) -> list[dict[str, Any]]: # notebook, cell, symbol, module, file, line (0: not exported yet)
     "Every exported definition of `symbol`. Raises `NbxError` when there is none."
     found: list[dict[str, Any]] = []

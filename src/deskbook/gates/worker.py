@@ -8,9 +8,8 @@ __all__ = ['FALLBACK_AFTER', 'OnFallback', 'FILL_PIECE', 'SAVE_EVERY_S', 'live_g
            'is_fresh', 'alarm_told', 'fallbacks_in_row', 'Pair', 'GateDeps', 'split_last', 'store', 'show_metrics',
            'take', 'tell', 'Correction', 'correction', 'index_unsure', 'build_pair', 'candles_of', 'rebuild', 'publish',
            'fill_index', 'put_surely', 'show_again', 'Saved', 'saved_text', 'read_saved', 'save_pair', 'start',
-           'gate_round', 'candle_age_s', 'pair_status', 'late_to_save', 'just_closed', 'trim', 'housekeeping', 'Wake',
-           'told_candle', 'hear_candles', 'hearing', 'keep_making', 'metrics_shown', 'leave', 'follow', 'filled',
-           'GateWorker']
+           'gate_round', 'candle_age_s', 'pair_status', 'late_to_save', 'trim', 'housekeeping', 'Wake', 'told_candle',
+           'hear_candles', 'hearing', 'keep_making', 'metrics_shown', 'leave', 'follow', 'filled', 'GateWorker']
 
 # %% ../../../nbs/gates/60_worker.ipynb #a9a4692e
 import asyncio, contextlib, inspect, json, math, time
@@ -30,9 +29,9 @@ from .live import last_gate, put_gate
 from .payload import GatePayload, frame_payloads, payload_json
 from .settings import HAZARD_FALLBACK, GateSettings, settings_from
 from ..market.calendar import TradingCalendar, calendar_for
-from ..market.candles import candle_frame, clean_candles, empty_candles
+from ..market.candles import candle_frame, clean_candles, empty_candles, just_closed
 from ..stores.lake import Lake
-from ..stores.live import Live, LiveUnavailable
+from ..stores.live import Live, LiveUnavailable, Outage
 from ..stores.live_state import CANDLE_CHANNEL, NewCandles, candles_after, engine_key, put_gate_history
 
 _log = logger(__name__)
@@ -474,10 +473,6 @@ def late_to_save(
     "The next pair to save."
     return next((p for p in pairs if now_s - p.saved_s > SAVE_EVERY_S and p.past is not None and p.whole), None)
 
-def just_closed(now_ms: int, candle_ms: int) -> bool:
-    "Whether a candle may be on its way."
-    return now_ms % candle_ms < min(5000, candle_ms//2)
-
 def trim(
     taken: dict[int, tuple], # from `seen`
     most: int, # candles
@@ -553,18 +548,15 @@ async def hearing(names: Collection[str], deps: GateDeps) -> AsyncIterator[Wake]
 # %% ../../../nbs/gates/60_worker.ipynb #7ec04856
 async def keep_making(pairs: Mapping[str, Pair], deps: GateDeps, wake: Wake, stop: asyncio.Event) -> None:
     "Round after round until told to stop."
-    away, next_s = False, 0.0
+    outage, next_s = Outage(_log), 0.0
     while not stop.is_set():
         names, everyone = wake.take(), time.monotonic() >= next_s
         if everyone: next_s = time.monotonic() + deps.settings.regime_loop_s
         try:
             await gate_round([p for n, p in pairs.items() if everyone or n in names], deps)
             if everyone: await housekeeping(pairs.values(), deps)
-            if away: _log.info("Valkey is back")
-            away = False
-        except LiveUnavailable as e:
-            if not away: _log.warning("Valkey is away, candles wait", why=str(e))
-            away = True
+            outage.note("")
+        except LiveUnavailable as e: outage.note(str(e))
         await wake.sleep(stop, max(0.0, next_s - time.monotonic()))
 
 # %% ../../../nbs/gates/60_worker.ipynb #df273e9e

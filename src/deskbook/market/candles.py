@@ -17,9 +17,10 @@ QUOTE_COLUMNS = tuple(f"{side}_{p}" for side in ("bid", "ask") for p in PRICE_CO
 CANDLE_TIME = pl.Datetime("ms", "UTC")
 
 # %% auto #0
-__all__ = ['PRICE_COLUMNS', 'QUOTE_COLUMNS', 'CANDLE_TIME', 'CANDLE_SCHEMA', 'TIMEFRAME_MS', 'CURRENCIES', 'REQUIRED_COLUMNS',
-           'REASONS', 'QUARANTINE_SCHEMA', 'FEW', 'timeframe_ms', 'normalise_instrument', 'is_currency_pair', 'conform',
-           'CleanCandles', 'is_clean', 'clean_candles', 'empty_candles', 'candle_frame']
+__all__ = ['PRICE_COLUMNS', 'QUOTE_COLUMNS', 'CANDLE_TIME', 'CANDLE_SCHEMA', 'TIMEFRAME_MS', 'CLOSING_MS', 'CURRENCIES',
+           'REQUIRED_COLUMNS', 'REASONS', 'QUARANTINE_SCHEMA', 'FEW', 'timeframe_ms', 'just_closed',
+           'normalise_instrument', 'is_currency_pair', 'conform', 'CleanCandles', 'is_clean', 'clean_candles',
+           'empty_candles', 'candle_frame']
 
 # %% ../../../nbs/market/00_candles.ipynb #b6461d60
 CANDLE_SCHEMA: dict[str, pl.DataType] = {
@@ -36,6 +37,16 @@ def timeframe_ms(
     "Length of one bar. Raises `BadInput` for a name that is not in the table."
     if timeframe in TIMEFRAME_MS: return TIMEFRAME_MS[timeframe]
     raise BadInput(f"{timeframe!r} is not a timeframe.", f"Use one of {', '.join(TIMEFRAME_MS)}.")
+
+# %% ../../../nbs/market/00_candles.ipynb #3f158b7b
+CLOSING_MS = 5000
+
+def just_closed(
+    now_ms: int, # epoch ms
+    candle_ms: int, # from `timeframe_ms`
+) -> bool:
+    "Whether a candle may be on its way."
+    return now_ms % candle_ms < CLOSING_MS
 
 # %% ../../../nbs/market/00_candles.ipynb #f5b89149
 CURRENCIES = frozenset("""USD EUR GBP JPY CHF AUD NZD CAD SEK NOK DKK ISK PLN CZK HUF RON TRY ZAR MXN BRL CLP COP SGD HKD CNH CNY

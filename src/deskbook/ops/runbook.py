@@ -133,8 +133,12 @@ def target_of(
     "What a run acts on."
     return "/".join(str(parameters[p]) for p in TARGET_PARAMETERS if parameters.get(p)) or "default"
 
+# %% ../../../nbs/ops/10_runbook.ipynb #c3d81b5b
+def _holder(path: Path) -> str: # run id that stands beside the lock
+    try: return read_json(path)["run"]
+    except (OSError, DeskbookError, KeyError, TypeError): return "unknown"
+
 # %% ../../../nbs/ops/10_runbook.ipynb #24e8b1d8
-# long: one class around one lock
 class RunLock:
     "The lock of one runbook on one target; a context manager."
     def __init__(self,
@@ -154,13 +158,9 @@ class RunLock:
         if self._lock.is_locked: return self
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try: self._lock.acquire()
-        except Timeout: raise LockHeld(f"{self.runbook} is running on {self.target!r} (run {self._holder()}).", "Wait for it, or stop it.") from None
+        except Timeout: raise LockHeld(f"{self.runbook} is running on {self.target!r} (run {_holder(self._path.with_suffix('.json'))}).", "Wait for it, or stop it.") from None
         write_json(self._path.with_suffix(".json"), {"run": self.run, "pid": os.getpid()})
         return self
-
-    def _holder(self) -> str:
-        try: return read_json(self._path.with_suffix(".json"))["run"]
-        except (OSError, DeskbookError, KeyError, TypeError): return "unknown"
 
     def release(self) -> None: self._lock.release()
     def __enter__(self) -> "RunLock": return self.acquire()

@@ -9,15 +9,17 @@ import io
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, fields
 from datetime import datetime
 
 # %% auto #0
-__all__ = ['DATASETS', 'FILE', 'Partition', 'parse_partition', 'venue_name', 'Storage', 'merge_rows', 'to_parquet',
-           'from_parquet', 'LakeWrite', 'put', 'select_partitions', 'Lake', 'inventory', 'sql']
+__all__ = ['DATASETS', 'FILE', 'Partition', 'parse_partition', 'venue_name', 'Folder', 'relative_to', 'ObjectStore',
+           'refused_write', 'Storage', 'merge_rows', 'to_parquet', 'from_parquet', 'LakeWrite', 'put', 'partitions_of',
+           'select_partitions', 'only_of', 'inventory', 'sql', 'LakeFiles', 'Quarantine', 'CandleHistory',
+           'GateHistory', 'Lake']
 
 # %% ../../../nbs/stores/00_lake.ipynb #50f6f1fc
 from pathlib import Path
@@ -73,60 +75,84 @@ _LOCKS: dict[str, threading.Lock] = {}
 _LOCK_TIMEOUT_S = 120.0
 
 # %% ../../../nbs/stores/00_lake.ipynb #6ea6a77f
+class Folder:
+    "Files of this machine."
+    def __init__(self, root: str): self.root = Path(root)
+    def list(self, prefix: str) -> Iterable[str]: return (p.relative_to(self.root).as_posix() for p in (self.root/prefix).rglob(FILE))
+    def read(self, rel: str) -> bytes: return (self.root/rel).read_bytes()
+    def write(self, rel: str, data: bytes) -> None: atomic_write(self.root/rel, data)
+
+    @contextmanager
+    def lock(self, rel: str) -> Iterator[None]: # held against other processes; what a killed writer left is swept
+        from filelock import FileLock, Timeout
+        path = (self.root/rel).with_name(".lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try: held = FileLock(path, timeout=_LOCK_TIMEOUT_S).acquire()
+        except Timeout: raise LockHeld(f"Somebody has been writing {rel} for {_LOCK_TIMEOUT_S:.0f} s.", f"If nobody is, remove {path}.") from None
+        with held:
+            for left in path.parent.glob(f".{FILE}.*.tmp"): left.unlink(missing_ok=True)
+            yield
+
+# %% ../../../nbs/stores/00_lake.ipynb #b01fcbb5
+def relative_to(
+    root: str, # as fsspec names it, e.g. "/lake" or "bucket/lake"
+    path: str, # as the store lists it
+) -> str:
+    "The path inside the lake."
+    return path[len(root.rstrip("/")) + 1:] if path.startswith(root) else path.lstrip("/")[len(root.strip("/")) + 1:]
+
+# %% ../../../nbs/stores/00_lake.ipynb #0d33a8eb
+class ObjectStore:
+    "Files behind an fsspec URL."
+    def __init__(self, fs: Any, root: str): self.fs, self.root = fs, root
+    def full(self, rel: str) -> str: return f"{self.root.rstrip('/')}/{rel}"
+
+    def list(self, prefix: str) -> Iterable[str]:
+        self.fs.invalidate_cache()
+        try: found = self.fs.find(self.full(prefix))
+        except FileNotFoundError: return []
+        return (relative_to(self.root, f) for f in found if f.endswith("/" + FILE))
+
+    def read(self, rel: str) -> bytes: return self.fs.cat_file(self.full(rel))
+    def write(self, rel: str, data: bytes) -> None: self.fs.pipe_file(self.full(rel), data)
+    def lock(self, rel: str) -> AbstractContextManager[None]: return nullcontext() # it knows none
+
+# %% ../../../nbs/stores/00_lake.ipynb #6e5bcb36
+def refused_write(
+    rel: str, # the file
+    why: OSError,
+) -> DataError:
+    "What a person is told."
+    words = "the disk is full" if why.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) else str(why.strerror or why)
+    return DataError(f"{rel} could not be written to the lake: {words}.", "What it held before is untouched; make room and write again.")
+
+# %% ../../../nbs/stores/00_lake.ipynb #22f8f88d
 class Storage:
-    # long: six small operations on one file system belong together
-    "Files below one folder or fsspec URL: list, read, replace, remove, lock."
+    "Files below one folder or fsspec URL: list, read, replace, remove, lock. Paths are relative to it."
     def __init__(self, url: str): # e.g. "desk/lake", "file:///desk/lake", "s3://bucket/lake", "memory://lake"
         from fsspec.core import url_to_fs
         try: self.fs, self.root = url_to_fs(str(Path(url).expanduser()) if "://" not in url else url)
         except (ImportError, ValueError) as e: raise BadInput(f"The lake {url!r} cannot be opened: {e}.") from None
         self.url, self.local = url, "file" in (self.fs.protocol if isinstance(self.fs.protocol, (tuple, list)) else (self.fs.protocol,))
+        self.kind: Folder | ObjectStore = Folder(self.root) if self.local else ObjectStore(self.fs, self.root)
 
-    def full(self, rel: str) -> str:
-        "Path inside the file system."
-        return f"{self.root.rstrip('/')}/{rel}"
-
-    def list(self, prefix: str) -> list[str]:
-        "Relative paths of the Parquet files below a dataset, sorted."
-        if self.local: return sorted(p.relative_to(self.root).as_posix() for p in Path(self.root, prefix).rglob(FILE))
-        self.fs.invalidate_cache()
-        try: found = self.fs.find(self.full(prefix))
-        except FileNotFoundError: return []
-        cut = len(self.root.rstrip("/")) + 1
-        return sorted(f[cut:] if f.startswith(self.root) else f.lstrip("/")[len(self.root.strip("/")) + 1:] for f in found if f.endswith("/" + FILE))
+    def full(self, rel: str) -> str: return f"{self.root.rstrip('/')}/{rel}" # path inside the file system
+    def list(self, prefix: str) -> list[str]: return sorted(self.kind.list(prefix)) # the Parquet files below a dataset
 
     def read(self, rel: str) -> bytes | None: # None: there is no such file
-        "Whole content."
-        try: return Path(self.full(rel)).read_bytes() if self.local else self.fs.cat_file(self.full(rel))
+        try: return self.kind.read(rel)
         except FileNotFoundError: return None
 
-    def write(self, rel: str, data: bytes) -> None:
-        "Replace the content in one step."
-        try: atomic_write(self.full(rel), data) if self.local else self.fs.pipe_file(self.full(rel), data)
-        except OSError as e:
-            why = "the disk is full" if e.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) else str(e.strerror or e)
-            raise DataError(f"{rel} could not be written to the lake: {why}.", "What it held before is untouched; make room and write again.") from e
+    def write(self, rel: str, data: bytes) -> None: # the whole content, in one step
+        try: self.kind.write(rel, data)
+        except OSError as e: raise refused_write(rel, e) from e
 
-    def remove(self, rel: str) -> None:
-        "Remove one file; it may be gone already."
-        try: self.fs.rm_file(self.full(rel))
-        except FileNotFoundError: pass
+    def remove(self, rel: str) -> None: # it may be gone already
+        with suppress(FileNotFoundError): self.fs.rm_file(self.full(rel))
 
     @contextmanager
-    def lock(self, rel: str) -> Iterator[None]:
-        "Nobody else writes this partition meanwhile. Raises `LockHeld` after two minutes."
-        with _LOCKS.setdefault(f"{self.url}/{rel}", threading.Lock()):
-            if not self.local:
-                yield
-                return
-            from filelock import FileLock, Timeout
-            path = Path(self.full(rel)).with_name(".lock")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try: held = FileLock(path, timeout=_LOCK_TIMEOUT_S).acquire()
-            except Timeout: raise LockHeld(f"Somebody has been writing {rel} for {_LOCK_TIMEOUT_S:.0f} s.", f"If nobody is, remove {path}.") from None
-            with held:
-                for left in path.parent.glob(f".{FILE}.*.tmp"): left.unlink(missing_ok=True)
-                yield
+    def lock(self, rel: str) -> Iterator[None]: # nobody else writes this partition meanwhile; `LockHeld` after two minutes
+        with _LOCKS.setdefault(f"{self.url}/{rel}", threading.Lock()), self.kind.lock(rel): yield
 
 # %% ../../../nbs/stores/00_lake.ipynb #95419f6f
 def merge_rows(
@@ -228,6 +254,9 @@ def _names(instruments: str | Sequence[str] | None) -> list[str] | None:
     return sorted({normalise_instrument(i) for i in ([instruments] if isinstance(instruments, str) else instruments)})
 
 # %% ../../../nbs/stores/00_lake.ipynb #4220f280
+def partitions_of(storage: Storage, dataset: str) -> list[Partition]: # every file
+    return [p for f in storage.list(dataset) if (p := parse_partition(f))]
+
 def select_partitions(
     parts: Sequence[Partition],
     a: int | None, b: int | None, # window in ms, b exclusive
@@ -237,119 +266,6 @@ def select_partitions(
     lists = {k: [v] if isinstance(v, str) else v for k, v in want.items() if v is not None}
     lo, hi = _month(a) if a is not None else "", _month(b - 1) if b is not None else "~"
     return [p for p in parts if all(p[k] in v for k, v in lists.items()) and lo <= p["month"] <= hi]
-
-# %% ../../../nbs/stores/00_lake.ipynb #163aabf5
-class Lake:
-    # long: the public face of the page, one short method after another
-    "History of candles and gates below a folder or an fsspec URL."
-    def __init__(self,
-        url: str | Path | None = None, # folder or fsspec URL; None: `DESKBOOK_LAKE`, or the folder `lake` below `DESKBOOK_HOME`
-    ):
-        self.url = str(url) if url is not None else Settings().lake_url
-        self.storage = Storage(self.url)
-
-    def __repr__(self) -> str: return f"Lake({self.url!r})"
-
-    def partitions(self, dataset: str) -> list[Partition]:
-        "Every file of a dataset."
-        return [p for f in self.storage.list(dataset) if (p := parse_partition(f))]
-
-    def write_candles(self,
-        frame: pl.DataFrame, # candles or raw rows, any instruments and months
-        venue: str, # e.g. "oanda"
-        timeframe: str = "M1",
-        source: str | None = None, # in words, e.g. "oanda file"; None: the venue
-    ) -> LakeWrite:
-        "Merge candles into the lake. Raises `DataError` when required columns are missing or the disk is full."
-        clean, (v, s) = clean_candles(frame), (venue_name(venue), source or venue_name(venue))
-        timeframe_ms(timeframe)
-        out = _write(self.storage, "candles", clean.candles.with_columns(source=pl.lit(s)), lambda i, m: (v, i, timeframe, m))
-        if clean.quarantine.height: self.write_quarantine(clean.quarantine, v, timeframe, s)
-        return out + LakeWrite(quarantined=clean.quarantine.height)
-
-    def write_quarantine(self,
-        frame: pl.DataFrame, # rows with `reason`; instrument and time may be null
-        venue: str, timeframe: str = "M1", source: str | None = None,
-    ) -> LakeWrite:
-        "Keep refused rows. The same row is kept once."
-        v = venue_name(venue)
-        rows = frame.with_columns(source=pl.lit(source or v), instrument=pl.col("instrument").fill_null("UNKNOWN"))
-        return _write(self.storage, "quarantine", rows, lambda i, m: (v, i, timeframe, m), key=tuple(rows.columns))
-
-    def write_gates(self,
-        frame: pl.DataFrame, # at least `instrument` and `time`; one row per instrument and time
-        engine_mode: str, # "sound" or "compat"
-        venue: str, timeframe: str = "M1", # of the candles they were made from
-    ) -> LakeWrite:
-        "Merge gates into the lake. Raises `DataError` for gates of another timeframe: `asof` less `time` tells it."
-        if missing := {"instrument", "time"} - set(frame.columns): raise DataError(f"Gates lack the column(s) {', '.join(sorted(missing))}.")
-        v, mode, step = venue_name(venue), venue_name(engine_mode), timeframe_ms(timeframe)
-        frame = frame.with_columns(pl.col("time").cast(CANDLE_TIME))
-        if "asof" in frame.columns and (n := frame.filter((pl.col("asof").cast(CANDLE_TIME) - pl.col("time")).dt.total_milliseconds() != step).height):
-            raise DataError(f"{n} gates are not made from {timeframe} candles.", "Name their timeframe.")
-        return _write(self.storage, "gates", frame, lambda i, m: (mode, v, i, timeframe, m))
-
-    def delete_gates(self,
-        instruments: str | Sequence[str] | None = None, start: Any = None, end: Any = None, # end exclusive; None: open
-        engine_mode: str = "sound", venue: str | None = None, timeframe: str = "M1",
-        keep: pl.DataFrame | None = None, # gates that stay, e.g. those just written; None: none
-    ) -> int: # rows removed
-        "Remove gates of a window. To replace some, write the new ones first and `keep` them: a kill in between then leaves too many, never too few."
-        a, b = _window(start, end)
-        parts = select_partitions(self.partitions("gates"), a, b, instrument=_names(instruments), venue=venue, engine_mode=venue_name(engine_mode), timeframe=timeframe)
-        stay = {} if keep is None else {str(k[0]): part["time"] for k, part in keep.partition_by("instrument", as_dict=True).items()}
-        return sum(_delete(self.storage, p, a, b, stay.get(p["instrument"])) for p in parts)
-
-    def candles(self,
-        instruments: str | Sequence[str] | None = None, # None: all
-        start: datetime | str | int | None = None, end: datetime | str | int | None = None, # by open time; end exclusive
-        venue: str | None = None, timeframe: str = "M1", with_source: bool = False, # True: add the column `source`
-    ) -> pl.DataFrame: # candle frame
-        "Read candles. Raises `NotFound` naming what the lake holds, `BadInput` when an instrument has several venues and none is named."
-        columns = [*CANDLE_SCHEMA, *(["source"] if with_source else [])]
-        timeframe_ms(timeframe)
-        return self._read("candles", instruments, start, end, columns, venue=venue, timeframe=timeframe)
-
-    def gates(self,
-        instruments: str | Sequence[str] | None = None, start: Any = None, end: Any = None, # by `time`; end exclusive
-        engine_mode: str = "sound", venue: str | None = None, timeframe: str = "M1",
-    ) -> pl.DataFrame: # gate frame
-        "Read gates. Raises as `candles` does."
-        timeframe_ms(timeframe)
-        return self._read("gates", instruments, start, end, None, venue=venue, engine_mode=engine_mode, timeframe=timeframe)
-
-    def quarantine(self,
-        venue: str | None = None, instruments: str | Sequence[str] | None = None, timeframe: str | None = None, # None: any
-    ) -> pl.DataFrame: # may be empty
-        "Every refused row, with its reason and source."
-        parts = select_partitions(self.partitions("quarantine"), None, None, venue=venue, instrument=_names(instruments), timeframe=timeframe)
-        return _collect(self.storage, parts, None, None, None) if parts else pl.DataFrame(schema={**QUARANTINE_SCHEMA, "source": pl.String()})
-
-    def _read(self, dataset: str, instruments: Any, start: Any, end: Any, columns: list[str] | None, **want: Any) -> pl.DataFrame:
-        "Select, check, read."
-        (a, b), names, every = _window(start, end), _names(instruments), self.partitions(dataset)
-        kept = select_partitions(every, None, None, **want)
-        _check_held(dataset, names, kept, every, want)
-        parts = select_partitions(kept, a, b, instrument=names)
-        df = _collect(self.storage, parts, a, b, columns) if parts else None
-        if df is None or df.is_empty(): raise NotFound(f"The lake holds no {dataset} of {', '.join(names or ['any instrument'])} {_between(a, b)}.", self._held(dataset, names))
-        return df
-
-    def _held(self, dataset: str, names: list[str] | None) -> str:
-        "What there is, for the error."
-        if dataset != "candles": return "Build them with `deskbook gates backfill`."
-        rows = inventory(self.storage, select_partitions(self.partitions("candles"), None, None, instrument=names)).iter_rows(named=True)
-        return "It holds " + "; ".join(f"{r['instrument']} ({r['venue']}) {iso(r['first'])} to {iso(r['last'])}" for r in list(rows)[:8]) + "."
-
-    def inventory(self) -> pl.DataFrame: # venue, instrument, timeframe, rows, first, last, source
-        "What the lake holds, from the footers of its files."
-        return inventory(self.storage, self.partitions("candles"))
-
-    def sql(self,
-        query: str, # DuckDB SQL over the views candles, gates and quarantine
-    ) -> pl.DataFrame:
-        "Ask anything of the whole lake. Raises `BadInput` with DuckDB's words."
-        return sql(self.storage, {d: self.partitions(d) for d in DATASETS}, query)
 
 # %% ../../../nbs/stores/00_lake.ipynb #9d38d31e
 def _write(storage: Storage, dataset: str, frame: pl.DataFrame, keys: Callable[[str, str], tuple[str, ...]],
@@ -378,6 +294,24 @@ def _inside(a: int | None, b: int | None) -> pl.Expr:
     t = pl.col("time")
     lo = t >= pl.lit(a).cast(pl.Datetime("ms")).dt.replace_time_zone("UTC") if a is not None else pl.lit(True)
     return lo & (t < pl.lit(b).cast(pl.Datetime("ms")).dt.replace_time_zone("UTC")) if b is not None else lo
+
+# %% ../../../nbs/stores/00_lake.ipynb #cfa8f51b
+def _clear(storage: Storage, window: tuple[int | None, int | None], keep: pl.DataFrame | None, **want: Any) -> int: # gates removed
+    parts = select_partitions(partitions_of(storage, "gates"), *window, **want)
+    stay = {} if keep is None else {str(k[0]): part["time"] for k, part in keep.partition_by("instrument", as_dict=True).items()}
+    return sum(_delete(storage, p, *window, stay.get(p["instrument"])) for p in parts)
+
+# %% ../../../nbs/stores/00_lake.ipynb #a4bfa5f2
+def only_of(
+    frame: pl.DataFrame, # gates: at least `instrument` and `time`
+    timeframe: str, # of the candles they were made from
+) -> pl.DataFrame: # `time` as candles have it
+    "Gates of one timeframe. Raises `DataError` for others: `asof` less `time` tells it."
+    if missing := {"instrument", "time"} - set(frame.columns): raise DataError(f"Gates lack the column(s) {', '.join(sorted(missing))}.")
+    frame, step = frame.with_columns(pl.col("time").cast(CANDLE_TIME)), timeframe_ms(timeframe)
+    if "asof" in frame.columns and (n := frame.filter((pl.col("asof").cast(CANDLE_TIME) - pl.col("time")).dt.total_milliseconds() != step).height):
+        raise DataError(f"{n} gates are not made from {timeframe} candles.", "Name their timeframe.")
+    return frame
 
 # %% ../../../nbs/stores/00_lake.ipynb #72395296
 def _collect(storage: Storage, parts: Sequence[Partition], a: int | None, b: int | None, columns: list[str] | None) -> pl.DataFrame:
@@ -446,6 +380,23 @@ def inventory(
     schema = {"venue": pl.String, "instrument": pl.String, "timeframe": pl.String, "rows": pl.Int64, "first": pl.Int64, "last": pl.Int64, "source": pl.String}
     return pl.DataFrame(rows, schema=schema, orient="row").with_columns(pl.col("first", "last").cast(pl.Datetime("ms")).dt.replace_time_zone("UTC"))
 
+# %% ../../../nbs/stores/00_lake.ipynb #1d2f2387
+def _held(storage: Storage, dataset: str, names: list[str] | None) -> str:
+    if dataset != "candles": return "Build them with `deskbook gates backfill`."
+    rows = inventory(storage, select_partitions(partitions_of(storage, "candles"), None, None, instrument=names)).iter_rows(named=True)
+    return "It holds " + "; ".join(f"{r['instrument']} ({r['venue']}) {iso(r['first'])} to {iso(r['last'])}" for r in list(rows)[:8]) + "."
+
+# %% ../../../nbs/stores/00_lake.ipynb #88f54206
+def _read(storage: Storage, dataset: str, instruments: Any, start: Any, end: Any, columns: list[str] | None, **want: Any) -> pl.DataFrame:
+    "Select, check, read."
+    (a, b), names, every = _window(start, end), _names(instruments), partitions_of(storage, dataset)
+    kept = select_partitions(every, None, None, **want)
+    _check_held(dataset, names, kept, every, want)
+    parts = select_partitions(kept, a, b, instrument=names)
+    df = _collect(storage, parts, a, b, columns) if parts else None
+    if df is None or df.is_empty(): raise NotFound(f"The lake holds no {dataset} of {', '.join(names or ['any instrument'])} {_between(a, b)}.", _held(storage, dataset, names))
+    return df
+
 # %% ../../../nbs/stores/00_lake.ipynb #7bd8448e
 def sql(
     storage: Storage,
@@ -477,3 +428,104 @@ def _view(con: Any, storage: Storage, name: str, parts: Sequence[Partition]) -> 
     head = "" if storage.local else storage.fs.unstrip_protocol("").split("://")[0] + "://"
     files = ", ".join("'" + (head + storage.full(p.path).lstrip("/" if head else "")).replace("'", "''") + "'" for p in parts)
     con.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet([{files}], hive_partitioning=true, hive_types_autocast=0, union_by_name=true)")
+
+# %% ../../../nbs/stores/00_lake.ipynb #1f9dca96
+class LakeFiles:
+    "One place for history, and what is in it."
+    def __init__(self,
+        url: str | Path | None = None, # folder or fsspec URL; None: `DESKBOOK_LAKE`, or the folder `lake` below `DESKBOOK_HOME`
+    ):
+        self.url = str(url) if url is not None else Settings().lake_url
+        self.storage = Storage(self.url)
+
+    def __repr__(self) -> str: return f"{type(self).__name__}({self.url!r})"
+
+    def partitions(self, dataset: str) -> list[Partition]:
+        "Every file of a dataset."
+        return partitions_of(self.storage, dataset)
+
+    def inventory(self) -> pl.DataFrame: # venue, instrument, timeframe, rows, first, last, source
+        "What the lake holds, from the footers of its files."
+        return inventory(self.storage, self.partitions("candles"))
+
+    def sql(self,
+        query: str, # DuckDB SQL over the views candles, gates and quarantine
+    ) -> pl.DataFrame:
+        "Ask anything of the whole lake. Raises `BadInput` with DuckDB's words."
+        return sql(self.storage, {d: self.partitions(d) for d in DATASETS}, query)
+
+# %% ../../../nbs/stores/00_lake.ipynb #9ad57302
+class Quarantine(LakeFiles):
+    "Rows that are no candles."
+    def write_quarantine(self,
+        frame: pl.DataFrame, # rows with `reason`; instrument and time may be null
+        venue: str, timeframe: str = "M1", source: str | None = None,
+    ) -> LakeWrite:
+        "Keep refused rows. The same row is kept once."
+        v = venue_name(venue)
+        rows = frame.with_columns(source=pl.lit(source or v), instrument=pl.col("instrument").fill_null("UNKNOWN"))
+        return _write(self.storage, "quarantine", rows, lambda i, m: (v, i, timeframe, m), key=tuple(rows.columns))
+
+    def quarantine(self,
+        venue: str | None = None, instruments: str | Sequence[str] | None = None, timeframe: str | None = None, # None: any
+    ) -> pl.DataFrame: # may be empty
+        "Every refused row, with its reason and source."
+        parts = select_partitions(self.partitions("quarantine"), None, None, venue=venue, instrument=_names(instruments), timeframe=timeframe)
+        return _collect(self.storage, parts, None, None, None) if parts else pl.DataFrame(schema={**QUARANTINE_SCHEMA, "source": pl.String()})
+
+# %% ../../../nbs/stores/00_lake.ipynb #a2f02b00
+class CandleHistory(Quarantine):
+    "Candles, and what was refused as one."
+    def write_candles(self,
+        frame: pl.DataFrame, # candles or raw rows, any instruments and months
+        venue: str, # e.g. "oanda"
+        timeframe: str = "M1",
+        source: str | None = None, # in words, e.g. "oanda file"; None: the venue
+    ) -> LakeWrite:
+        "Merge candles into the lake. Raises `DataError` when required columns are missing or the disk is full."
+        clean, (v, s) = clean_candles(frame), (venue_name(venue), source or venue_name(venue))
+        timeframe_ms(timeframe)
+        out = _write(self.storage, "candles", clean.candles.with_columns(source=pl.lit(s)), lambda i, m: (v, i, timeframe, m))
+        if clean.quarantine.height: self.write_quarantine(clean.quarantine, v, timeframe, s)
+        return out + LakeWrite(quarantined=clean.quarantine.height)
+
+    def candles(self,
+        instruments: str | Sequence[str] | None = None, # None: all
+        start: datetime | str | int | None = None, end: datetime | str | int | None = None, # by open time; end exclusive
+        venue: str | None = None, timeframe: str = "M1", with_source: bool = False, # True: add the column `source`
+    ) -> pl.DataFrame: # candle frame
+        "Read candles. Raises `NotFound` naming what the lake holds, `BadInput` when an instrument has several venues and none is named."
+        timeframe_ms(timeframe)
+        return _read(self.storage, "candles", instruments, start, end, [*CANDLE_SCHEMA, *(["source"] if with_source else [])], venue=venue, timeframe=timeframe)
+
+# %% ../../../nbs/stores/00_lake.ipynb #524580ce
+class GateHistory(LakeFiles):
+    "Gates, by the engine that made them and the timeframe of their candles."
+    def write_gates(self,
+        frame: pl.DataFrame, # at least `instrument` and `time`; one row per instrument and time
+        engine_mode: str, # "sound" or "compat"
+        venue: str, timeframe: str = "M1", # of the candles they were made from
+    ) -> LakeWrite:
+        "Merge gates into the lake. Raises `DataError` for gates of another timeframe."
+        v, mode = venue_name(venue), venue_name(engine_mode)
+        return _write(self.storage, "gates", only_of(frame, timeframe), lambda i, m: (mode, v, i, timeframe, m))
+
+    def delete_gates(self,
+        instruments: str | Sequence[str] | None = None, start: Any = None, end: Any = None, # end exclusive; None: open
+        engine_mode: str = "sound", venue: str | None = None, timeframe: str = "M1",
+        keep: pl.DataFrame | None = None, # gates that stay, e.g. those just written; None: none
+    ) -> int: # rows removed
+        "Remove gates of a window. To replace some, write the new ones first and `keep` them: a kill in between then leaves too many, never too few."
+        return _clear(self.storage, _window(start, end), keep, instrument=_names(instruments), venue=venue, engine_mode=venue_name(engine_mode), timeframe=timeframe)
+
+    def gates(self,
+        instruments: str | Sequence[str] | None = None, start: Any = None, end: Any = None, # by `time`; end exclusive
+        engine_mode: str = "sound", venue: str | None = None, timeframe: str = "M1",
+    ) -> pl.DataFrame: # gate frame
+        "Read gates. Raises as `candles` does."
+        timeframe_ms(timeframe)
+        return _read(self.storage, "gates", instruments, start, end, None, venue=venue, engine_mode=engine_mode, timeframe=timeframe)
+
+# %% ../../../nbs/stores/00_lake.ipynb #2b8eed5f
+class Lake(CandleHistory, GateHistory):
+    "History of candles and gates below a folder or an fsspec URL."

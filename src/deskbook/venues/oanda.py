@@ -26,9 +26,13 @@ from .transport import Answer, Ask, Timeouts, Transport, for_create, http_client
 
 # %% auto #0
 __all__ = ['Environment', 'HOSTS', 'LOOPBACK', 'LIMITS', 'GRANULARITIES', 'PAGE', 'ABSENCE_GRACE_S', 'EDGE_MS', 'FINAL',
-           'Connect', 'check_address', 'reading', 'explain', 'check_login', 'headers_of', 'OandaAccount', 'OandaReads',
-           'Page', 'next_page', 'page_at', 'OandaCandles', 'Log', 'OandaFills', 'OandaPlaces', 'chosen', 'made_after',
-           'OandaFinds', 'OandaCancels', 'Oanda']
+           'Connect', 'check_address', 'reading', 'explain', 'check_login', 'headers_of', 'OandaAccount',
+           'ask_instruments', 'ask_quotes', 'ask_time_ms', 'ask_balance', 'home_currency', 'capabilities_of',
+           'ask_positions', 'ask_trades', 'ask_open_orders', 'Page', 'next_page', 'page_at', 'candle_page',
+           'candles_forward', 'candles_backward', 'ask_candles', 'Log', 'ask_log', 'holes_filled', 'ask_fills',
+           'rules_of', 'place', 'place_order', 'place_close', 'chosen', 'made_after', 'order_by', 'listed_order',
+           'told_by', 'whole_order', 'ask_order', 'look_for_order', 'cancel_once', 'ended_order', 'cancel_until_ended',
+           'stream_lines', 'follow_quotes', 'follow_fills', 'Oanda']
 
 # %% ../../../nbs/venues/22_oanda.ipynb #7ac8e985
 Environment = Literal["sandbox", "practice", "live"]
@@ -92,11 +96,10 @@ def headers_of(
     return {"Authorization": f"Bearer {token}", "Accept-Datetime-Format": "RFC3339", "User-Agent": "deskbook"}
 
 # %% ../../../nbs/venues/22_oanda.ipynb #a54e60ae
-# long: the parts of one connected account
 class OandaAccount:
+    # long: what a connection is made of, and what it learns
     "A connection to one account, and what it has learned about it."
     name = "oanda"
-
     def __init__(self,
         account: str, # e.g. "101-004-1234567-001"
         token: str, # never shown
@@ -106,94 +109,88 @@ class OandaAccount:
         guard: Guard | None = None, # asked before each write; without one nothing is written
         http: httpx.AsyncClient | None = None, # None: one of its own
         limit: Limit | None = None, # None: OANDA's published one, and none for a sandbox
-        policy: RetryPolicy | None = None,
-        timing: Timing | None = None,
-        timeouts: Timeouts | None = None,
+        policy: RetryPolicy | None = None, timing: Timing | None = None, timeouts: Timeouts | None = None,
         connections: int = 8, # requests on the wire at once
         absence_grace_s: float = ABSENCE_GRACE_S, # how long after sending an order may still turn up
         stream: StreamPolicy | None = None, # None: 10 s of silence on prices, 20 s on transactions
     ):
         check_login(account, token)
-        self.account, self.environment = account, environment
+        self.account, self.environment, self.path = account, environment, f"/v3/accounts/{account}"
         self.base_url = check_address(environment, base_url)
         self.stream_url = check_address(environment, stream_url or (base_url if environment == "sandbox" else None), stream=True)
         self.policy, self.timing, self.timeouts = policy or RetryPolicy(), timing or Timing(), timeouts or Timeouts()
-        self.headers = headers_of(token)
-        self.secrets = (token,)
+        self.headers, self.secrets, self.absence_grace_s, self.stream = headers_of(token), (token,), absence_grace_s, stream
         http = http or http_client(self.base_url, self.headers, self.timeouts, connections, loopback=environment == "sandbox")
         key, limit = LimitKey(self.name, "ip", "rest"), limit or LIMITS.get(environment)
         self.transport = Transport(self.name, http, Limiter({key: limit} if limit else {}, self.timing), key, explain, guard,
             self.policy, self.timing, self.timeouts, self.secrets, connections)
-        self.path = f"/v3/accounts/{account}"
-        self.absence_grace_s, self.stream = absence_grace_s, stream
         self.stream_http: httpx.AsyncClient | None = None # opened with the first stream
-        self.instruments: dict[str, Instrument] = {} # as last loaded
-        self.currency = "" # of the account, once it was read
-        self.hedging = False # the same
-        self._loading = asyncio.Lock()
+        self.instruments, self.loading = dict[str, Instrument](), asyncio.Lock() # as last loaded
+        self.currency, self.hedging = "", False # of the account, once it was read
 
     def __repr__(self) -> str: return f"{type(self).__name__}({self.account}, {self.environment})"
-
+    async def _get(self, path: str, group: str = "account", **params: str) -> Answer:
+        return await self.transport.request(Ask("GET", path if path.startswith("/") else f"{self.path}/{path}", group=group, params=params))
     async def aclose(self) -> None:
         "Close the connections."
         await self.transport.aclose()
         if self.stream_http is not None: await self.stream_http.aclose()
 
-    async def _get(self, path: str, group: str = "account", **params: str) -> Answer:
-        return await self.transport.request(Ask("GET", path if path.startswith("/") else f"{self.path}/{path}", group=group, params=params))
-
 # %% ../../../nbs/venues/22_oanda.ipynb #8abd8132
-# long: one request after another
-class OandaReads(OandaAccount):
-    "What can be read with one request."
-    def capabilities(self) -> Capabilities:
-        "What the order path must know."
-        return Capabilities(self.name, self.environment, r"[A-Za-z0-9_-]+", 128, self.absence_grace_s, wire.LIMIT_TIMES,
-            frozenset(("market", "limit")), self.currency or "USD", self.hedging)
+async def ask_instruments(oanda: Oanda) -> dict[str, Instrument]: # by name; also kept in `instruments`
+    "What the account may trade."
+    answer = await oanda._get("instruments", "market")
+    with reading(answer): oanda.instruments = {i.name: i for i in map(wire.read_instrument, wire.rows(answer.body, "instruments"))}
+    return dict(oanda.instruments)
 
-    async def load_instruments(self) -> dict[str, Instrument]: # by name; also kept in `instruments`
-        "What the account may trade."
-        answer = await self._get("instruments", "market")
-        with reading(answer): self.instruments = {i.name: i for i in map(wire.read_instrument, wire.rows(answer.body, "instruments"))}
-        return dict(self.instruments)
+async def ask_quotes(oanda: Oanda, instruments: Sequence[str]) -> dict[str, Quote]:
+    "Best bid and ask of each instrument. Raises `ProtocolError` when one is missing from the answer."
+    if not instruments: return {}
+    answer = await oanda._get("pricing", "market", instruments=",".join(instruments))
+    with reading(answer): return wire.read_quotes(answer.body, instruments)
 
-    async def fetch_quotes(self, instruments: Sequence[str]) -> dict[str, Quote]:
-        "Best bid and ask of each instrument. Raises `ProtocolError` when one is missing from the answer."
-        if not instruments: return {}
-        answer = await self._get("pricing", "market", instruments=",".join(instruments))
-        with reading(answer): return wire.read_quotes(answer.body, instruments)
+async def ask_time_ms(oanda: Oanda) -> int: # epoch ms
+    "The venue's time: of its prices, else of the HTTP answer."
+    if not oanda.instruments: await oanda.load_instruments()
+    one = "EUR_USD" if "EUR_USD" in oanda.instruments else next(iter(oanda.instruments), "EUR_USD")
+    answer = await oanda._get("pricing", "market", instruments=one)
+    with reading(answer):
+        if "time" in answer.body: return wire.time_ms(answer.body)
+        try: return to_ms(parsedate_to_datetime(answer.headers["date"]))
+        except (KeyError, ValueError, TypeError): raise wire.wrong("time", None, "a time") from None
 
-    async def fetch_time_ms(self) -> int: # epoch ms
-        "The venue's time: of its prices, else of the HTTP answer."
-        if not self.instruments: await self.load_instruments()
-        one = "EUR_USD" if "EUR_USD" in self.instruments else next(iter(self.instruments), "EUR_USD")
-        answer = await self._get("pricing", "market", instruments=one)
-        with reading(answer):
-            if "time" in answer.body: return wire.time_ms(answer.body)
-            try: return to_ms(parsedate_to_datetime(answer.headers["date"]))
-            except (KeyError, ValueError, TypeError): raise wire.wrong("time", None, "a time") from None
+# %% ../../../nbs/venues/22_oanda.ipynb #c3bada98
+async def ask_balance(oanda: Oanda) -> Balance:
+    "The account in figures."
+    answer = await oanda._get("summary")
+    with reading(answer): balance = wire.read_balance(answer.body, oanda.timing.clock())
+    oanda.currency, oanda.hedging = balance.currency, answer.body["account"].get("hedgingEnabled", False) is not False
+    return balance
 
-    async def fetch_balance(self) -> Balance:
-        "The account in figures."
-        answer = await self._get("summary")
-        with reading(answer): balance = wire.read_balance(answer.body, self.timing.clock())
-        self.currency, self.hedging = balance.currency, answer.body["account"].get("hedgingEnabled", False) is not False
-        return balance
+async def home_currency(oanda: Oanda) -> str:
+    "The account's currency, read once."
+    return oanda.currency or (await oanda.fetch_balance()).currency
 
-    async def fetch_positions(self) -> dict[str, VenuePosition]:
-        "What is held; flat instruments are left out."
-        answer = await self._get("openPositions")
-        with reading(answer): return wire.read_positions(answer.body)
+def capabilities_of(oanda: Oanda) -> Capabilities:
+    "What the order path must know."
+    return Capabilities(oanda.name, oanda.environment, r"[A-Za-z0-9_-]+", 128, oanda.absence_grace_s, wire.LIMIT_TIMES,
+        frozenset(("market", "limit")), oanda.currency or "USD", oanda.hedging)
 
-    async def fetch_trades(self) -> list[wire.OpenTrade]:
-        "The open trades that the positions are made of."
-        answer = await self._get("openTrades")
-        with reading(answer): return [wire.read_trade(t) for t in wire.rows(answer.body, "trades")]
+# %% ../../../nbs/venues/22_oanda.ipynb #474ec507
+async def ask_positions(oanda: Oanda) -> dict[str, VenuePosition]:
+    "What is held; flat instruments are left out."
+    answer = await oanda._get("openPositions")
+    with reading(answer): return wire.read_positions(answer.body)
 
-    async def fetch_open_orders(self) -> list[VenueOrder]:
-        "Orders that wait. What they have filled so far is told by `find_order`."
-        answer = await self._get("pendingOrders", "orders")
-        with reading(answer): return [wire.read_order(o) for o in wire.rows(answer.body, "orders")]
+async def ask_trades(oanda: Oanda) -> list[wire.OpenTrade]:
+    "The open trades that the positions are made of."
+    answer = await oanda._get("openTrades")
+    with reading(answer): return [wire.read_trade(t) for t in wire.rows(answer.body, "trades")]
+
+async def ask_open_orders(oanda: Oanda) -> list[VenueOrder]:
+    "Orders that wait. What they have filled so far is told by `find_order`."
+    answer = await oanda._get("pendingOrders", "orders")
+    with reading(answer): return [wire.read_order(o) for o in wire.rows(answer.body, "orders")]
 
 # %% ../../../nbs/venues/22_oanda.ipynb #aa2fd99d
 EDGE_MS = 600_000 # nearer to the present than this a page is asked for without an end
@@ -225,56 +222,57 @@ def page_at(start_ms: int, first: bool, step_ms: int, now_ms: int) -> Page:
     return Page(start_ms, first, end if end < now_ms - EDGE_MS else None)
 
 # %% ../../../nbs/venues/22_oanda.ipynb #114169f4
-# long: both walks of candles, forwards and backwards
-class OandaCandles(OandaReads):
-    "Candles, page by page."
-    async def fetch_ohlcv(self,
-        instrument: str, # e.g. "EUR_USD"
-        timeframe: str = "M1", # M1 M5 M15 H1 H4 D
-        since_ms: int | None = None, # None: the last `limit`
-        until_ms: int | None = None, # exclusive; None or in the future: now
-        limit: int | None = None, # at most so many; None: all since `since_ms`, else 500
-    ) -> pl.DataFrame: # the candle frame with bid and ask: closed, ascending, once each
-        "Candles of a window. Raises `BadInput` for a timeframe OANDA does not have."
-        step, now = timeframe_ms(timeframe), self.timing.clock()
-        if limit is not None and limit < 1: raise BadInput(f"{limit} candles cannot be fetched.")
-        until = now if until_ms is None else min(until_ms, now)
-        if since_ms is None: found = await self._latest(instrument, timeframe, until, limit or 500, now)
-        else: found = await self._window(instrument, timeframe, since_ms, until, limit, step, now)
-        kept = {r["time"]: r for r in found if (since_ms is None or r["time"] >= since_ms) and r["time"] < until} # later ones win
-        frame = candle_frame(instrument, [kept[t] for t in sorted(kept)])
-        if limit is None: return frame
-        return frame.tail(limit) if since_ms is None else frame.head(limit)
+async def candle_page(oanda: Oanda, instrument: str, timeframe: str, **params: str) -> wire.CandlePage:
+    path = f"/v3/instruments/{quote(instrument, safe='')}/candles"
+    answer = await oanda._get(path, "candles", price="MBA", granularity=GRANULARITIES[timeframe], **params)
+    with reading(answer): return wire.read_candles(answer.body, instrument, GRANULARITIES[timeframe])
 
-    async def _candles(self, instrument: str, timeframe: str, **params: str) -> wire.CandlePage:
-        path = f"/v3/instruments/{quote(instrument, safe='')}/candles"
-        answer = await self._get(path, "candles", price="MBA", granularity=GRANULARITIES[timeframe], **params)
-        with reading(answer): return wire.read_candles(answer.body, instrument, GRANULARITIES[timeframe])
+# %% ../../../nbs/venues/22_oanda.ipynb #bd39a57e
+async def candles_forward(oanda: Oanda, instrument: str, timeframe: str, since: int, until: int, limit: int | None, step: int,
+    now: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    page = page_at(since, True, step, now) if since < until else None
+    while page is not None and (limit is None or len({r["time"] for r in found}) < limit):
+        span = {"count": str(PAGE)} if page.end_ms is None else {"to": iso(page.end_ms - 1)}
+        got = await candle_page(oanda, instrument, timeframe, **{"from": iso(page.start_ms)}, includeFirst=str(page.first).lower(), **span)
+        if got.last_ms is not None and got.last_ms > max(page.end_ms or 0, now + 86_400_000):
+            raise wire.wrong("time", iso(got.last_ms), "inside the window")
+        found += [r for r in got.rows if since <= r["time"] < until]
+        page = next_page(page, got.last_ms, step, until, now)
+    return found
 
-    async def _window(self, instrument: str, timeframe: str, since: int, until: int, limit: int | None, step: int,
-        now: int) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        page = page_at(since, True, step, now) if since < until else None
-        while page is not None and (limit is None or len({r["time"] for r in found}) < limit):
-            span = {"count": str(PAGE)} if page.end_ms is None else {"to": iso(page.end_ms - 1)}
-            got = await self._candles(instrument, timeframe, **{"from": iso(page.start_ms)}, includeFirst=str(page.first).lower(), **span)
-            if got.last_ms is not None and got.last_ms > max(page.end_ms or 0, now + 86_400_000):
-                raise wire.wrong("time", iso(got.last_ms), "inside the window")
-            found += [r for r in got.rows if since <= r["time"] < until]
-            page = next_page(page, got.last_ms, step, until, now)
-        return found
+# %% ../../../nbs/venues/22_oanda.ipynb #87f08a34
+async def candles_backward(oanda: Oanda, instrument: str, timeframe: str, until: int, limit: int, now: int) -> list[dict[str, Any]]:
+    found: dict[int, dict[str, Any]] = {}
+    end: int | None = until if until < now - EDGE_MS else None
+    while len(found) < limit:
+        span = {} if end is None else {"to": iso(end)}
+        got = await candle_page(oanda, instrument, timeframe, count=str(min(PAGE, limit - len(found) + 1)), **span)
+        new = {r["time"]: r for r in got.rows if r["time"] < until and r["time"] not in found}
+        found |= new
+        if got.first_ms is None or (end is not None and got.first_ms >= end) or (not new and end is not None): break
+        end = got.first_ms
+    return list(found.values())
 
-    async def _latest(self, instrument: str, timeframe: str, until: int, limit: int, now: int) -> list[dict[str, Any]]:
-        found: dict[int, dict[str, Any]] = {}
-        end: int | None = until if until < now - EDGE_MS else None
-        while len(found) < limit:
-            span = {} if end is None else {"to": iso(end)}
-            got = await self._candles(instrument, timeframe, count=str(min(PAGE, limit - len(found) + 1)), **span)
-            new = {r["time"]: r for r in got.rows if r["time"] < until and r["time"] not in found}
-            found |= new
-            if got.first_ms is None or (end is not None and got.first_ms >= end) or (not new and end is not None): break
-            end = got.first_ms
-        return list(found.values())
+# %% ../../../nbs/venues/22_oanda.ipynb #06d7b7a4
+async def ask_candles(
+    oanda: Oanda,
+    instrument: str, # e.g. "EUR_USD"
+    timeframe: str = "M1", # M1 M5 M15 H1 H4 D
+    since_ms: int | None = None, # None: the last `limit`
+    until_ms: int | None = None, # exclusive; None or in the future: now
+    limit: int | None = None, # at most so many; None: all since `since_ms`, else 500
+) -> pl.DataFrame: # the candle frame with bid and ask: closed, ascending, once each
+    "Candles of a window. Raises `BadInput` for a timeframe OANDA does not have."
+    step, now = timeframe_ms(timeframe), oanda.timing.clock()
+    if limit is not None and limit < 1: raise BadInput(f"{limit} candles cannot be fetched.")
+    until = now if until_ms is None else min(until_ms, now)
+    if since_ms is None: found = await candles_backward(oanda, instrument, timeframe, until, limit or 500, now)
+    else: found = await candles_forward(oanda, instrument, timeframe, since_ms, until, limit, step, now)
+    kept = {r["time"]: r for r in found if (since_ms is None or r["time"] >= since_ms) and r["time"] < until} # later ones win
+    frame = candle_frame(instrument, [kept[t] for t in sorted(kept)])
+    if limit is None: return frame
+    return frame.tail(limit) if since_ms is None else frame.head(limit)
 
 # %% ../../../nbs/venues/22_oanda.ipynb #f92f2524
 @dataclass(frozen=True)
@@ -286,82 +284,75 @@ class Log:
     missing: tuple[str, ...] = () # ids before the cursor, or ranges, that were not shown, also when they were asked for
 
 # %% ../../../nbs/venues/22_oanda.ipynb #b2eae91b
-# long: a page after another, and what is left out of them
-class OandaFills(OandaCandles):
-    "The account's transactions."
-    async def _home(self) -> str:
-        "The account's currency, read once."
-        return self.currency or (await self.fetch_balance()).currency
-
-    async def read_log(self, cursor: str = "") -> Log:
-        "All transactions after a cursor; an empty cursor means from the beginning."
-        if cursor and not (cursor.isascii() and cursor.isdigit()):
-            raise BadInput(f"{cursor!r} is not a cursor of OANDA.", "It is the id of a transaction.")
-        found: list[dict[str, Any]] = []
-        at = last = cursor or "1"
-        while True:
-            answer = await self._get("transactions/sinceid", "transactions", id=at)
-            with reading(answer):
-                last = wire.id_of(answer.body, "lastTransactionID")
-                if cursor and int(last) < int(cursor): raise wire.wrong("lastTransactionID", last, f"at least the cursor {cursor}")
-                page = wire.in_order(wire.rows(answer.body, "transactions"), after=at)
-            found += page
-            if page: at = wire.id_of(page[-1])
-            if not page or int(at) >= int(last): break
-        if wire.holes(found, cursor or "1"): found = await self._fill_holes(found, cursor or "1")
-        missing = tuple(str(a) if a == b else f"{a}-{b}" for a, b in wire.holes(found, cursor or "1"))
-        return Log(tuple(found), at, int(at) >= int(last), missing)
-
-    async def _fill_holes(self, found: list[dict[str, Any]], after: str) -> list[dict[str, Any]]:
-        "Ask for what was left out, from the first to the last of it. A refusal shows nothing."
-        first, last = wire.holes(found, after)[0][0], wire.holes(found, after)[-1][1]
-        try: answer = await self._get("transactions/idrange", "transactions", **{"from": str(first), "to": str(last)})
-        except Rejected: return found
+async def ask_log(oanda: Oanda, cursor: str = "") -> Log:
+    "All transactions after a cursor; an empty cursor means from the beginning."
+    if cursor and not (cursor.isascii() and cursor.isdigit()):
+        raise BadInput(f"{cursor!r} is not a cursor of OANDA.", "It is the id of a transaction.")
+    found: list[dict[str, Any]] = []
+    at = last = cursor or "1"
+    while True:
+        answer = await oanda._get("transactions/sinceid", "transactions", id=at)
         with reading(answer):
-            more = [t for t in wire.rows(answer.body, "transactions") if first <= int(wire.id_of(t)) <= last]
-            return wire.in_order([*found, *more], after=after)
+            last = wire.id_of(answer.body, "lastTransactionID")
+            if cursor and int(last) < int(cursor): raise wire.wrong("lastTransactionID", last, f"at least the cursor {cursor}")
+            page = wire.in_order(wire.rows(answer.body, "transactions"), after=at)
+        found += page
+        if page: at = wire.id_of(page[-1])
+        if not page or int(at) >= int(last): break
+    if wire.holes(found, cursor or "1"): found = await holes_filled(oanda, found, cursor or "1")
+    missing = tuple(str(a) if a == b else f"{a}-{b}" for a, b in wire.holes(found, cursor or "1"))
+    return Log(tuple(found), at, int(at) >= int(last), missing)
 
-    async def fetch_fills(self, cursor: str) -> FillPage:
-        "Fills, ended orders and cash after a cursor, and the cursor to go on from."
-        currency, log = await self._home(), await self.read_log(cursor)
-        return replace(wire.read_fill_page(log.transactions, log.cursor, currency), missing=log.missing)
+# %% ../../../nbs/venues/22_oanda.ipynb #93c27758
+async def holes_filled(oanda: Oanda, found: list[dict[str, Any]], after: str) -> list[dict[str, Any]]:
+    "Ask for what was left out, from the first to the last of it. A refusal shows nothing."
+    first, last = wire.holes(found, after)[0][0], wire.holes(found, after)[-1][1]
+    try: answer = await oanda._get("transactions/idrange", "transactions", **{"from": str(first), "to": str(last)})
+    except Rejected: return found
+    with reading(answer):
+        more = [t for t in wire.rows(answer.body, "transactions") if first <= int(wire.id_of(t)) <= last]
+        return wire.in_order([*found, *more], after=after)
+
+async def ask_fills(oanda: Oanda, cursor: str) -> FillPage:
+    "Fills, ended orders and cash after a cursor, and the cursor to go on from."
+    currency, log = await home_currency(oanda), await oanda.read_log(cursor)
+    return replace(wire.read_fill_page(log.transactions, log.cursor, currency), missing=log.missing)
 
 # %% ../../../nbs/venues/22_oanda.ipynb #5efb3650
-# long: create and close share one path
-class OandaPlaces(OandaFills):
-    "New orders."
-    async def _rules(self, r: OrderRequest) -> Instrument:
-        "The rules of the request's instrument. Whatever fails here, nothing was ordered."
-        try:
-            async with self._loading:
-                if not self.instruments: await self.load_instruments()
-                await self._home()
-        except AuthError: raise
-        except VenueError as e:
-            raise NetworkError(f"Order {r.client_id} was not sent: the instruments could not be read. {e.what}", venue=self.name,
-                code=e.code,
-                http_status=e.http_status, raw=e.raw, request_id=e.request_id, sent=False) from e
-        if r.instrument in self.instruments: return self.instruments[r.instrument]
-        raise wire.refuse(f"The account does not trade {r.instrument!r}.")
+async def rules_of(oanda: Oanda, r: OrderRequest) -> Instrument:
+    "The rules of the request's instrument. Whatever fails here, nothing was ordered."
+    try:
+        async with oanda.loading:
+            if not oanda.instruments: await oanda.load_instruments()
+            await home_currency(oanda)
+    except AuthError: raise
+    except VenueError as e:
+        raise NetworkError(f"Order {r.client_id} was not sent: the instruments could not be read. {e.what}", venue=oanda.name,
+            code=e.code,
+            http_status=e.http_status, raw=e.raw, request_id=e.request_id, sent=False) from e
+    if r.instrument in oanda.instruments: return oanda.instruments[r.instrument]
+    raise wire.refuse(f"The account does not trade {r.instrument!r}.")
 
-    async def _place(self, r: OrderRequest, write: Write) -> Ack:
-        rules = self.instruments.get(r.instrument) if self.currency else None
-        body = wire.order_body(r, rules or await self._rules(r))
-        answer = await self.transport.request(Ask("POST", f"{self.path}/orders", "create", "orders", body=body, client_id=r.client_id,
-            write=write, urgent=r.reduce_only))
-        try:
-            with reading(answer): return wire.read_ack(answer.body, r, self.currency, self.account)
-        except ProtocolError as e: raise for_create(e, r.client_id) from None
+# %% ../../../nbs/venues/22_oanda.ipynb #8e511a72
+async def place(oanda: Oanda, r: OrderRequest, write: Write) -> Ack:
+    rules = oanda.instruments.get(r.instrument) if oanda.currency else None
+    body = wire.order_body(r, rules or await rules_of(oanda, r))
+    answer = await oanda.transport.request(Ask("POST", f"{oanda.path}/orders", "create", "orders", body=body, client_id=r.client_id,
+        write=write, urgent=r.reduce_only))
+    try:
+        with reading(answer): return wire.read_ack(answer.body, r, oanda.currency, oanda.account)
+    except ProtocolError as e: raise for_create(e, r.client_id) from None
 
-    async def create_order(self, request: OrderRequest) -> Ack:
-        "Place an order. Raises `Rejected` (final), `OutcomeUnknown` (look it up), or a `Transient` (it does not exist)."
-        return await self._place(request, Write("order", request.instrument, request.reduce_only, request.override_kill))
+# %% ../../../nbs/venues/22_oanda.ipynb #8015c530
+async def place_order(oanda: Oanda, request: OrderRequest) -> Ack:
+    "Place an order. Raises `Rejected` (final), `OutcomeUnknown` (look it up), or a `Transient` (it does not exist)."
+    return await place(oanda, request, Write("order", request.instrument, request.reduce_only, request.override_kill))
 
-    async def close_position(self, instrument: str, request: OrderRequest) -> Ack:
-        "Reduce a position by an order of our own, which has a client id and can be found again."
-        if request.instrument != instrument or not request.reduce_only:
-            raise wire.refuse(f"A close of {instrument} must be a reduce-only order for it.")
-        return await self._place(request, Write("close", instrument, True, request.override_kill))
+async def place_close(oanda: Oanda, instrument: str, request: OrderRequest) -> Ack:
+    "Reduce a position by an order of our own, which has a client id and can be found again."
+    if request.instrument != instrument or not request.reduce_only:
+        raise wire.refuse(f"A close of {instrument} must be a reduce-only order for it.")
+    return await place(oanda, request, Write("close", instrument, True, request.override_kill))
 
 # %% ../../../nbs/venues/22_oanda.ipynb #6e35ced4
 FINAL = frozenset(("filled", "cancelled", "rejected", "expired"))
@@ -386,139 +377,155 @@ def made_after(
     return int(wire.id_of(o)) > int(cursor or 0)
 
 # %% ../../../nbs/venues/22_oanda.ipynb #b72721e0
-# long: the search in the order in which it is made
-class OandaFinds(OandaPlaces):
-    "Orders by client id or by the venue's id."
-    async def _order(self, specifier: str) -> dict[str, Any] | None: # None: the venue knows no such order
-        try: answer = await self._get(f"orders/{quote(specifier, safe='@')}", "orders")
-        except OrderNotFound: return None
-        with reading(answer):
-            o = wire.obj(answer.body, "order")
-            wire.id_of(o)
-            if specifier.startswith("@") and wire.client_id_of(o) != specifier[1:]:
-                raise wire.wrong("clientExtensions.id", wire.client_id_of(o), specifier[1:])
-        return o
+async def order_by(oanda: Oanda, specifier: str) -> dict[str, Any] | None: # None: the venue knows no such order
+    try: answer = await oanda._get(f"orders/{quote(specifier, safe='@')}", "orders")
+    except OrderNotFound: return None
+    with reading(answer):
+        o = wire.obj(answer.body, "order")
+        wire.id_of(o)
+        if specifier.startswith("@") and wire.client_id_of(o) != specifier[1:]:
+            raise wire.wrong("clientExtensions.id", wire.client_id_of(o), specifier[1:])
+    return o
 
-    async def _listed(self, client_id: str, since_cursor: str) -> dict[str, Any] | None:
-        "Look through waiting orders, then through all orders back to the cursor."
-        answer = await self._get("pendingOrders", "orders")
+# %% ../../../nbs/venues/22_oanda.ipynb #278c320b
+async def listed_order(oanda: Oanda, client_id: str, since_cursor: str) -> dict[str, Any] | None:
+    "Look through waiting orders, then through all orders back to the cursor."
+    answer = await oanda._get("pendingOrders", "orders")
+    with reading(answer):
+        for o in wire.rows(answer.body, "orders"):
+            if wire.client_id_of(o) == client_id and made_after(o, since_cursor): return o
+    before, least = "", int(since_cursor or 0)
+    while True:
+        answer = await oanda._get("orders", "orders", state="ALL", count="500", **({"beforeID": before} if before else {}))
         with reading(answer):
-            for o in wire.rows(answer.body, "orders"):
+            page = wire.rows(answer.body, "orders")
+            ids = [int(wire.id_of(o)) for o in page]
+            for o in page:
                 if wire.client_id_of(o) == client_id and made_after(o, since_cursor): return o
-        before, least = "", int(since_cursor or 0)
-        while True:
-            answer = await self._get("orders", "orders", state="ALL", count="500", **({"beforeID": before} if before else {}))
-            with reading(answer):
-                page = wire.rows(answer.body, "orders")
-                ids = [int(wire.id_of(o)) for o in page]
-                for o in page:
-                    if wire.client_id_of(o) == client_id and made_after(o, since_cursor): return o
-            if not ids or min(ids) <= least or not since_cursor or (before and min(ids) >= int(before)): return None
-            before = str(min(ids))
+        if not ids or min(ids) <= least or not since_cursor or (before and min(ids) >= int(before)): return None
+        before = str(min(ids))
 
-    async def _whole(self, o: dict[str, Any], since_cursor: str = "") -> Found:
-        "An order with its fills, from the log since its creation, or since the cursor if that lies before."
-        oid, currency = wire.id_of(o), await self._home()
-        log = await self.read_log(str(min(int(oid) - 1, int(since_cursor or oid))))
+# %% ../../../nbs/venues/22_oanda.ipynb #e9b5bed8
+def told_by(
+    transactions: Sequence[dict[str, Any]], # at least those since the order was made
+    o: dict[str, Any], # the order, as OANDA tells it
+    currency: str, # of the account
+) -> Found:
+    "The order that counts under the client id of this one, with its fills."
+    oid = wire.id_of(o)
+    mine = [t for t in transactions if t["type"] in ("ORDER_FILL", "ORDER_CANCEL") and wire.id_of(t, "orderID") == oid]
+    made = next((t for t in transactions if t["type"] in wire.CREATES and wire.id_of(t) == oid), o)
+    client_id = wire.client_id_of(o) or wire.client_id_of(made)
+    fills = tuple(wire.read_fill(t, currency) for t in mine if t["type"] == "ORDER_FILL")
+    fills = tuple(f if f.client_id else replace(f, client_id=client_id) for f in fills)
+    cancel = next((t for t in mine if t["type"] == "ORDER_CANCEL"), None)
+    this = (replace(wire.read_order(o, fills, cancel, "CANCELLED" if cancel else ""), client_id=client_id), fills)
+    if not client_id: return Found(*this)
+    others = [x for x in wire.orders_in(transactions, client_id, currency) if x[0].venue_order_id != oid]
+    return Found(*chosen(sorted([*others, this], key=lambda x: int(x[0].venue_order_id))))
+
+# %% ../../../nbs/venues/22_oanda.ipynb #ad9c5322
+async def whole_order(oanda: Oanda, o: dict[str, Any], since_cursor: str = "") -> Found:
+    "An order with its fills, from the log since its creation, or since the cursor if that lies before."
+    oid, currency = wire.id_of(o), await home_currency(oanda)
+    log = await oanda.read_log(str(min(int(oid) - 1, int(since_cursor or oid))))
+    if not log.complete: raise wire.wrong("transactions", f"shown up to {log.cursor}", "shown up to lastTransactionID")
+    return told_by(log.transactions, o, currency)
+
+async def ask_order(oanda: Oanda, venue_order_id: str = "", client_id: str = "") -> Found:
+    "One order with its fills. Raises `OrderNotFound`."
+    o = await order_by(oanda, venue_order_id or f"@{client_id}")
+    if o is None: raise OrderNotFound(f"{oanda.name} knows no order {venue_order_id or client_id}.", venue=oanda.name)
+    return await whole_order(oanda, o)
+
+# %% ../../../nbs/venues/22_oanda.ipynb #6668d982
+async def look_for_order(oanda: Oanda, client_id: str, since_cursor: str = "") -> Lookup:
+    "Look everywhere for an order made after the cursor. Never raises a `VenueError`: what could not be read is `Unreadable`."
+    try:
+        if (o := await order_by(oanda, f"@{client_id}")) is not None and made_after(o, since_cursor):
+            found = await whole_order(oanda, o, since_cursor)
+            return found if since_cursor or found.fills or found.order.state not in FINAL else await whole_order(oanda, o, "1")
+        listed = await listed_order(oanda, client_id, since_cursor)
+        currency, log = await home_currency(oanda), await oanda.read_log(since_cursor)
+        if orders := wire.orders_in(log.transactions, client_id, currency): return Found(*chosen(orders))
+        if listed is not None: return await whole_order(oanda, listed, since_cursor)
         if not log.complete: raise wire.wrong("transactions", f"shown up to {log.cursor}", "shown up to lastTransactionID")
-        mine = [t for t in log.transactions if t["type"] in ("ORDER_FILL", "ORDER_CANCEL") and wire.id_of(t, "orderID") == oid]
-        made = next((t for t in log.transactions if t["type"] in wire.CREATES and wire.id_of(t) == oid), o)
-        client_id = wire.client_id_of(o) or wire.client_id_of(made)
-        fills = tuple(wire.read_fill(t, currency) for t in mine if t["type"] == "ORDER_FILL")
-        fills = tuple(f if f.client_id else replace(f, client_id=client_id) for f in fills)
-        cancel = next((t for t in mine if t["type"] == "ORDER_CANCEL"), None)
-        this = (replace(wire.read_order(o, fills, cancel, "CANCELLED" if cancel else ""), client_id=client_id), fills)
-        if not client_id: return Found(*this)
-        others = [x for x in wire.orders_in(log.transactions, client_id, currency) if x[0].venue_order_id != oid]
-        return Found(*chosen(sorted([*others, this], key=lambda x: int(x[0].venue_order_id))))
-
-    async def fetch_order(self, venue_order_id: str = "", client_id: str = "") -> Found:
-        "One order with its fills. Raises `OrderNotFound`."
-        o = await self._order(venue_order_id or f"@{client_id}")
-        if o is None: raise OrderNotFound(f"{self.name} knows no order {venue_order_id or client_id}.", venue=self.name)
-        return await self._whole(o)
-
-    async def find_order(self, client_id: str, since_cursor: str = "") -> Lookup:
-        "Look everywhere for an order made after the cursor. Never raises a `VenueError`: what could not be read is `Unreadable`."
-        try:
-            if (o := await self._order(f"@{client_id}")) is not None and made_after(o, since_cursor):
-                found = await self._whole(o, since_cursor)
-                return found if since_cursor or found.fills or found.order.state not in FINAL else await self._whole(o, "1")
-            listed = await self._listed(client_id, since_cursor)
-            currency, log = await self._home(), await self.read_log(since_cursor)
-            if orders := wire.orders_in(log.transactions, client_id, currency): return Found(*chosen(orders))
-            if listed is not None: return await self._whole(listed, since_cursor)
-            if not log.complete: raise wire.wrong("transactions", f"shown up to {log.cursor}", "shown up to lastTransactionID")
-            if (refused := wire.rejected_in(log.transactions, client_id)) is not None: return Found(refused)
-            if log.missing: raise wire.wrong("transactions", f"without {', '.join(log.missing[:5])}", "without holes")
-            return Absent(log.cursor, self.timing.clock())
-        except VenueError as e: return Unreadable(e)
+        if (refused := wire.rejected_in(log.transactions, client_id)) is not None: return Found(refused)
+        if log.missing: raise wire.wrong("transactions", f"without {', '.join(log.missing[:5])}", "without holes")
+        return Absent(log.cursor, oanda.timing.clock())
+    except VenueError as e: return Unreadable(e)
 
 # %% ../../../nbs/venues/22_oanda.ipynb #9a208a67
-# long: one cancel with its looks in between
-class OandaCancels(OandaFinds):
-    "Cancels."
-    async def cancel_order(self, venue_order_id: str = "", client_id: str = "") -> VenueOrder:
-        "Cancel, and return the order as it ended, also when it had ended before. Raises `OrderNotFound`."
-        if not (venue_order_id or client_id): raise BadInput("Neither the venue's id nor a client id is given.")
-        specifier = venue_order_id or f"@{client_id}"
-        start, attempt = self.timing.monotonic(), 0
-        while True:
-            attempt += 1
-            try: return await self._cancel(specifier)
-            except OrderNotFound: return await self._ended(specifier, venue_order_id, client_id)
-            except VenueError as e:
-                if not e.sent or isinstance(e, (Rejected, AuthError)): raise
-                pause = backoff_s(attempt, self.policy, self.timing.rng)
-                if self.timing.monotonic() - start + pause > self.policy.budget_s: raise
-                found = await self.fetch_order(venue_order_id, client_id)
-                if found.order.state in FINAL: return found.order
-                await self.timing.sleep(pause)
+async def cancel_once(oanda: Oanda, specifier: str) -> VenueOrder:
+    ask = Ask("PUT", f"{oanda.path}/orders/{quote(specifier, safe='@')}/cancel", "cancel", "orders", write=Write("cancel"), urgent=True)
+    answer = await oanda.transport.request(ask)
+    with reading(answer):
+        cancel = wire.obj(answer.body, "orderCancelTransaction")
+        oid = wire.id_of(cancel, "orderID")
+    try: return (await oanda.fetch_order(oid)).order
+    except VenueError: return wire.ended_order(cancel, ()) # it is cancelled; only its story could not be read
 
-    async def _cancel(self, specifier: str) -> VenueOrder:
-        ask = Ask("PUT", f"{self.path}/orders/{quote(specifier, safe='@')}/cancel", "cancel", "orders", write=Write("cancel"), urgent=True)
-        answer = await self.transport.request(ask)
-        with reading(answer):
-            cancel = wire.obj(answer.body, "orderCancelTransaction")
-            oid = wire.id_of(cancel, "orderID")
-        try: return (await self.fetch_order(oid)).order
-        except VenueError: return wire.ended_order(cancel, ()) # it is cancelled; only its story could not be read
+async def ended_order(oanda: Oanda, specifier: str, venue_order_id: str, client_id: str) -> VenueOrder:
+    "The order the venue would not cancel: fine if it has ended."
+    found = await oanda.fetch_order(venue_order_id, client_id)
+    if found.order.state in FINAL: return found.order
+    raise OrderNotFound(f"{oanda.name} lists order {specifier} and does not cancel it.", "Look at the account.", venue=oanda.name)
 
-    async def _ended(self, specifier: str, venue_order_id: str, client_id: str) -> VenueOrder:
-        "The order the venue would not cancel: fine if it has ended."
-        found = await self.fetch_order(venue_order_id, client_id)
-        if found.order.state in FINAL: return found.order
-        raise OrderNotFound(f"{self.name} lists order {specifier} and does not cancel it.", "Look at the account.", venue=self.name)
+# %% ../../../nbs/venues/22_oanda.ipynb #edcb6d3f
+async def cancel_until_ended(oanda: Oanda, venue_order_id: str = "", client_id: str = "") -> VenueOrder:
+    "Cancel, and return the order as it ended, also when it had ended before. Raises `OrderNotFound`."
+    if not (venue_order_id or client_id): raise BadInput("Neither the venue's id nor a client id is given.")
+    specifier = venue_order_id or f"@{client_id}"
+    start, attempt = oanda.timing.monotonic(), 0
+    while True:
+        attempt += 1
+        try: return await cancel_once(oanda, specifier)
+        except OrderNotFound: return await ended_order(oanda, specifier, venue_order_id, client_id)
+        except VenueError as e:
+            if not e.sent or isinstance(e, (Rejected, AuthError)): raise
+            pause = backoff_s(attempt, oanda.policy, oanda.timing.rng)
+            if oanda.timing.monotonic() - start + pause > oanda.policy.budget_s: raise
+            found = await oanda.fetch_order(venue_order_id, client_id)
+            if found.order.state in FINAL: return found.order
+            await oanda.timing.sleep(pause)
 
 # %% ../../../nbs/venues/22_oanda.ipynb #903757fd
-# long: the two streams side by side
 Connect = Callable[[], contextlib.AbstractAsyncContextManager[AsyncIterator[dict[str, Any]]]]
 
-class Oanda(OandaCancels):
+def stream_lines(oanda: Oanda, path: str, silence_s: float, **params: str) -> Connect:
+    "Something that opens a stream."
+    if oanda.stream_http is None:
+        limits = httpx.Limits(max_connections=20, max_keepalive_connections=0)
+        t = oanda.timeouts
+        wait = httpx.Timeout(None, connect=t.connect_s, write=t.write_s, pool=t.slot_s)
+        oanda.stream_http = httpx.AsyncClient(base_url=oanda.stream_url, headers=oanda.headers, limits=limits, timeout=wait,
+            trust_env=oanda.environment != "sandbox", verify=oanda.stream_url.startswith("https:"))
+    http = oanda.stream_http
+    return lambda: open_lines(http, f"{oanda.path}/{path}", params, silence_s, oanda.secrets)
+
+# %% ../../../nbs/venues/22_oanda.ipynb #32a06920
+async def follow_quotes(oanda: Oanda, instruments: Sequence[str]) -> AsyncIterator[Quote | Heartbeat | Gap | Reconnected]:
+    "Prices until somebody stops listening. Raises `AuthError` or `Rejected`; everything else is a `Gap` and a way back."
+    policy = oanda.stream or StreamPolicy()
+    connect = stream_lines(oanda, "pricing/stream", policy.silence_s, instruments=",".join(instruments), snapshot="true")
+    async for event in watch_prices(connect, lambda: oanda.fetch_quotes(instruments), policy, oanda.policy, oanda.timing): yield event
+
+async def follow_fills(oanda: Oanda, cursor: str) -> AsyncIterator[VenueFill | VenueOrder | Heartbeat | Gap | Reconnected]:
+    "Fills and ended orders after a cursor, each once and in order. `Heartbeat.cursor` is where a later call may begin."
+    policy = oanda.stream or StreamPolicy(silence_s=20.0)
+    async def read_log(at: str) -> tuple[Sequence[dict[str, Any]], str]:
+        log = await oanda.read_log(at)
+        return log.transactions, log.cursor
+    reader = TransactionReader(cursor, read_log, await home_currency(oanda))
+    async for event in watch_transactions(stream_lines(oanda, "transactions/stream", policy.silence_s), reader, policy, oanda.policy, oanda.timing):
+        yield event
+
+# %% ../../../nbs/venues/22_oanda.ipynb #72ee2d76
+class Oanda(OandaAccount):
     "An OANDA v20 account as a `Venue`."
-    def _lines(self, path: str, silence_s: float, **params: str) -> Connect:
-        "Something that opens a stream."
-        if self.stream_http is None:
-            limits = httpx.Limits(max_connections=20, max_keepalive_connections=0)
-            t = self.timeouts
-            wait = httpx.Timeout(None, connect=t.connect_s, write=t.write_s, pool=t.slot_s)
-            self.stream_http = httpx.AsyncClient(base_url=self.stream_url, headers=self.headers, limits=limits, timeout=wait,
-                trust_env=self.environment != "sandbox", verify=self.stream_url.startswith("https:"))
-        http = self.stream_http
-        return lambda: open_lines(http, f"{self.path}/{path}", params, silence_s, self.secrets)
-
-    async def watch_quotes(self, instruments: Sequence[str]) -> AsyncIterator[Quote | Heartbeat | Gap | Reconnected]:
-        "Prices until somebody stops listening. Raises `AuthError` or `Rejected`; everything else is a `Gap` and a way back."
-        policy = self.stream or StreamPolicy()
-        connect = self._lines("pricing/stream", policy.silence_s, instruments=",".join(instruments), snapshot="true")
-        async for event in watch_prices(connect, lambda: self.fetch_quotes(instruments), policy, self.policy, self.timing): yield event
-
-    async def watch_fills(self, cursor: str) -> AsyncIterator[VenueFill | VenueOrder | Heartbeat | Gap | Reconnected]:
-        "Fills and ended orders after a cursor, each once and in order. `Heartbeat.cursor` is where a later call may begin."
-        policy = self.stream or StreamPolicy(silence_s=20.0)
-        async def read_log(at: str) -> tuple[Sequence[dict[str, Any]], str]:
-            log = await self.read_log(at)
-            return log.transactions, log.cursor
-        reader = TransactionReader(cursor, read_log, await self._home())
-        async for event in watch_transactions(self._lines("transactions/stream", policy.silence_s), reader, policy, self.policy, self.timing):
-            yield event
+    capabilities, load_instruments, fetch_time_ms = capabilities_of, ask_instruments, ask_time_ms
+    fetch_quotes, fetch_balance, fetch_positions, fetch_trades = ask_quotes, ask_balance, ask_positions, ask_trades
+    fetch_ohlcv, read_log, fetch_fills, fetch_open_orders = ask_candles, ask_log, ask_fills, ask_open_orders
+    create_order, close_position, cancel_order = place_order, place_close, cancel_until_ended
+    fetch_order, find_order = ask_order, look_for_order
+    watch_quotes, watch_fills = follow_quotes, follow_fills

@@ -329,7 +329,8 @@ def runs_table(rows: Sequence[RunFacts], empty: str = "No run yet. The command d
 
 # %% ../../../../nbs/app/dashboard/41_evidence_page.ipynb #6c5b32ee
 def _choice(name: str, label: str, options: Iterable[str], chosen: str) -> Node:
-    made: list[Node] = [h.option(value="", selected=not chosen)["all"], [h.option(value=o, selected=o == chosen)[o] for o in options]]
+    every = dict.fromkeys([*options, chosen] if chosen else options) # what is filtered by is shown, whether or not there is any
+    made: list[Node] = [h.option(value="", selected=not chosen)["all"], [h.option(value=o, selected=o == chosen)[o] for o in every]]
     return h.div(".field")[h.label(for_=f"f-{name}")[label], h.select(id=f"f-{name}", name=name)[made]]
 
 # %% ../../../../nbs/app/dashboard/41_evidence_page.ipynb #9434732b
@@ -348,8 +349,8 @@ def runs_view(runs: RunPage, runbooks: Sequence[str], runbook: str = "", verdict
 # %% ../../../../nbs/app/dashboard/41_evidence_page.ipynb #55ac9d53
 def newest_line(published_ms: int | None) -> Node:
     "When the canonical study was written last."
-    return h.p("#evidence-newest.hint")["Newest publication: ", when(published_ms, "moment") if published_ms else "none", ". ",
-        h.a(href="/ui/evidence")["Show it"]]
+    if not published_ms: return h.p("#evidence-newest.hint")["Nothing was published yet."]
+    return h.p("#evidence-newest.hint")["Newest publication: ", when(published_ms, "moment"), ". ", h.a(href="/ui/evidence")["Show it"]]
 
 @lru_cache(maxsize=8)
 def cards_text(study: Study, roster: Roster | Away) -> Node:

@@ -22,8 +22,9 @@ from .instruments import SandboxInstrument, as_price, find_instrument, universe_
 
 # %% auto #0
 __all__ = ['FX_UNIVERSE', 'Source', 'SimulatedSource', 'FrameSource', 'lake_source', 'usual_spread', 'Day', 'day_of', 'ticks_of',
-           'tick_time', 'Path', 'minute_path', 'SandboxQuote', 'Override', 'Market', 'set_price', 'freeze', 'halt',
-           'release', 'Levels', 'first_hit', 'NoRate', 'HomeRate', 'home_rate']
+           'tick_time', 'Path', 'minute_path', 'SandboxQuote', 'Override', 'Days', 'Hours', 'tick_at', 'path_of',
+           'path_at', 'tick_quote', 'touched_quote', 'Market', 'set_price', 'freeze', 'halt', 'release', 'Levels',
+           'first_hit', 'NoRate', 'HomeRate', 'home_rate']
 
 # %% ../../../../nbs/venues/sandbox/10_market.ipynb #126c1a54
 class Source(Protocol):
@@ -167,8 +168,108 @@ class Override:
     quote_ms: int | None = None # time of that quote; None: it is always fresh (a set price)
 
 # %% ../../../../nbs/venues/sandbox/10_market.ipynb #4a2904ea
+class Days:
+    "The days of a source as whole ticks. Raises `BadInput` for a spread that is none."
+    def __init__(self,
+        source: Source,
+        universe: dict[str, SandboxInstrument],
+        spread_multiple: float, # >= 0
+    ):
+        if spread_multiple < 0: raise BadInput(f"A spread cannot be multiplied by {spread_multiple}.", "Use 0 or more.")
+        self.source, self.universe, self.spread_multiple, self.kept = source, universe, spread_multiple, dict[tuple[str, int], Day]()
+
+    def day(self, name: str, number: int) -> Day:
+        "The minutes of a UTC day, counted from 1970."
+        if (found := self.kept.get((name, number))) is not None: return found
+        if len(self.kept) >= 96: self.kept.pop(next(iter(self.kept)))
+        frame, i = self.source.candles(name, number * DAY_MS, (number + 1) * DAY_MS), find_instrument(self.universe, name)
+        found = self.kept[name, number] = day_of(frame, i.display_precision, usual_spread(i), self.spread_multiple)
+        return found
+
+    def minute(self, name: str, ms: int) -> tuple[Day, int] | None:
+        "Day and row of the latest minute with ticks at or before `ms`; None: there was none for ten days."
+        for number in range(ms // DAY_MS, ms // DAY_MS - 10, -1):
+            if row := bisect_right((d := self.day(name, number)).times, ms): return d, row - 1
+        return None
+
+# %% ../../../../nbs/venues/sandbox/10_market.ipynb #052e41d9
+def _span(cal: TradingCalendar, end: int | None, ms: int) -> tuple[int, int, bool]:
+    "The stretch around `ms` in which nothing changes: from, until, open."
+    if end is not None and ms >= end: return end, 2**62, False
+    opened = int(next_open(cal, [ms])[0])
+    if opened > ms: return ms, opened, False
+    closes = int(next_close(cal, [ms])[0])
+    return ms, min(closes, end) if end is not None else closes, True
+
+class Hours:
+    "When instruments trade: as their calendar has it, and no longer than a replay."
+    def __init__(self, source: Source, universe: dict[str, SandboxInstrument]):
+        self.source, self.calendars = source, {n: calendar_for(n) for n in universe}
+        self.kept: dict[str, tuple[int, int, bool]] = {}
+
+    def span(self, name: str, ms: int) -> tuple[int, int, bool]: # from, until, open
+        "The stretch around `ms` in which nothing changes."
+        if not (known := self.kept.get(name, (0, 0, False)))[0] <= ms < known[1]:
+            known = self.kept[name] = _span(self.calendars[name], self.source.end_ms(name), ms)
+        return known
+
+# %% ../../../../nbs/venues/sandbox/10_market.ipynb #46c4ee55
+def tick_at(
+    start: int, # of a minute, epoch ms
+    n: int, # ticks of that minute
+    ms: int, # epoch ms, not before it; may be days later
+) -> tuple[int, int, int]: # number of the tick, when it happened, until when it stands
+    "The last tick of a minute at or before a moment. The last one of all stands until the next minute is looked for."
+    k = min((ms - start) * n // MINUTE_MS, n - 1)
+    return k, tick_time(start, k, n), tick_time(start, k + 1, n) if k + 1 < n else (ms // MINUTE_MS + 1) * MINUTE_MS
+
+# %% ../../../../nbs/venues/sandbox/10_market.ipynb #58a21884
+def path_of(market: Market, name: str, day: Day, row: int) -> Path:
+    "The path of a minute; the latest one of each instrument is kept."
+    if (p := market.paths.get(name)) is None or p.start != day.times[row]: p = market.paths[name] = minute_path(day, row, name)
+    return p
+
+def path_at(
+    market: Market,
+    name: str, # instrument
+    ms: int, # epoch ms
+) -> Path | None: # None: there was none for ten days
+    "The latest minute with ticks at or before a moment."
+    if (p := market.paths.get(name)) is not None and p.start <= ms < p.start + MINUTE_MS: return p
+    return None if (found := market.days.minute(name, ms)) is None else path_of(market, name, *found)
+
+# %% ../../../../nbs/venues/sandbox/10_market.ipynb #1f607ef8
+def tick_quote(
+    market: Market,
+    name: str, # instrument
+    ms: int, # epoch ms
+) -> SandboxQuote | None: # None: the market has no price yet
+    "The quote from the candles, remembered until the next tick."
+    if (found := market.days.minute(name, ms)) is None: return None
+    (d, row), digits = found, market.universe[name].display_precision
+    k, at, until = tick_at(d.times[row], n := ticks_of(d, row), ms)
+    if k in (0, n - 1): bid, ask = int(d.bid[row, 3 if k else 0]), int(d.ask[row, 3 if k else 0]) # its ends need no path
+    else: bid, ask = (p := path_of(market, name, d, row)).bid[k], p.ask[k]
+    a, b, is_open = market.trading.span(name, ms)
+    out = SandboxQuote(bid, ask, at, is_open, as_price(bid, digits), as_price(ask, digits))
+    market.quotes[name] = (max(at, a), min(until, b), out)
+    return out
+
+# %% ../../../../nbs/venues/sandbox/10_market.ipynb #8c6ab8cd
+def touched_quote(
+    market: Market,
+    name: str, # instrument with an override
+    ms: int, # epoch ms
+) -> SandboxQuote | None: # None: the market has no price yet
+    "The quote of an instrument somebody touched."
+    o, digits = market.overrides[name], market.universe[name].display_precision
+    if o.quote is None: return None if (q := tick_quote(market, name, ms)) is None else replace(q, tradeable=q.tradeable and not o.halted)
+    bid, ask = o.quote
+    at = ms if o.quote_ms is None else o.quote_ms
+    return SandboxQuote(bid, ask, at, market.tradeable(name, ms), as_price(bid, digits), as_price(ask, digits))
+
+# %% ../../../../nbs/venues/sandbox/10_market.ipynb #41f54539
 class Market:
-    # long: the state of the market and its questions in one place
     "Prices of a universe at any time. Nothing in it is random, and nothing depends on what was asked before."
     def __init__(self,
         source: Source | None = None, # None: the simulated market, seed 0
@@ -177,92 +278,22 @@ class Market:
     ):
         self.source: Source = SimulatedSource() if source is None else source
         self.universe = universe_of(self.source.instruments) if universe is None else universe
-        if spread_multiple < 0: raise BadInput(f"A spread cannot be multiplied by {spread_multiple}.", "Use 0 or more.")
+        self.days, self.trading = Days(self.source, self.universe, spread_multiple), Hours(self.source, self.universe)
         self.spread_multiple = spread_multiple
-        self.hours: dict[tuple[str, int], Any] = {} # kept by `venues.sandbox.candles`
-        self._calendars: dict[str, TradingCalendar] = {n: calendar_for(n) for n in self.universe}
-        self._days: dict[tuple[str, int], Day] = {}
-        self._paths: dict[str, Path] = {} # the latest minute of each instrument
-        self._quotes: dict[str, tuple[int, int, SandboxQuote]] = {} # valid from, until
-        self._spans: dict[str, tuple[int, int, bool]] = {} # from, until, open
-        self.overrides: dict[str, Override] = {}
+        self.paths, self.quotes = dict[str, Path](), dict[str, tuple[int, int, SandboxQuote]]() # the latest; quotes with from and until
+        self.overrides, self.hours = dict[str, Override](), dict[tuple[str, int], Any]() # `hours` is kept by `venues.sandbox.candles`
 
     def instrument(self, name: str) -> SandboxInstrument: return find_instrument(self.universe, name)
-    def calendar(self, name: str) -> TradingCalendar: return self._calendars[name]
-
-    def day(self, name: str, number: int) -> Day:
-        "The minutes of a UTC day, counted from 1970."
-        if (found := self._days.get((name, number))) is None:
-            if len(self._days) >= 96: self._days.pop(next(iter(self._days)))
-            frame = self.source.candles(name, number * DAY_MS, (number + 1) * DAY_MS)
-            digits = self.instrument(name).display_precision
-            found = self._days[name, number] = day_of(frame, digits, usual_spread(self.instrument(name)), self.spread_multiple)
-        return found
-
-    def is_open(self, name: str, ms: int) -> bool:
-        "Whether the calendar has the market open, and a replay has not ended."
-        a, b, state = self._spans.get(name, (0, 0, False))
-        if not a <= ms < b: a, b, state = self._spans[name] = _span(self._calendars[name], self.source.end_ms(name), ms)
-        return state
-
-    def tradeable(self, name: str, ms: int) -> bool:
-        "Open, and not halted."
-        return self.is_open(name, ms) and not ((o := self.overrides.get(name)) and o.halted)
-
-    def path(self, name: str, ms: int) -> Path | None:
-        "The latest minute with ticks at or before `ms`; None: there was none for ten days."
-        if (p := self._paths.get(name)) is not None and p.start <= ms < p.start + MINUTE_MS: return p
-        return None if (found := self._minute(name, ms)) is None else self._path(name, *found)
-
-    def _path(self, name: str, d: Day, row: int) -> Path:
-        "The path of a minute; the latest one is kept."
-        if (p := self._paths.get(name)) is None or p.start != d.times[row]: p = self._paths[name] = minute_path(d, row, name)
-        return p
-
-    def _minute(self, name: str, ms: int) -> tuple[Day, int] | None:
-        "Day and row of the latest minute with ticks."
-        for number in range(ms // DAY_MS, ms // DAY_MS - 10, -1):
-            d = self.day(name, number)
-            if row := bisect_right(d.times, ms): return d, row - 1
-        return None
-
+    def calendar(self, name: str) -> TradingCalendar: return self.trading.calendars[name]
+    def day(self, name: str, number: int) -> Day: return self.days.day(name, number)
+    def is_open(self, name: str, ms: int) -> bool: return self.trading.span(name, ms)[2]
+    def tradeable(self, name: str, ms: int) -> bool: return self.is_open(name, ms) and not ((o := self.overrides.get(name)) and o.halted)
+    path = path_at
     def quote(self, name: str, ms: int) -> SandboxQuote | None:
         "Bid and ask at a moment; None: the market has no price yet."
-        if name in self.overrides: return self._overridden(name, ms)
-        a, b, found = self._quotes.get(name, (0, 0, None))
-        if found is not None and a <= ms < b: return found
-        return self._tick(name, ms)
-
-    def _tick(self, name: str, ms: int) -> SandboxQuote | None:
-        "The quote from the candles, remembered until the next tick."
-        if (found := self._minute(name, ms)) is None: return None
-        (d, row), digits = found, self.universe[name].display_precision
-        n, start = ticks_of(d, row), d.times[row]
-        k = min((ms - start) * n // MINUTE_MS, n - 1)
-        if k in (0, n - 1): bid, ask = int(d.bid[row, 3 if k else 0]), int(d.ask[row, 3 if k else 0]) # its ends need no path
-        else: bid, ask = (p := self._path(name, d, row)).bid[k], p.ask[k]
-        at, until = tick_time(start, k, n), tick_time(start, k + 1, n) if k + 1 < n else (ms // MINUTE_MS + 1) * MINUTE_MS
-        out = SandboxQuote(bid, ask, at, self.is_open(name, ms), as_price(bid, digits), as_price(ask, digits))
-        a, b, _ = self._spans[name]
-        self._quotes[name] = (max(at, a), min(until, b), out)
-        return out
-
-    def _overridden(self, name: str, ms: int) -> SandboxQuote | None:
-        "The quote of an instrument somebody touched."
-        o, digits = self.overrides[name], self.universe[name].display_precision
-        if o.quote is None: return None if (q := self._tick(name, ms)) is None else replace(q, tradeable=q.tradeable and not o.halted)
-        bid, ask = o.quote
-        at = ms if o.quote_ms is None else o.quote_ms
-        return SandboxQuote(bid, ask, at, self.tradeable(name, ms), as_price(bid, digits), as_price(ask, digits))
-
-# %% ../../../../nbs/venues/sandbox/10_market.ipynb #3e365948
-def _span(cal: TradingCalendar, end: int | None, ms: int) -> tuple[int, int, bool]:
-    "The stretch around `ms` in which nothing changes: from, until, open."
-    if end is not None and ms >= end: return end, 2**62, False
-    opened = int(next_open(cal, [ms])[0])
-    if opened > ms: return ms, opened, False
-    closes = int(next_close(cal, [ms])[0])
-    return ms, min(closes, end) if end is not None else closes, True
+        if name in self.overrides: return touched_quote(self, name, ms)
+        a, b, found = self.quotes.get(name, (0, 0, None))
+        return found if found is not None and a <= ms < b else tick_quote(self, name, ms)
 
 # %% ../../../../nbs/venues/sandbox/10_market.ipynb #3e9e0bb5
 def set_price(
@@ -334,7 +365,7 @@ def first_hit(
 def _paths(market: Market, name: str, levels: Levels, a: int, b: int) -> Iterator[Path]:
     "The minutes of (a, b] that can hold a hit, in order."
     if a >= b: return
-    if (p := market._paths.get(name)) is not None and p.start <= a and b < p.start + MINUTE_MS: # the usual case: within a minute
+    if (p := market.paths.get(name)) is not None and p.start <= a and b < p.start + MINUTE_MS: # the usual case: within a minute
         yield p
         return
     for number in range((a - MINUTE_MS) // DAY_MS, b // DAY_MS + 1):
