@@ -47,7 +47,7 @@ def test_links_and_styles_come_while_the_stores_are_still_asked(path, module, na
 
             monkeypatch.setattr(module, name, waits)
             status, (head, body) = await asked(http.app, path, cookie(http.app.state.deps.settings)[0], lambda _: there.set())
-            assert status == 200 and 'href="/ui/orders"' in head and "desk.css" in head and "theme.js" in head and "<main" not in head
+            assert status == 200 and 'href="/ui/orders"' in head and "desk.css" in head and "<main" not in head
             assert body.count("<main") == 1 and body.endswith("</body></html>") and not any(w in body for w in ("does not answer", "cannot be"))
     story(go())
 
@@ -84,4 +84,15 @@ def test_a_pair_that_nobody_knows_is_refused_with_its_status(api_bench):
         async with api_bench.api(run_desk=False, headers={}) as (_, http):
             status, _ = await asked(http.app, "/ui/tape?pair=ZZZ_USD", cookie(http.app.state.deps.settings)[0], lambda _: None)
             assert status == 404
+    story(go())
+
+
+@pytest.mark.parametrize("cookie_said, stands", [("dark", '<html lang="en" data-theme="dark">'), ("light", '<html lang="en" data-theme="light">'), ('"><script>', '<html lang="en">'), ("", '<html lang="en">')])
+def test_the_chosen_theme_stands_in_the_first_line(cookie_said, stands, api_bench):
+    async def go():
+        async with api_bench.api(run_desk=False, headers={}) as (_, http):
+            own = cookie(http.app.state.deps.settings)[0]["Cookie"]
+            for path in ("/ui/desk", "/ui/ops", "/ui/login", "/ui/nothing"):
+                _, (head, *_) = await asked(http.app, path, {"Cookie": f"{own}; deskbook_theme={cookie_said}"}, lambda _: None)
+                assert stands in head, path
     story(go())

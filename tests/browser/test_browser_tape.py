@@ -90,6 +90,9 @@ def test_it_fits_the_screen_and_follows_light_and_dark(visitor, desk, shots, how
     p.locator("#theme").click()
     assert p.evaluate("deskbookTape.chart.getStyles().candle.bar.downColor") != before
     p.screenshot(path=shots / f"tape-{how['viewport']['width']}.png", full_page=True)
+    chosen = p.locator("html").get_attribute("data-theme")
+    p.reload()
+    assert chosen and p.locator("html").get_attribute("data-theme") == chosen
 
 
 def test_a_finger_moves_the_page_up_and_down_and_the_chart_sideways(visitor, desk):

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CSP', 'PAGE_HEADERS', 'web', 'Who', 'Actor', 'SECTIONS', 'log', 'WHY_NOT', 'content', 'files', 'asset', 'static_file',
-           'viewer_in', 'form_of', 'actor_in', 'head', 'who_box', 'top', 'below', 'shell', 'rest_of', 'page',
-           'or_error', 'in_two', 'page_soon', 'fragment', 'notice', 'is_part', 'done', 'field', 'act_form', 'inside',
-           'to_login', 'error_page', 'PageRules', 'login_view', 'login_page', 'over_tls', 'clean_name', 'login',
-           'logout', 'start']
+           'viewer_in', 'form_of', 'actor_in', 'head', 'who_box', 'top', 'below', 'theme_of', 'shell', 'rest_of',
+           'page', 'or_error', 'in_two', 'page_soon', 'fragment', 'notice', 'is_part', 'done', 'field', 'act_form',
+           'inside', 'to_login', 'error_page', 'PageRules', 'login_view', 'login_page', 'over_tls', 'clean_name',
+           'login', 'logout', 'start']
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #cf3f1b05
 import asyncio
@@ -116,8 +116,7 @@ def head(title: str, scripts: Sequence[str] = (), styles: Sequence[str] = ()) ->
     return h.head[h.meta(charset="utf-8"), h.meta(name="viewport", content="width=device-width, initial-scale=1"),
         h.meta(name="color-scheme", content="light dark"), h.meta(name="htmx-config", content=_HTMX),
         h.title[f"{title} · deskbook"], h.link(rel="icon", href=asset("icon.svg"), type="image/svg+xml"),
-        h.script(src=asset("theme.js")), [h.link(rel="stylesheet", href=asset(s)) for s in ("desk.css", *styles)],
-        [h.script(src=asset(s), defer=True) for s in (*_SCRIPTS, *scripts)]]
+        [h.link(rel="stylesheet", href=asset(s)) for s in ("desk.css", *styles)], [h.script(src=asset(s), defer=True) for s in (*_SCRIPTS, *scripts)]]
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #9ff3576a
 def who_box(viewer: Viewer) -> Node:
@@ -153,16 +152,23 @@ def below(
     stream = h.div("#stream", {"hx-sse:connect": f"/ui/events?topics={topics}"}, hx_swap="none", data_now_ms=None if now_ms is None else str(now_ms))
     return [hero or _NO_HERO, h.div("#notices", aria_live="polite", role="status"), h.main("#main", tabindex="-1")[h.h1[title], body], stream]
 
+# %% ../../../../nbs/app/dashboard/02_web.ipynb #5699dd13
+def theme_of(request: Request) -> str | None: # None: as the browser says
+    "The theme that was chosen with the button."
+    chosen = request.cookies.get("deskbook_theme")
+    return chosen if chosen in ("light", "dark") else None
+
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #879202bf
 def shell(
     viewer: Viewer, title: str,
     rest: Node, # from `below`
     section: str, # a key of `SECTIONS`; "": none of them
     scripts: Sequence[str] = (), styles: Sequence[str] = (), # names of files
+    theme: str | None = None, # from `theme_of`
 ) -> Node:
     "A whole page."
     own = h.body({"data-section": section, "hx-headers:inherited": f'{{"X-CSRF-Token":"{viewer.csrf}"}}'})
-    return h.html(lang="en")[head(title, scripts, styles), own[h.a(".skip", href="#main")["Skip to the page"], top(viewer, section), rest]]
+    return h.html(lang="en", data_theme=theme)[head(title, scripts, styles), own[h.a(".skip", href="#main")["Skip to the page"], top(viewer, section), rest]]
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #174e03ca
 def rest_of(request: Request, title: str, body: Node, section: str, hero: Node = None) -> Node:
@@ -174,7 +180,7 @@ def page(
     request: Request, viewer: Viewer, title: str, *body: Node, section: str, scripts: Sequence[str] = (), styles: Sequence[str] = (),
 ) -> HTMLResponse:
     "A page as an answer."
-    return HTMLResponse(str(shell(viewer, title, rest_of(request, title, list(body), section), section, scripts, styles)))
+    return HTMLResponse(str(shell(viewer, title, rest_of(request, title, list(body), section), section, scripts, styles, theme_of(request))))
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #3067960c
 log = logging.getLogger(__name__)
@@ -207,7 +213,8 @@ def page_soon(
     async def rest() -> Node:
         body, hero = await or_error(request, read)
         return rest_of(request, title, body, section, hero)
-    return StreamingResponse(in_two(Markup(shell(viewer, title, _SEAM, section, scripts, styles)), rest()), media_type="text/html")
+    whole = Markup(shell(viewer, title, _SEAM, section, scripts, styles, theme_of(request)))
+    return StreamingResponse(in_two(whole, rest()), media_type="text/html")
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #1e9ceeb3
 def fragment(*nodes: Node, status: int = 200, headers: dict[str, str] | None = None) -> HTMLResponse:
@@ -292,7 +299,7 @@ def error_page(
     again: Node = [h.a(href=instead)["The page without it"], " · "] if instead else None
     where = h.p[again, h.a(href="/ui/desk")["To the desk"]]
     said = below(f"{error.status}", [error_box(text, todo), where])
-    return HTMLResponse(str(shell(viewer, f"{error.status}", said, "")), error.status, dict(error.headers))
+    return HTMLResponse(str(shell(viewer, f"{error.status}", said, "", theme=theme_of(request))), error.status, dict(error.headers))
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #143d0757
 class PageRules:
@@ -314,7 +321,7 @@ class PageRules:
         return error_page(request, error, scope["state"].get("trace_id", ""), self.redactor.text(error.what))
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #910c040b
-def login_view(to: str, wrong: str = "") -> Node:
+def login_view(to: str, wrong: str = "", theme: str | None = None) -> Node:
     "The page that asks for the token."
     fields: list[Node] = [h.input(type="hidden", name="next", value=to),
         field("name", "Your name", hint="It stands in the audit beside what you do.", autocomplete="username", maxlength="40"),
@@ -324,14 +331,14 @@ def login_view(to: str, wrong: str = "") -> Node:
         h.button(type="submit", name="as", value="view")["Sign in, look only"]]
     form = h.form(".form.login", method="post", action="/ui/login")[fields, h.div(".row")[buttons],
         h.p(".hint")["Signed in already? ", h.a(href=to)["Go on"], "."]]
-    return h.html(lang="en")[head("Sign in"), h.body[h.main("#main.login")[h.h1["deskbook"], form]]]
+    return h.html(lang="en", data_theme=theme)[head("Sign in"), h.body[h.main("#main.login")[h.h1["deskbook"], form]]]
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #e2838ac8
 @web.get("/ui/login")
 async def login_page(request: Request, next: str = "/ui/desk") -> Response:
     "Ask for the token."
     if not token_of(deps_of(request).settings): return RedirectResponse(inside(next), 303)
-    return HTMLResponse(str(login_view(inside(next))))
+    return HTMLResponse(str(login_view(inside(next), theme=theme_of(request))))
 
 def over_tls(request: Request) -> bool: return request.url.scheme == "https" or header_of(request.scope["headers"], "x-forwarded-proto") == "https"
 
@@ -348,7 +355,7 @@ async def login(request: Request) -> Response:
     to, right = inside(said.get("next", "")), right_of(settings, said.get("token", ""))
     if not right:
         log.warning("a wrong token at the sign-in page", extra={"peer": asker})
-        return HTMLResponse(str(login_view(to, "This is not the token.")), 401)
+        return HTMLResponse(str(login_view(to, "This is not the token.", theme_of(request))), 401)
     cookie = session_cookie(settings, clean_name(said.get("name", "")), right == "act" and said.get("as") != "view")
     return RedirectResponse(to, 303, {"Set-Cookie": set_cookie(cookie, over_tls(request))})
 

@@ -103,7 +103,7 @@ const deskbook = (() => {
 
   // -- light and dark -----------------------------------------------------------------------------------------------------------------------
   function theme(next) {
-    try { localStorage.setItem("deskbook-theme", next) } catch {}
+    document.cookie = `deskbook_theme=${next}; path=/ui; max-age=31536000; samesite=strict`
     document.documentElement.dataset.theme = next
     document.dispatchEvent(new CustomEvent("deskbook:theme"))
   }
