@@ -31,7 +31,7 @@ from .settings import HAZARD_FALLBACK, GateSettings, settings_from
 from ..market.calendar import TradingCalendar, calendar_for
 from ..market.candles import candle_frame, clean_candles, empty_candles, just_closed
 from ..stores.lake import Lake
-from ..stores.live import Live, LiveUnavailable, Outage
+from ..stores.live import Live, LiveUnavailable, Outage, hear
 from ..stores.live_state import CANDLE_CHANNEL, NewCandles, candles_after, engine_key, put_gate_history
 
 _log = logger(__name__)
@@ -525,15 +525,9 @@ def told_candle(
 # %% ../../../nbs/gates/60_worker.ipynb #da3bb4bb
 async def hear_candles(names: Collection[str], deps: GateDeps, wake: Wake) -> None:
     "Tell of announced candles until cancelled."
-    while True:
-        try:
-            async with deps.live.redis.pubsub() as ears:
-                await ears.subscribe(deps.live.key(CANDLE_CHANNEL))
-                while True:
-                    said = await ears.get_message(ignore_subscribe_messages=True, timeout=30)
-                    if said and (name := told_candle(str(said["data"]), deps.gates.timeframe, names)): wake.tell(name)
-        except Exception as e: _log.info("not listening", why=str(e)) # polling goes on meanwhile
-        await asyncio.sleep(0.5)
+    def told(_: str, said: str) -> None:
+        if name := told_candle(said, deps.gates.timeframe, names): wake.tell(name)
+    await hear(deps.live, [CANDLE_CHANNEL], told)
 
 @contextlib.asynccontextmanager
 async def hearing(names: Collection[str], deps: GateDeps) -> AsyncIterator[Wake]:

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['TIMEOUT_S', 'SCHEMES', 'ABSENT', 'SET_IF', 'LiveUnavailable', 'live_place', 'live_url', 'said_as_live', 'Outage',
-           'live_client', 'Live', 'open_live']
+           'live_client', 'Live', 'open_live', 'hear']
 
 # %% ../../../nbs/stores/21_live.ipynb #964c36bb
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from ..core.errors import BadInput, SourceError
+from ..core.logs import logger
 
 if TYPE_CHECKING:
     import redis
@@ -127,3 +129,23 @@ def open_live(
 ) -> Live: # not connected yet; close it with `aclose`
     "The live store at this address."
     return Live(live_client(url, timeout_s), url, prefix)
+
+# %% ../../../nbs/stores/21_live.ipynb #88726263
+_log = logger(__name__)
+
+async def hear(
+    live: Live,
+    channels: Sequence[str], # without the prefix
+    told: Callable[[str, str], None], # channel, what was announced
+) -> None:
+    "Tell what is announced, until cancelled."
+    named = {live.key(c): c for c in channels}
+    while True:
+        try:
+            async with live.redis.pubsub() as ears:
+                await ears.subscribe(*named)
+                while True:
+                    said = await ears.get_message(ignore_subscribe_messages=True, timeout=30)
+                    if said: told(named[said["channel"]], str(said["data"]))
+        except Exception as e: _log.info("not listening", why=str(e)) # whatever it is
+        await asyncio.sleep(0.5)

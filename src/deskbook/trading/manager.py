@@ -12,7 +12,7 @@ __all__ = ['Kept', 'Decided', 'GATHER_S', 'controls', 'stack_fill', 'read_stack'
 
 # %% ../../../nbs/trading/65_manager.ipynb #6cfe903d
 import asyncio
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Container, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
@@ -25,7 +25,7 @@ from ..core.files import strict_json
 from ..core.logs import logger
 from ..core.settings import Settings
 from ..stores.ledger import LedgerDown
-from ..stores.live import Live, LiveUnavailable, said_as_live
+from ..stores.live import Live, LiveUnavailable, hear, said_as_live
 from deskbook.stores.live_state import (DESK_LOOP, GATE_CHANNEL, NAV_SNAPSHOT, POSITION_COUNT, RISK_SUMMARY, get_json, last_gates,
     read_candles, stack_key)
 
@@ -644,16 +644,10 @@ async def rest(
 # %% ../../../nbs/trading/65_manager.ipynb #da1b88ba
 async def listen(
     live: Live,
-    names: Iterable[str],
+    names: Container[str],
     wake: asyncio.Event,
 ) -> None:
     "Set `wake` when a gate of one of these is stored. The loop goes on without it."
-    while True:
-        try:
-            async with live.redis.pubsub() as ears:
-                await ears.subscribe(live.key(GATE_CHANNEL))
-                while True:
-                    said = await ears.get_message(ignore_subscribe_messages=True, timeout=30)
-                    if said is not None and str(said["data"]) in names: wake.set()
-        except Exception as e: _log.info("not listening", why=str(e)) # the loop polls meanwhile
-        await asyncio.sleep(0.5)
+    def told(_: str, name: str) -> None:
+        if name in names: wake.set()
+    await hear(live, [GATE_CHANNEL], told)

@@ -22,7 +22,7 @@ from ..api_routes import ApiDeps
 from .elements import Node, drawing, partial
 from .web import SECTIONS, Who
 from ...stores.ledger import LedgerDown
-from ...stores.live import LiveUnavailable, said_as_live
+from ...stores.live import hear
 from ...stores.live_state import CANDLE_CHANNEL, GATE_CHANNEL
 
 # %% ../../../../nbs/app/dashboard/03_stream.ipynb #117003ed
@@ -102,16 +102,8 @@ _AGAIN_S = 1.0
 # %% ../../../../nbs/app/dashboard/03_stream.ipynb #1cf92d02
 async def wake_by_live(deps: ApiDeps, hubs: Sequence[Hub]) -> None:
     "Hear gates and candles until cancelled."
-    named = {deps.live.key(GATE_CHANNEL): "gates", deps.live.key(CANDLE_CHANNEL): "candles"}
-    while True:
-        try:
-            with said_as_live(deps.live.url):
-                async with deps.live.redis.pubsub() as ears:
-                    await ears.subscribe(*named)
-                    while True:
-                        told = await ears.get_message(ignore_subscribe_messages=True, timeout=_AGAIN_S)
-                        if told: _wake(hubs, named.get(told["channel"], ""))
-        except LiveUnavailable: await asyncio.sleep(_AGAIN_S)
+    named = {GATE_CHANNEL: "gates", CANDLE_CHANNEL: "candles"}
+    await hear(deps.live, [*named], lambda channel, _: _wake(hubs, named[channel]))
 
 # %% ../../../../nbs/app/dashboard/03_stream.ipynb #80ed6185
 def _wake(hubs: Sequence[Hub], what: str) -> None:

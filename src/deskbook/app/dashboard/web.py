@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CSP', 'PAGE_HEADERS', 'web', 'Who', 'Actor', 'SECTIONS', 'log', 'WHY_NOT', 'content', 'files', 'asset', 'static_file',
            'viewer_in', 'form_of', 'actor_in', 'head', 'who_box', 'top', 'below', 'theme_of', 'shell', 'rest_of',
-           'page', 'or_error', 'in_two', 'page_soon', 'fragment', 'notice', 'is_part', 'done', 'field', 'act_form',
-           'inside', 'to_login', 'error_page', 'PageRules', 'login_view', 'login_page', 'over_tls', 'clean_name',
-           'login', 'logout', 'start']
+           'page', 'code_words', 'or_error', 'in_two', 'page_soon', 'fragment', 'notice', 'is_part', 'done', 'field',
+           'act_form', 'inside', 'to_login', 'error_page', 'PageRules', 'login_view', 'login_page', 'over_tls',
+           'clean_name', 'login', 'logout', 'start']
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #cf3f1b05
 import asyncio
@@ -187,6 +187,8 @@ log = logging.getLogger(__name__)
 type Read = tuple[Node, Node] # the page, and the strip; None: as it was said last
 _SEAM = Markup("<!--rest-->") # no text of ours or of others holds it: text is escaped
 
+def code_words(error: ApiError, trace_id: str) -> str: return f"Code {error.code}, trace {trace_id}."
+
 async def or_error(request: Request, read: Awaitable[Read]) -> Read:
     "What was read, or what went wrong."
     trace_id = request.state.trace_id
@@ -194,7 +196,7 @@ async def or_error(request: Request, read: Awaitable[Read]) -> Read:
     except Exception as e:
         error = api_error(e)
         if error.code == "internal": log.exception("a page could not be read", extra={"trace_id": trace_id, "path": request.url.path})
-        return error_box(redactor_of(deps_of(request).settings).text(error.what), f"Code {error.code}, trace {trace_id}."), None
+        return error_box(redactor_of(deps_of(request).settings).text(error.what), code_words(error, trace_id)), None
 
 # %% ../../../../nbs/app/dashboard/02_web.ipynb #046e3722
 async def in_two(whole: Markup, rest: Awaitable[Node]) -> AsyncIterator[str]:
@@ -293,7 +295,7 @@ def error_page(
 ) -> Response:
     "A refusal, the way that fits who asks."
     if error.code == "unauthorized": return to_login(request)
-    todo = f"Code {error.code}, trace {trace_id}."
+    todo = code_words(error, trace_id)
     if is_part(request): return fragment(notice(f"{text} ({error.code})", "bad"), status=error.status, headers=dict(error.headers))
     viewer = viewer_in(request)
     again: Node = [h.a(href=instead)["The page without it"], " · "] if instead else None
