@@ -100,13 +100,21 @@ async def raw_order(case: dict, **order) -> None:
         assert r.status_code == 201, r.text
 
 
+async def unsettled(desk: Desk) -> list[str]:
+    """The orders that have neither ended nor rest, and the rows of the outbox that wait."""
+    left = await desk.ledger.rows("""SELECT o.idempotency_key || ' ' || o.state || ' ' || o.reason || ' sent ' || coalesce(o.sent_at::text, 'never')
+        || ' token ' || coalesce(o.fencing_token::text, '') || ' resends ' || o.resends AS text
+        FROM orders o WHERE account = %s AND state IN ('created', 'submitting', 'unknown', 'cancel_pending')
+        UNION ALL SELECT b.topic || ' waits, claimed by ' || coalesce(b.claimed_by, 'nobody') || ' attempts ' || b.attempts || ' available ' || b.available_at
+        FROM outbox b WHERE account = %s AND done_at IS NULL""", (desk.account, desk.account))
+    return [r["text"] for r in left]
+
+
 async def settle(desk: Desk, timeout_s: float = 15) -> bool:
     """Until every order has ended or rests and nothing waits to be sent; False when it takes too long."""
     end = asyncio.get_running_loop().time() + timeout_s
     while asyncio.get_running_loop().time() < end:
-        left = await desk.ledger.rows("""SELECT 1 FROM orders WHERE account = %s AND state IN ('created', 'submitting', 'unknown', 'cancel_pending')
-            UNION ALL SELECT 1 FROM outbox WHERE account = %s AND done_at IS NULL""", (desk.account, desk.account))
-        if not left:
+        if not await unsettled(desk):
             return True
         await asyncio.sleep(0.02)
     return False

@@ -56,7 +56,7 @@ async def trade_while(r, case, strike, pause_s=0.03) -> tuple[list, list[str]]:
             answers.append(await submit_until_answered(desk, Intent(case["account"], "EUR_USD", units, idempotency_key=f"k{n}", expires_s=600)))
             await asyncio.sleep(pause_s)
         await striking
-        assert await scenarios.settle(desk, 30), "did not settle"
+        assert await scenarios.settle(desk, 30), (await scenarios.unsettled(desk), desk.lease, desk.deps.signals.holds)
         for _ in range(50):
             try:
                 found = await desk.reconcile()

@@ -154,8 +154,11 @@ def check_orders(log, account):
                 if t["orderID"] == o.id: assert (Decimal(t["price"]) - o.price) * o.units <= 0
     clients = [o.client_id for o in account.pending.values() if o.client_id]
     assert len(clients) == len(set(clients)) and account.pending_client == {o.client_id: o.id for o in account.pending.values() if o.client_id}
-    names = [t.extensions["id"] for t in account.open_trades.values() if t.extensions]
-    assert len(names) == len(set(names))
+    opened_by = {t["id"]: t["orderID"] for t in fills(log)}  # a trade has the id of the fill that opened it
+    named = defaultdict(set)
+    for t in account.open_trades.values():
+        if t.extensions: named[t.extensions["id"]].add(opened_by[t.id])
+    assert all(len(orders) == 1 for orders in named.values())  # an order filled in slices opens several trades of its name
 
 
 def check_reduce_only(log):

@@ -318,15 +318,63 @@ def test_a_connection_the_venue_closed_meanwhile_costs_nothing():
     assert asyncio.run(run()) == 2
 
 
-@pytest.mark.parametrize("proxy, loopback, lanes", [("", False, True), ("http://127.0.0.1:9", False, False), ("http://127.0.0.1:9", True, True)])
-def test_a_proxy_of_the_environment_is_used_but_never_for_loopback(monkeypatch, proxy, loopback, lanes):
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    if proxy:
-        monkeypatch.setenv("HTTPS_PROXY", proxy)
-    http = http_client("https://api-fxpractice.oanda.com" if not loopback else "http://127.0.0.1:1", {}, QUICK, loopback=loopback)
-    assert (type(http._transport).__name__ == "Lanes") is lanes and bool(http._mounts) is (not lanes)
-    asyncio.run(http.aclose())
+def slow_reply(wait_s):
+    async def send(w, reply):
+        await asyncio.sleep(wait_s)
+        w.write(Reply(200, {}).wire())
+        await w.drain()
+    return send
+
+
+def test_a_request_that_is_given_up_at_any_moment_costs_the_next_one_nothing():
+    """A connection that is lent again must work; httpcore may take one whose request was cancelled for busy for ever."""
+    rng = random.Random(1)
+
+    async def run():
+        async with RawServer(Reply(200, {})) as server:
+            t = transport(server.url)
+            given_up = 0
+            for _ in range(3000):
+                server.plan = [slow_reply(rng.choice([0.0, 0.0005, 0.001]))]
+                try:
+                    async with asyncio.timeout(rng.random()*0.003):
+                        await t.request(READ)
+                except TimeoutError:
+                    given_up += 1
+                server.plan = []
+                async with asyncio.timeout(2):
+                    await t.request(READ)
+            await t.aclose()
+            return given_up
+    assert asyncio.run(run()) > 300
+
+
+PROXIES = [("", False, "", False), ("http://127.0.0.1:{port}", False, "", True), ("127.0.0.1:{port}", False, "", True),
+           ("http://127.0.0.1:{port}", False, "oanda.com", False), ("http://127.0.0.1:{port}", True, "", False)]
+
+
+@pytest.mark.parametrize("proxy, loopback, no_proxy, used", PROXIES)
+def test_a_proxy_of_the_environment_is_used_but_never_for_loopback(monkeypatch, proxy, loopback, no_proxy, used):
+    """The proxy is a server that writes down what it is asked to connect to, and hangs up."""
+    seen = []
+
+    async def hang_up(r, w):
+        seen.append((await r.readline()).decode())
+        w.close()
+
+    async def run():
+        server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+        for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HTTPS_PROXY", proxy.format(port=server.sockets[0].getsockname()[1]))
+        monkeypatch.setenv("NO_PROXY", no_proxy)
+        host = "127.0.0.1:1" if loopback else "api-fxpractice.oanda.com"
+        async with http_client(f"https://{host}", {}, QUICK, loopback=loopback) as http:
+            with pytest.raises(httpx.HTTPError):
+                await http.get("/v3/accounts")
+        server.close()
+    asyncio.run(run())
+    assert [line.split(" HTTP")[0] for line in seen] == ["CONNECT api-fxpractice.oanda.com:443"]*used
 
 
 def test_cookies_are_not_kept_and_redirects_not_followed():

@@ -22,7 +22,7 @@ from .model import Absent, Ack, Balance, Capabilities, FillPage, Found, Guard, I
 from .model import Gap, Heartbeat, Reconnected, Unreadable, VenueFill, VenueOrder, VenuePosition, Write
 from .oanda_streams import StreamPolicy, TransactionReader, open_lines, watch_prices, watch_transactions
 from .retry import RetryPolicy, Timing, backoff_s
-from .transport import Answer, Ask, Timeouts, Transport, for_create, http_client
+from .transport import Answer, Ask, Timeouts, Transport, for_create, http_client, lanes_to
 
 # %% auto #0
 __all__ = ['Environment', 'HOSTS', 'LOOPBACK', 'LIMITS', 'GRANULARITIES', 'PAGE', 'ABSENCE_GRACE_S', 'EDGE_MS', 'FINAL',
@@ -495,11 +495,10 @@ Connect = Callable[[], contextlib.AbstractAsyncContextManager[AsyncIterator[dict
 def stream_lines(oanda: Oanda, path: str, silence_s: float, **params: str) -> Connect:
     "Something that opens a stream."
     if oanda.stream_http is None:
-        limits = httpx.Limits(max_connections=20, max_keepalive_connections=0)
         t = oanda.timeouts
         wait = httpx.Timeout(None, connect=t.connect_s, write=t.write_s, pool=t.slot_s)
-        oanda.stream_http = httpx.AsyncClient(base_url=oanda.stream_url, headers=oanda.headers, limits=limits, timeout=wait,
-            trust_env=oanda.environment != "sandbox", verify=oanda.stream_url.startswith("https:"))
+        oanda.stream_http = httpx.AsyncClient(base_url=oanda.stream_url, headers=oanda.headers, timeout=wait,
+            transport=lanes_to(oanda.stream_url, 0, oanda.environment == "sandbox"))
     http = oanda.stream_http
     return lambda: open_lines(http, f"{oanda.path}/{path}", params, silence_s, oanda.secrets)
 

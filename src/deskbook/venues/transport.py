@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
 from typing import Any
-from urllib.request import getproxies
+from urllib.request import getproxies, proxy_bypass
 import httpx
 from ..core.errors import BadInput, Refused
 from ..core.metrics import VENUE_REQUESTS, VENUE_SECONDS
@@ -22,9 +22,9 @@ from .retry import Breaker, Kind, RetryPolicy, Timing, with_retry
 
 # %% auto #0
 __all__ = ['NOT_SENT', 'Explain', 'MAX_BODY', 'Ask', 'Answer', 'Timeouts', 'network_error', 'storable', 'read_json_object',
-           'shown', 'status_error', 'for_create', 'Lanes', 'no_search', 'http_client', 'last_look', 'allow_write',
-           'Reply', 'exchange', 'read_reply', 'refusal', 'Slots', 'measured', 'send_once', 'pause_s', 'attempt',
-           'Transport']
+           'shown', 'status_error', 'for_create', 'Lanes', 'proxy_to', 'lanes_to', 'no_search', 'http_client',
+           'last_look', 'allow_write', 'Reply', 'exchange', 'read_reply', 'refusal', 'Slots', 'measured', 'send_once',
+           'pause_s', 'attempt', 'Transport']
 
 # %% ../../../nbs/venues/15_transport.ipynb #7f14dbc4
 @dataclass(frozen=True)
@@ -147,16 +147,19 @@ def for_create(
 
 # %% ../../../nbs/venues/15_transport.ipynb #65fb9cbb
 class _Body(httpx.AsyncByteStream):
-    "The body of an answer; its connection is free again when it is closed."
-    def __init__(self, body: Any, free: Callable[[], Awaitable[None]]): self.body, self.free = body, free
+    "The body of an answer. When it is closed, its connection is free again, if the body was read to its end."
+    def __init__(self, body: Any, free: Callable[[bool], Awaitable[None]]): self.body, self.free, self.whole = body, free, False
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for part in self.body: yield part
+        self.whole = True
     async def aclose(self) -> None:
-        free, self.free = self.free, _nothing
-        try: await self.body.aclose()
-        finally: await free()
+        free, self.free, whole = self.free, _nothing, False
+        try:
+            await self.body.aclose()
+            whole = self.whole
+        finally: await free(whole)
 
-async def _nothing() -> None: pass
+async def _nothing(whole: bool) -> None: pass
 
 # %% ../../../nbs/venues/15_transport.ipynb #994cb688
 # long: borrowing and giving back
@@ -165,26 +168,42 @@ class Lanes(httpx.AsyncBaseTransport):
     def __init__(self,
         verify: Any, # an ssl context, or False where there is no https
         keep: int = 8, # free connections that stay open
+        proxy: str | None = None, # its URL
     ):
-        self.verify, self.keep, self.free = verify, keep, list[httpx.AsyncHTTPTransport]()
+        self.verify, self.keep, self.proxy, self.free = verify, keep, proxy, list[httpx.AsyncHTTPTransport]()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         one = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=20.0)
-        lane = self.free.pop() if self.free else httpx.AsyncHTTPTransport(verify=self.verify, limits=one)
+        lane = self.free.pop() if self.free else httpx.AsyncHTTPTransport(verify=self.verify, limits=one, proxy=self.proxy)
         try: response = await lane.handle_async_request(request)
         except BaseException:
-            await self._back(lane)
+            await lane.aclose()
             raise
         response.stream = _Body(response.stream, partial(self._back, lane))
         return response
 
-    async def _back(self, lane: httpx.AsyncHTTPTransport) -> None:
-        if len(self.free) < self.keep: self.free.append(lane)
+    async def _back(self, lane: httpx.AsyncHTTPTransport, whole: bool) -> None:
+        if whole and len(self.free) < self.keep: self.free.append(lane)
         else: await lane.aclose()
 
     async def aclose(self) -> None:
         self.keep = 0
         while self.free: await self.free.pop().aclose()
+
+# %% ../../../nbs/venues/15_transport.ipynb #a8b7e1f7
+def proxy_to(
+    base_url: str, # e.g. "https://api-fxpractice.oanda.com"
+) -> str | None: # its URL; None: there is none for this host
+    "The proxy that the environment names."
+    url, known = httpx.URL(base_url), getproxies()
+    if proxy_bypass(url.host): return None
+    found = known.get(url.scheme) or known.get("all")
+    return f"http://{found}" if found and "://" not in found else found
+
+def lanes_to(base_url: str, keep: int, loopback: bool = False) -> Lanes:
+    "Connections to one host. Proxies of the environment are not for loopback."
+    context = httpx.create_ssl_context() if base_url.startswith("https:") else False
+    return Lanes(context, keep, None if loopback else proxy_to(base_url))
 
 # %% ../../../nbs/venues/15_transport.ipynb #a9306017
 MAX_BODY = 32*1024*1024 # bytes; more is not an answer
@@ -202,13 +221,9 @@ def http_client(
 ) -> httpx.AsyncClient:
     "The one client of an adapter: HTTP/1.1, kept connections, no redirects."
     no_search()
-    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=20.0)
     wait = httpx.Timeout(timeouts.read_s, connect=timeouts.connect_s, write=timeouts.write_s, pool=timeouts.slot_s)
-    context = httpx.create_ssl_context() if base_url.startswith("https:") else False
-    lanes = Lanes(context, connections) if loopback or not getproxies() else None
-    return httpx.AsyncClient(base_url=base_url, headers=dict(headers), limits=limits, timeout=wait, follow_redirects=False,
-        trust_env=not loopback,
-        verify=context, transport=lanes)
+    return httpx.AsyncClient(base_url=base_url, headers=dict(headers), timeout=wait, follow_redirects=False, trust_env=not loopback,
+        transport=lanes_to(base_url, connections, loopback))
 
 # %% ../../../nbs/venues/15_transport.ipynb #8e013b86
 def last_look(
