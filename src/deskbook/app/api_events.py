@@ -185,6 +185,7 @@ class Source:
     wakes: tuple[str, ...] = () # what makes it due at once: "gates", "candles", "orders", "kill"
     topic: str = "" # under which name it tells; "": several
     due: float = 0.0
+    woken: bool = False # it waits for what comes with what happened
 
 def sources() -> list[Source]:
     "All of them."
@@ -254,7 +255,7 @@ class Hub(Audience):
         "Something happened: who looks at such things does so in a moment, when what comes with it has come, too."
         soon = time.monotonic() + self.settle_s
         for s in self.sources:
-            if what in s.wakes: s.due = min(s.due, soon)
+            if what in s.wakes and not s.woken: s.due, s.woken = soon, True # a look that was due before waits, too: the manager goes first
         self.wake.set()
 
     async def one(self, source: Source) -> None:
@@ -268,7 +269,7 @@ class Hub(Audience):
         "All looks that are due. One that hangs goes on alone, and holds up no other."
         now = time.monotonic()
         for s in [s for s in self.sources if s.name not in self.busy and s.due <= now + _TOGETHER_S and self.heard(s)]:
-            s.due = now + s.every_s
+            s.due, s.woken = now + s.every_s, False
             self.busy[s.name] = asyncio.create_task(self.one(s), name=f"look-{s.name}")
             self.busy[s.name].add_done_callback(partial(self.looked, s))
         self.looks += 1

@@ -36,7 +36,7 @@ from ..stores.live import Live, LiveUnavailable
 from ..stores.live_state import DESK_LOOP, NAV_SNAPSHOT, RISK_SUMMARY, get_json, last_gates
 from ..trading.controls import ClearRefused, KillState, Switched, clear, engage, kill_state, missing_credentials
 from ..trading.desk import Desk, Held
-from ..trading.guards import number as figure
+from ..trading.guards import number as figure, said_reasons
 from ..venues.errors import VenueError
 
 # %% ../../../nbs/app/72_api_routes.ipynb #2d84a298
@@ -162,11 +162,11 @@ def gate_out(
     now_ms: int,
 ) -> dict[str, Any]: # of the shape `GateOut`
     "One gate for a dashboard."
-    reasons, count, side = gate.get("reasons"), figure(gate.get("repetitions")), gate.get("direction")
+    count, side = figure(gate.get("repetitions")), gate.get("direction")
     return {"instrument": gate.get("instrument", ""), "admit": gate.get("admit") is True, "age_seconds": round(age_s(gate, now_ms), 3),
         "updated_at": iso(gate_ms(gate)), **{name: figure(gate.get(name)) for name in ("hazard", "hazard_threshold")}, **{name: gate.get(name) for name in _AS_IS},
         "repetitions": None if count is None else int(count), "direction": side if isinstance(side, str) else None,
-        "reasons": [r for r in reasons.split("|") if r] if isinstance(reasons, str) else [str(r) for r in listed(reasons)],
+        "reasons": said_reasons(gate),
         "structure_metrics": gate.get("structure"), "bundle_hits": listed(gate.get("bundle_hits")), "bundle_blocks": listed(gate.get("bundle_blocks")),
         "raw": dict(gate)}
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'FUTURE_MS', 'lookup', 'number', 'metric_of', 'threshold_reasons', 'gate_time_ms', 'age_reasons',
-           'known_schema', 'hazard_reasons', 'fallback_requested', 'regime_of', 'regime_reasons', 'other_reasons',
-           'gate_reasons', 'says_no']
+           'known_schema', 'hazard_reasons', 'said_reasons', 'fallback_requested', 'regime_of', 'regime_reasons',
+           'other_reasons', 'gate_reasons', 'says_no']
 
 # %% ../../../nbs/trading/61_guards.ipynb #ec77e8bf
 import math
@@ -94,11 +94,16 @@ def hazard_reasons(gate: Mapping[str, Any], rules: InstrumentProfile) -> Iterato
     if rules.hazard_max is not None and value > rules.hazard_max: yield "hazard_exceeds_max"
     if rules.hazard_min is not None and value < rules.hazard_min: yield "hazard_below_min"
 
+def said_reasons(gate: Mapping[str, Any]) -> list[str]:
+    "The reasons that stand in a gate, whatever somebody wrote."
+    reasons = gate.get("reasons")
+    if isinstance(reasons, str): return [r for r in reasons.split("|") if r]
+    return [str(r) for r in reasons] if isinstance(reasons, (list, tuple)) else []
+
 def fallback_requested(gate: Mapping[str, Any]) -> bool:
     "Whether a gate asks for another look before anybody trusts it."
-    components, reasons = gate.get("components"), gate.get("reasons")
-    said = reasons.split("|") if isinstance(reasons, str) else reasons if isinstance(reasons, (list, tuple)) else ()
-    return HAZARD_FALLBACK in said or (isinstance(components, Mapping) and bool(components.get("fallback_mode")))
+    components = gate.get("components")
+    return HAZARD_FALLBACK in said_reasons(gate) or (isinstance(components, Mapping) and bool(components.get("fallback_mode")))
 
 # %% ../../../nbs/trading/61_guards.ipynb #f816c093
 def regime_of(gate: Mapping[str, Any]) -> tuple[str, Any]: # label ("": none) and confidence as it stands

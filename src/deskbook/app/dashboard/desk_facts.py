@@ -11,9 +11,10 @@ from decimal import Decimal
 from math import sin
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
-from ..api_routes import ApiDeps, gate_out
+from ..api_routes import ApiDeps
 from ..api_routes_market import evidence_path, from_live, not_asked_lately, published_ms
 from .elements import moment_in
+from .gate_facts import GateFacts, gate_facts
 from .sources import Away, ask
 from ...studies.weekly import CANONICAL
 from ..up import environment_of
@@ -26,16 +27,16 @@ from ...ops.live_tools import mark_age_s, market_closed
 # %% auto #0
 __all__ = ['LOOK_S', 'SPARK', 'LAST_DECISIONS', 'Mode', 'Said', 'LastSaid', 'memory_of', 'ask_live', 'closes_of', 'ask_ledger',
            'ask_venue', 'rules_of', 'Looked', 'ask_all', 'look_at', 'mode_of', 'Down', 'HeroFacts', 'nav_of',
-           'ledger_now', 'results_of', 'oldest', 'down_of', 'hero_facts', 'desk_reasons', 'GateFacts', 'share',
-           'gate_facts', 'PairFacts', 'decision_reasons', 'pair_reasons', 'pnl_of', 'digits_of', 'pair_facts',
-           'DeskFacts', 'desk_facts', 'sample_desk']
+           'ledger_now', 'results_of', 'oldest', 'down_of', 'hero_facts', 'desk_reasons', 'PairFacts',
+           'decision_reasons', 'pair_reasons', 'pnl_of', 'digits_of', 'pair_facts', 'DeskFacts', 'desk_facts',
+           'sample_desk']
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #06e486f5
 from ...stores.live_state import DESK_LOOP, NAV_SNAPSHOT, get_json, last_gates, newest_candles
 from ...trading.controls import KillState, kill_state
 from ...trading.decide import signal_of
 from ...trading.desk import Held, held_of
-from ...trading.guards import gate_reasons, gate_time_ms, number, regime_of
+from ...trading.guards import gate_reasons, gate_time_ms, number
 from ...trading.manager import loop_ttl_s
 from ...trading.marks import priced
 from ...trading.profile import InstrumentProfile, Profile, load_profile, profile_for
@@ -297,30 +298,6 @@ def desk_reasons(hero: HeroFacts, ledger: Said, live: Said, now_ms: int) -> tupl
         "manager_silent": not live.error and not hero.running, hero.loop_error: bool(hero.loop_error)}
     return tuple(code for code, holds in checks.items() if holds)
 
-# %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #b016986f
-@dataclass(frozen=True)
-class GateFacts:
-    "The last gate."
-    at_ms: int | None # up to when it knows the market
-    admit: bool
-    direction: str # BUY, SELL, FLAT or ""
-    reasons: tuple[str, ...]
-    regime: str
-    confidence: float | None # 0 to 1
-    hazard: float | None # 0 to 1
-    threshold: float | None # adaptive
-
-# %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #59c5be76
-def share(value: Any) -> float | None: return x if (x := number(value)) is not None and 0 <= x <= 1 else None # None: no number of that kind
-
-# %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #242bdd77
-def gate_facts(gate: Mapping[str, Any] | None, now_ms: int) -> GateFacts | None:
-    "What a gate says."
-    if not gate: return None
-    out, (label, confidence) = gate_out(gate, now_ms), regime_of(gate)
-    return GateFacts(moment_in(gate_time_ms(gate)), out["admit"], out["direction"] or "", tuple(map(str, out["reasons"])), label, share(confidence),
-        share(out["hazard"]), share(out["hazard_threshold"]))
-
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #26241995
 # long: one field per line with its unit
 @dataclass(frozen=True)
@@ -359,7 +336,7 @@ _JUDGED_HERE = frozenset({"kill_switch", "kill_switch_unreadable", "read_only", 
 def decision_reasons(decision: Mapping[str, Any] | None, gate: GateFacts | None) -> list[str]:
     "What only the last decision knows."
     if not decision or decision["verdict"] in ("enter", "exit"): return [] # of an exit they say why it was made
-    if gate is None or gate.at_ms is None or to_ms(decision["decided_at"]) < gate.at_ms: return []
+    if gate is None or gate.asof_ms is None or to_ms(decision["decided_at"]) < gate.asof_ms: return []
     return [r for r in decision["reasons"] if r.partition(":")[0] not in _JUDGED_HERE]
 
 # %% ../../../../nbs/app/dashboard/10_desk_facts.ipynb #87975bf2
@@ -374,7 +351,7 @@ def pair_reasons(
     more: Iterable[str] = (), # e.g. "instrument_blocked"
 ) -> tuple[str, ...]:
     "Everything that speaks against an entry."
-    said, found = gate_facts(gate, now_ms), [*desk]
+    said, found = gate_facts(gate), [*desk]
     if not session.entry_allowed: found.append(session.reason)
     found += more
     own = list(said.reasons) if said else []
@@ -415,7 +392,7 @@ def pair_facts(deps: ApiDeps, looked: Looked, hero: HeroFacts, name: str, desk: 
         "instrument_not_tradeable": quote is not None and not old and not quote.tradeable}
     session = session_at(rules, now, s.session_exit_minutes)
     why = pair_reasons(desk, session, gate, rules, now, s.gate_max_age_s, decision, [code for code, holds in more.items() if holds])
-    return PairFacts(name, session, gate_facts(gate, now), s.gate_max_age_s, why, quote and quote.bid, quote and quote.ask, quote and quote.time_ms, old,
+    return PairFacts(name, session, gate_facts(gate), s.gate_max_age_s, why, quote and quote.bid, quote and quote.ask, quote and quote.time_ms, old,
         digits_of(instrument and instrument.tick), looked.closes.get(name, ()), None if newest is None else newest + timeframe_ms(s.candle_granularity),
         decision["verdict"] if decision else "", to_ms(decision["decided_at"]) if decision else None, decision["trace_id"] if decision else "",
         held, pnl, unit, bool(looked.live.error), bool(looked.ledger.error), hero.market_open)

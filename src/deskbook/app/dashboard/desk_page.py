@@ -22,9 +22,10 @@ from starlette.responses import Response
 from ..api_models import KillSwitchBody
 from ..api_problems import ApiError
 from ..api_routes import ApiDeps, Deps, switch
-from .desk_facts import DeskFacts, Down, GateFacts, HeroFacts, Mode, PairFacts, desk_facts, look_at
+from .desk_facts import DeskFacts, Down, HeroFacts, Mode, PairFacts, desk_facts, look_at
 from .elements import SEVERITY_TONES, STUDY_STALE_S, Node, Tone, age, amount, badge, decision_badge, error_box, ident, meter
 from .elements import partial, reason_list, sentence, sparkline, trace_url, unknown, when
+from .gate_facts import GateFacts
 from .session import Viewer
 from .stream import LiveSource
 from .web import Actor, Read, Who, act_form, done, field, form_of, page_soon
@@ -163,7 +164,7 @@ def gate_view(g: GateFacts, stale_s: float | None, old: Node = None) -> Node:
     said = badge("admitted", "good") if g.admit else badge("not admitted", "warn")
     regime = [h.b[g.regime or "no regime"], " ", percent(None if g.confidence is None else Decimal(str(g.confidence)), 0)]
     return [h.div(".gate")[said, h.span(".side")[_ARROW.get(g.direction, g.direction or "no side")], h.span[regime],
-        h.span(".since")[old, " ", when(g.at_ms, "minute"), " ", age(g.at_ms, stale_s)]], hazard_view(g)]
+        h.span(".since")[old, " ", when(g.asof_ms, "minute"), " ", age(g.asof_ms, stale_s)]], hazard_view(g)]
 
 def why_view(p: PairFacts) -> Node:
     "Nothing speaks against an entry, or everything that does."

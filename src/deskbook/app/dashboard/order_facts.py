@@ -7,9 +7,9 @@ __all__ = ['STATE_WORDS', 'STEP_WORDS', 'MOST_STEPS', 'MOST_FILLS', 'PAGE', 'MOS
            'FAR', 'OF_TRACE', 'MOST_MOVES', 'MOST_POSITIONS', 'state_tone', 'step_words', 'lasted', 'exact_ms', 'Step',
            'Fill', 'Story', 'steps_of', 'fill_in', 'sample_story', 'sample_steps', 'read_stories', 'OrderFilter',
            'place_text', 'place_of', 'filter_of', 'OrderPage', 'read_page', 'place_of_order', 'OrderFacts',
-           'read_order', 'GateSeen', 'gate_seen', 'DecisionFacts', 'decision_in', 'Lap', 'After', 'Trace', 'laps',
-           'laps_between', 'id_in', 'find_trace', 'position_after', 'read_trace', 'Move', 'History', 'history_of',
-           'read_history', 'PositionFacts', 'quote_of', 'marks_of', 'position_facts', 'Positions']
+           'read_order', 'DecisionFacts', 'decision_in', 'Lap', 'After', 'Trace', 'laps', 'laps_between', 'id_in',
+           'find_trace', 'position_after', 'read_trace', 'Move', 'History', 'history_of', 'read_history',
+           'PositionFacts', 'quote_of', 'marks_of', 'position_facts', 'Positions']
 
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #b0794038
 import asyncio
@@ -23,7 +23,8 @@ from typing import Any
 from uuid import UUID
 from ..api_routes import ApiDeps
 from .desk_facts import pnl_of
-from .elements import Tone, moment_in, sentence
+from .elements import Tone, sentence
+from .gate_facts import GateFacts, gate_facts
 from .sources import Away, ask
 from ...core.errors import BadInput, NotFound
 from ...stores.ledger import Ledger
@@ -31,7 +32,6 @@ from ...stores.ledger import Ledger
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #aa471e89
 from ...trading.book import COLUMNS, OrderRow, order_row
 from ...trading.desk import Held, held_of
-from ...trading.guards import number
 from ...trading.manager import stack_fill
 from ...trading.marks import priced
 from ...trading.orders import REASONS, STATES, TERMINAL
@@ -296,34 +296,6 @@ async def read_order(deps: ApiDeps, order_id: UUID | str) -> OrderFacts:
     verdict, reasons = (made[0]["verdict"], made[0]["reasons"]) if made else ("", ())
     return OrderFacts(story, tuple(order_row(r) for r in children), verdict, tuple(reasons))
 
-# %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #769deca1
-@dataclass(frozen=True)
-class GateSeen:
-    "The gate as the decision saw it."
-    asof_ms: int | None # the market is known up to here
-    computed_ms: int | None # when it was stored
-    regime: str
-    confidence: float | None
-    hazard: float | None
-    threshold: float | None
-    admit: bool
-    direction: str
-    reasons: tuple[str, ...]
-    raw: Mapping[str, Any]
-
-# %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #bcc47e47
-def gate_seen(
-    raw: Any, # as it stands in the decision's inputs
-) -> GateSeen | None: # None: there was none
-    "Read a gate, whatever somebody wrote."
-    if not isinstance(raw, Mapping): return None
-    said, told = raw.get("regime"), raw.get("reasons")
-    regime: Mapping[str, Any] = said if isinstance(said, Mapping) else {"label": said}
-    reasons: Sequence[Any] = told if isinstance(told, list) else ()
-    return GateSeen(moment_in(raw.get("asof_ms")), moment_in(raw.get("computed_at_ms")), str(regime.get("label") or ""), number(regime.get("confidence")),
-        number(raw.get("hazard")), number(raw.get("hazard_threshold")), raw.get("admit") is True, str(raw.get("direction") or ""),
-        tuple(str(r) for r in reasons), raw)
-
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #75ecd0aa
 @dataclass(frozen=True)
 class DecisionFacts:
@@ -338,7 +310,7 @@ class DecisionFacts:
     trace_id: str
 
     @property
-    def gate(self) -> GateSeen | None: return gate_seen(self.inputs.get("gate"))
+    def gate(self) -> GateFacts | None: return gate_facts(self.inputs.get("gate"))
 
 # %% ../../../../nbs/app/dashboard/30_order_facts.ipynb #e28fabfa
 def decision_in(r: Mapping[str, Any]) -> DecisionFacts:

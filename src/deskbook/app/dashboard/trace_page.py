@@ -11,19 +11,20 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 from ..api_routes import Deps
 from .elements import Node, badge, card, decision_badge, drawn, empty_box, facts, meter, reason_list, trace_url, unknown, when
-from .order_facts import After, DecisionFacts, GateSeen, OrderFacts, Trace, id_in, laps, read_trace
+from .gate_facts import GateFacts
+from .order_facts import After, DecisionFacts, OrderFacts, Trace, id_in, laps, read_trace
 from .order_parts import exact, folded, laps_view, moment, pair_url, story_view
 from .web import Who, fragment, is_part, page
 from ...stores.ledger import answered
 
 # %% ../../../../nbs/app/dashboard/35_trace_page.ipynb #adf3807c
-def hazard_words(gate: GateSeen) -> Node:
+def hazard_words(gate: GateFacts) -> Node:
     "The figures beside the bar."
     if gate.hazard is None: return None
     return h.span(".num")[f"{gate.hazard:.3f}", None if gate.threshold is None else f" of {gate.threshold:.3f}"]
 
 # %% ../../../../nbs/app/dashboard/35_trace_page.ipynb #75193517
-def gate_card(gate: GateSeen | None) -> Node:
+def gate_card(gate: GateFacts | None) -> Node:
     "The gate that was seen."
     if gate is None: return card("Gate", empty_box("No gate was seen.", "The decision was made without one; its reasons say why."))
     admits = badge("admits", "good") if gate.admit else badge("does not admit", "warn")
