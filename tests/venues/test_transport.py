@@ -349,12 +349,13 @@ def test_a_request_that_is_given_up_at_any_moment_costs_the_next_one_nothing():
     assert asyncio.run(run()) > 300
 
 
-PROXIES = [("", False, "", False), ("http://127.0.0.1:{port}", False, "", True), ("127.0.0.1:{port}", False, "", True),
-           ("http://127.0.0.1:{port}", False, "oanda.com", False), ("http://127.0.0.1:{port}", True, "", False)]
+OANDA, HERE, PROXY = "api-fxpractice.oanda.com:443", "127.0.0.1:1", "127.0.0.1:{port}"  # only a proxy is told of the first; nobody answers at the second
+PROXIES = [("", HERE, False, "", False), (f"http://{PROXY}", OANDA, False, "", True), (PROXY, OANDA, False, "", True), (PROXY, HERE, False, "", True),
+           (f"http://{PROXY}", HERE, False, "127.0.0.1", False), (f"http://{PROXY}", HERE, True, "", False)]
 
 
-@pytest.mark.parametrize("proxy, loopback, no_proxy, used", PROXIES)
-def test_a_proxy_of_the_environment_is_used_but_never_for_loopback(monkeypatch, proxy, loopback, no_proxy, used):
+@pytest.mark.parametrize("proxy, host, loopback, no_proxy, used", PROXIES)
+def test_a_proxy_of_the_environment_is_used_but_never_for_loopback(monkeypatch, proxy, host, loopback, no_proxy, used):
     """The proxy is a server that writes down what it is asked to connect to, and hangs up."""
     seen = []
 
@@ -368,13 +369,12 @@ def test_a_proxy_of_the_environment_is_used_but_never_for_loopback(monkeypatch, 
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("HTTPS_PROXY", proxy.format(port=server.sockets[0].getsockname()[1]))
         monkeypatch.setenv("NO_PROXY", no_proxy)
-        host = "127.0.0.1:1" if loopback else "api-fxpractice.oanda.com"
         async with http_client(f"https://{host}", {}, QUICK, loopback=loopback) as http:
             with pytest.raises(httpx.HTTPError):
                 await http.get("/v3/accounts")
         server.close()
     asyncio.run(run())
-    assert [line.split(" HTTP")[0] for line in seen] == ["CONNECT api-fxpractice.oanda.com:443"]*used
+    assert [line.split(" HTTP")[0] for line in seen] == [f"CONNECT {host}"]*used
 
 
 def test_cookies_are_not_kept_and_redirects_not_followed():
