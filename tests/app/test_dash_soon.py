@@ -1,11 +1,13 @@
 """A page that has to ask first sends its head at once, and says in its body what went wrong afterwards."""
 import asyncio
+import re
 
 import pytest
 from api_rig import story
 from page_rig import cookie
 
 from deskbook.app.dashboard import desk_page, orders_page, positions_page, tape_page
+from deskbook.app.dashboard.elements import STATIC
 from deskbook.core.errors import BadInput
 
 
@@ -96,3 +98,9 @@ def test_the_chosen_theme_stands_in_the_first_line(cookie_said, stands, api_benc
                 _, (head, *_) = await asked(http.app, path, {"Cookie": f"{own}; deskbook_theme={cookie_said}"}, lambda _: None)
                 assert stands in head, path
     story(go())
+
+
+def test_the_pages_use_two_weights():
+    """Each further weight is one more font to ask the system for before the first paint."""
+    found = {w for p in STATIC.glob("*.css") for w in re.findall(r"font-weight: *([^;} ]+)", p.read_text())}
+    assert found == {"400", "700"}

@@ -377,6 +377,15 @@ def test_a_proxy_of_the_environment_is_used_but_never_for_loopback(monkeypatch, 
     assert [line.split(" HTTP")[0] for line in seen] == [f"CONNECT {host}"]*used
 
 
+def test_a_proxy_that_speaks_no_http_is_said_at_once_and_without_its_password(monkeypatch):
+    for name, value in (("https_proxy", "socks5://me:secret@127.0.0.1:9"), ("no_proxy", "")):
+        monkeypatch.delenv(name.upper(), raising=False)
+        monkeypatch.setenv(name, value)
+    with pytest.raises(BadInput, match="HTTPS_PROXY") as told:
+        http_client(f"https://{OANDA}", {}, QUICK)
+    assert "secret" not in str(told.value)
+
+
 def test_cookies_are_not_kept_and_redirects_not_followed():
     async def run():
         async with RawServer(Reply(200, {}, (("Set-Cookie", "a=1"),)), [Reply(307, b"", (("Location", "/x"),))]) as server:

@@ -194,11 +194,13 @@ class Lanes(httpx.AsyncBaseTransport):
 def proxy_to(
     base_url: str, # e.g. "https://api-fxpractice.oanda.com"
 ) -> str | None: # its URL; None: there is none for this host
-    "The proxy that the environment names."
+    "The proxy that the environment names. Raises `BadInput` for one that is no HTTP proxy."
     url, known = httpx.URL(base_url), getproxies()
     if proxy_bypass(url.host): return None
-    found = known.get(url.scheme) or known.get("all")
-    return f"http://{found}" if found and "://" not in found else found
+    if not (found := known.get(url.scheme) or known.get("all")): return None
+    proxy = found if "://" in found else f"http://{found}"
+    if proxy.partition("://")[0] not in ("http", "https"): raise BadInput(f"the proxy for {url.host} is no HTTP proxy.", "Set HTTPS_PROXY to http://host:port, or NO_PROXY to the host.")
+    return proxy
 
 def lanes_to(base_url: str, keep: int, loopback: bool = False) -> Lanes:
     "Connections to one host. Proxies of the environment are not for loopback."
